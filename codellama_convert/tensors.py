@@ -1,0 +1,83 @@
+"""Own what a tensor is before its bytes are read; know nothing of files or models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+DtypeCode = Literal["BF16", "F16", "F32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """One element type.
+
+    Attributes:
+        code: The safetensors spelling.
+        name: The spelling of torch, numpy and config.json.
+        short: The usual abbreviation on a command line.
+        storage: torch's storage class in a .pth file.
+        itemsize: Bytes per element.
+        max_finite: The largest finite value.
+    """
+
+    code: DtypeCode
+    name: str
+    short: str
+    storage: str
+    itemsize: int
+    max_finite: float
+
+
+# Codes: the safetensors format's list. Largest values: IEEE 754 binary16 and binary32; bfloat16 is
+# binary32 with the lower 16 bits of the significand cut off.
+BFLOAT16 = Dtype("BF16", "bfloat16", "bf16", "BFloat16Storage", 2, (2.0 - 2.0**-7) * 2.0**127)
+FLOAT16 = Dtype("F16", "float16", "fp16", "HalfStorage", 2, 65504.0)
+FLOAT32 = Dtype("F32", "float32", "fp32", "FloatStorage", 4, (2.0 - 2.0**-23) * 2.0**127)
+DTYPES: tuple[Dtype, ...] = (BFLOAT16, FLOAT16, FLOAT32)
+
+
+def dtype_named(name: str) -> Dtype:
+    """Find a dtype by its safetensors code, its torch name or its abbreviation.
+
+    Args:
+        name: One of "BF16", "bfloat16", "bf16" and the like, in any case ("half", "float" too).
+
+    Returns:
+        The row of `DTYPES`.
+
+    Raises:
+        ValueError: If no row has that name.
+    """
+    wanted = name.lower().removeprefix("torch.")
+    wanted = {"half": "float16", "float": "float32"}.get(wanted, wanted)
+    for dtype in DTYPES:
+        if wanted in {dtype.code.lower(), dtype.name, dtype.short}:
+            return dtype
+    raise ValueError(f"unknown dtype {name!r}; known are {', '.join(d.name for d in DTYPES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor's name, element type and shape.
+
+    Attributes:
+        name: The name it is stored under.
+        dtype: A row of `DTYPES`.
+        shape: Elements along each dimension; () is a scalar.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    @property
+    def n_elements(self) -> int:
+        """Elements in all."""
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in all."""
+        return self.n_elements * self.dtype.itemsize
