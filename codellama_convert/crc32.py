@@ -1,0 +1,143 @@
+"""Own CRC-32 over bytes that are read in any order; know nothing of files.
+
+A storage is read in pieces, by several threads, in the order of the output. Each piece's CRC-32 is
+taken over the very bytes that are converted; the pieces are then joined by algebra, so nothing has
+to be read twice to learn the CRC-32 of the whole.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+# The reflected CRC-32 polynomial of ISO 3309 and zip; bit 31 is x**0.
+_POLYNOMIAL = 0xEDB88320
+_ONE = 1 << 31
+
+Interval = tuple[int, int, int]
+
+
+def _multiply(a: int, b: int) -> int:
+    """Multiply two polynomials over GF(2) modulo the CRC-32 polynomial, both reflected."""
+    product = 0
+    bit = _ONE
+    while a:
+        if a & bit:
+            product ^= b
+            a ^= bit
+        bit >>= 1
+        b = (b >> 1) ^ _POLYNOMIAL if b & 1 else b >> 1
+    return product
+
+
+@lru_cache(maxsize=4096)
+def _shift_by(n_bytes: int) -> int:
+    """Give x ** (8 * n_bytes): what appending that many bytes multiplies a CRC by."""
+    power, square = _ONE, 1 << 23  # x**0 and x**8
+    while n_bytes:
+        if n_bytes & 1:
+            power = _multiply(power, square)
+        square = _multiply(square, square)
+        n_bytes >>= 1
+    return power
+
+
+def combine(first: int, second: int, second_bytes: int) -> int:
+    """Give the CRC-32 of two pieces joined, from the CRC-32 of each.
+
+    Args:
+        first: CRC-32 of the first piece.
+        second: CRC-32 of the second piece.
+        second_bytes: Length of the second piece in bytes.
+
+    Returns:
+        The CRC-32 of the first piece followed by the second.
+
+    Source:
+        M. Adler, zlib `crc32_combine`: crc(A || B) = crc(A) * x**(8 |B|) + crc(B).
+    """
+    return _multiply(_shift_by(second_bytes), first) ^ second
+
+
+class CrcLedger:
+    """The CRC-32s of the pieces of one byte range, joined as they arrive; safe for threads.
+
+    Attributes:
+        n_bytes: Length of the whole range.
+    """
+
+    def __init__(self, n_bytes: int, intervals: Iterable[Interval] = ()) -> None:
+        """Start with nothing read, or with what an earlier run had read.
+
+        Args:
+            n_bytes: Length of the whole range.
+            intervals: (start, end, crc) of pieces already read.
+        """
+        self.n_bytes = n_bytes
+        self._lock = threading.Lock()
+        self._by_start: dict[int, tuple[int, int]] = {}
+        self._start_by_end: dict[int, int] = {}
+        for start, end, crc in intervals:
+            self._join(start, end, crc)
+
+    def add(self, start: int, piece: bytes | memoryview) -> int:
+        """Take note of one piece.
+
+        Args:
+            start: Where the piece begins in the range.
+            piece: Its bytes.
+
+        Returns:
+            The CRC-32 of the piece.
+
+        Raises:
+            ValueError: If the piece overlaps one that was added before, or leaves the range.
+        """
+        crc = zlib.crc32(piece)
+        if len(piece):
+            self._join(start, start + len(piece), crc)
+        return crc
+
+    def _join(self, start: int, end: int, crc: int) -> None:
+        with self._lock:
+            if start < 0 or end > self.n_bytes or start in self._by_start:
+                raise ValueError(f"bytes {start} to {end} overlap or leave {self.n_bytes} bytes")
+            left = self._start_by_end.pop(start, None)
+            if left is not None:
+                _, left_crc = self._by_start.pop(left)
+                crc = combine(left_crc, crc, end - start)
+                start = left
+            right = self._by_start.pop(end, None)
+            if right is not None:
+                right_end, right_crc = right
+                del self._start_by_end[right_end]
+                crc = combine(crc, right_crc, right_end - end)
+                end = right_end
+            self._by_start[start] = (end, crc)
+            self._start_by_end[end] = start
+
+    def intervals(self) -> tuple[Interval, ...]:
+        """List what was read so far as (start, end, crc), in order, neighbours joined."""
+        with self._lock:
+            return tuple((s, e, crc) for s, (e, crc) in sorted(self._by_start.items()))
+
+    def gaps(self) -> Iterator[tuple[int, int]]:
+        """Yield the (start, end) of every part that was not read yet, in order."""
+        position = 0
+        for start, end, _ in self.intervals():
+            if start > position:
+                yield position, start
+            position = max(position, end)
+        if position < self.n_bytes:
+            yield position, self.n_bytes
+
+    @property
+    def crc(self) -> int | None:
+        """The CRC-32 of the whole range, or None while parts of it are missing."""
+        if self.n_bytes == 0:
+            return 0
+        with self._lock:
+            end, crc = self._by_start.get(0, (0, 0))
+        return crc if end == self.n_bytes else None

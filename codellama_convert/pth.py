@@ -1,0 +1,270 @@
+"""Own what a .pth file says about its tensors; know nothing of models.
+
+Every statement of the pickle inside is checked, in Python's unbounded integers, against the size
+of the record that it speaks of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd, prod
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.archive import Archive, read_archive, read_entry
+from codellama_convert.errors import CheckpointError
+from codellama_convert.files import InputFile
+from codellama_convert.tensors import Dtype
+from codellama_convert.weights_pickle import (
+    DeclaredStorage,
+    OrderedItems,
+    RefusedPickle,
+    View,
+    parse_pickle,
+)
+
+# 70B in 8 ranks has 120 kB a rank; the cap bounds what a forged one costs to hold.
+_MAX_PICKLE_BYTES = 4 << 20
+_MAX_SMALL_RECORD_BYTES = 1 << 16
+_MAX_DIMENSIONS = 8  # a model has 2; torch.save allows more
+_MAX_NAME_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One record of bytes that tensors are views of.
+
+    Attributes:
+        name: Its entry, such as "data/17".
+        dtype: The element type of every view of it.
+        offset: Its first byte's position in the file.
+        n_bytes: Its size.
+        crc: Its CRC-32, or None where the writer did not compute one.
+    """
+
+    name: str
+    dtype: Dtype
+    offset: int
+    n_bytes: int
+    crc: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as a rank holds it: a strided view of a storage.
+
+    Attributes:
+        name: Meta's name.
+        shape: Elements along each dimension.
+        strides: Elements to step along each dimension.
+        storage_offset: Elements before the first one.
+        storage: What it is a view of.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    storage_offset: int
+    storage: Storage
+
+    @property
+    def dtype(self) -> Dtype:
+        """Its element type."""
+        return self.storage.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class RankIndex:
+    """What one `consolidated.NN.pth` holds; picklable, and free of open files.
+
+    Attributes:
+        path: The file.
+        n_bytes: Its size.
+        identity: Device and inode.
+        mtime_ns: Time of its last change.
+        tensors: By Meta's name, in the file's order.
+        storages: By name; also those that no tensor of `tensors` uses are checked when read.
+        directory_sha256: Of the zip directory, which holds every size and CRC-32.
+        serialization_id: torch's own hash of the content, where the file has one.
+    """
+
+    path: Path
+    n_bytes: int
+    identity: tuple[int, int]
+    mtime_ns: int
+    tensors: dict[str, StoredTensor]
+    storages: dict[str, Storage]
+    directory_sha256: str
+    serialization_id: str | None
+
+
+PickleCache = dict[bytes, dict[str, Any]]
+
+
+def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
+    """Read which tensors a .pth file holds, and where their bytes lie.
+
+    Args:
+        path: The file.
+        cache: Parsed pickles by their bytes: the ranks of one model often have the same.
+
+    Returns:
+        The index; of the data, only the small records are read.
+
+    Raises:
+        CheckpointError: If the file is damaged, hostile or of another kind.
+    """
+    with InputFile(path) as file:
+        archive = read_archive(file)
+        _require_little_endian(file, archive)
+        if "data.pkl" not in archive.entries or "constants.pkl" in archive.entries:
+            raise CheckpointError("is a zip archive, but not one that torch.save wrote", path=path)
+        pickled = read_entry(file, archive.entries["data.pkl"], _MAX_PICKLE_BYTES)
+        parsed = cache.get(pickled) if cache is not None else None
+        if parsed is None:
+            parsed = _parse_pickle(path, pickled)
+            if cache is not None:
+                cache[pickled] = parsed
+        storages: dict[str, Storage] = {}
+        tensors = {
+            name: _resolve(path, archive, storages, name, value) for name, value in parsed.items()
+        }
+        identifier = archive.entries.get(".data/serialization_id")
+        return RankIndex(
+            path=path,
+            n_bytes=file.n_bytes,
+            identity=file.identity,
+            mtime_ns=file.mtime_ns,
+            tensors=tensors,
+            storages=storages,
+            directory_sha256=archive.directory_sha256,
+            serialization_id=None
+            if identifier is None
+            else read_entry(file, identifier, _MAX_SMALL_RECORD_BYTES).hex(),
+        )
+
+
+def _require_little_endian(file: InputFile, archive: Archive) -> None:
+    entry = archive.entries.get("byteorder")
+    if entry is None:  # before PyTorch 2.1
+        return
+    byteorder = read_entry(file, entry, _MAX_SMALL_RECORD_BYTES)
+    if byteorder != b"little":
+        raise CheckpointError(
+            f"byteorder {byteorder[:16]!r} is not supported (little-endian only)", path=file.path
+        )
+
+
+def _parse_pickle(path: Path, pickled: bytes) -> dict[str, Any]:
+    """Run the inert machine and expect one flat dict of names."""
+    try:
+        top = parse_pickle(pickled)
+    except RefusedPickle as problem:
+        raise CheckpointError(f"data.pkl: {problem}", path=path, hint=problem.hint) from None
+    if type(top) is OrderedItems:
+        top = top.content
+    if type(top) is not dict:
+        raise CheckpointError(
+            f"holds a {_kind(top)}; expected Meta's flat layout of tensors", path=path
+        )
+    return top
+
+
+def _kind(value: Any) -> str:
+    names: dict[type, str] = {
+        dict: "nested dict", OrderedItems: "nested dict", list: "list", tuple: "tuple", View: "tensor",
+        type(None): "None",
+    }  # fmt: skip
+    return names.get(type(value), type(value).__name__)
+
+
+def _resolve(
+    path: Path, archive: Archive, storages: dict[str, Storage], name: str, value: Any
+) -> StoredTensor:
+    """Turn a declared tensor into one whose every number was checked."""
+    if len(name) > _MAX_NAME_LENGTH:
+        raise CheckpointError(f"a tensor's name has {len(name)} characters", path=path)
+    if type(value) is not View:
+        raise CheckpointError(
+            f"entry {name!r} is a {_kind(value)}; expected Meta's flat layout of tensors", path=path
+        )
+    storage = _resolve_storage(path, archive, storages, name, value.storage)
+    shape, strides, offset = value.shape, value.strides, value.storage_offset
+    numbers_are_plain = (
+        type(shape) is tuple
+        and type(strides) is tuple
+        and len(shape) == len(strides) <= _MAX_DIMENSIONS
+        and all(type(n) is int and n >= 0 for n in (*shape, *strides, offset))
+    )
+    if not numbers_are_plain:
+        raise CheckpointError(
+            f"tensor {name!r}: negative or invalid shape, stride or storage offset", path=path
+        )
+    n_stored = storage.n_bytes // storage.dtype.itemsize
+    n_elements = prod(shape)
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if n_elements and last >= n_stored:
+        raise CheckpointError(
+            f"tensor {name!r}: the view is out of bounds of its storage {storage.name}", path=path
+        )
+    if n_elements > n_stored or not _elements_are_distinct(shape, strides):
+        raise CheckpointError(
+            f"tensor {name!r}: shape {shape} is larger than its storage (an expanded view)",
+            path=path,
+            hint="re-save it with .contiguous()",
+        )
+    return StoredTensor(name, shape, strides, offset, storage)
+
+
+def _elements_are_distinct(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Tell whether no two elements of a view lie at the same place."""
+    dims = [(step, n) for n, step in zip(shape, strides, strict=True) if n > 1]
+    if len(dims) == 2:
+        (step_a, n_a), (step_b, n_b) = dims
+        if not step_a or not step_b:
+            return False
+        common = gcd(step_a, step_b)
+        return step_b // common >= n_a or step_a // common >= n_b
+    reach = 0
+    for step, n in sorted(dims):
+        if step <= reach:
+            return False
+        reach += (n - 1) * step
+    return True
+
+
+def _resolve_storage(
+    path: Path,
+    archive: Archive,
+    storages: dict[str, Storage],
+    name: str,
+    declared: DeclaredStorage,
+) -> Storage:
+    if isinstance(declared.dtype, str):
+        raise CheckpointError(
+            f"tensor {name!r} has an unsupported dtype ({declared.dtype}); "
+            "expected bfloat16, float16 or float32",
+            path=path,
+        )
+    record = f"data/{declared.key}"
+    entry = archive.entries.get(record)
+    if entry is None:
+        raise CheckpointError(f"tensor {name!r}: storage record {record} is missing", path=path)
+    dtype = declared.dtype
+    if declared.n_elements * dtype.itemsize != entry.n_bytes:
+        raise CheckpointError(
+            f"tensor {name!r}: storage size mismatch: data.pkl says {declared.n_elements} x "
+            f"{dtype.itemsize} bytes, the record {record} holds {entry.n_bytes}",
+            path=path,
+        )
+    known = storages.get(record)
+    if known is None:
+        known = storages[record] = Storage(record, dtype, entry.offset, entry.n_bytes, entry.crc)
+    elif known.dtype != dtype:
+        raise CheckpointError(
+            f"tensor {name!r}: storage {record} is declared both {known.dtype.name} and "
+            f"{dtype.name}",
+            path=path,
+        )
+    return known
