@@ -73,6 +73,13 @@ class StoredTensor:
         """Its element type."""
         return self.storage.dtype
 
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The bytes of the storage that it reaches over, as (first, behind the last)."""
+        reach = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        itemsize = self.dtype.itemsize
+        return self.storage_offset * itemsize, (self.storage_offset + reach + 1) * itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class RankIndex:
@@ -143,6 +150,25 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
             if identifier is None
             else read_entry(file, identifier, _MAX_SMALL_RECORD_BYTES).hex(),
         )
+
+
+def read_vector(file: InputFile, tensor: StoredTensor) -> bytes:
+    """Read a vector whole, such as the weight of a norm; its CRC-32 is not checked.
+
+    Args:
+        file: The open rank.
+        tensor: One of its tensors, of one dimension.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        CheckpointError: If the file ends before, or cannot be read.
+    """
+    first, end = tensor.extent
+    reach = file.read_exact(tensor.storage.offset + first, end - first)
+    elements = memoryview(reach).cast("H" if tensor.dtype.itemsize == 2 else "I")
+    return elements[:: tensor.strides[0] or 1].tobytes()
 
 
 def _require_little_endian(file: InputFile, archive: Archive) -> None:

@@ -1,0 +1,304 @@
+"""Own what a model is: params.json in, `ModelConfig`, config.json out; know nothing of files.
+
+Meta's spellings (`dim`, `n_heads`, ...) exist in `MetaParams` only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import ConfigError
+from codellama_convert.tensors import Dtype
+
+_DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
+_DEFAULT_MULTIPLE_OF = 256
+_BOS_ID, _EOS_ID = 1, 2  # of every tokenizer.model that Meta released for Llama 1, 2, Code Llama
+_MAX_DIMENSION = 1 << 24
+# What Meta's loaders take for themselves; they do not change the weights' meaning.
+_RUNTIME_KEYS = frozenset({"max_batch_size", "max_seq_len"})
+
+
+@dataclass(frozen=True, slots=True)
+class MetaParams:
+    """params.json, in Meta's spelling.
+
+    Attributes:
+        dim: Width of the residual stream.
+        n_layers: Transformer blocks.
+        n_heads: Query heads.
+        n_kv_heads: Key and value heads; None means `n_heads`.
+        multiple_of: The feed-forward width is rounded up to a multiple of it.
+        ffn_dim_multiplier: Scales the feed-forward width; None means 1.
+        norm_eps: Epsilon of RMSNorm.
+        rope_theta: Base of the rotary frequencies; None means 10000.
+        vocab_size: Rows of the embedding; None where the file says -1 or nothing.
+    """
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    norm_eps: float
+    n_kv_heads: int | None = None
+    multiple_of: int = _DEFAULT_MULTIPLE_OF
+    ffn_dim_multiplier: float | None = None
+    rope_theta: float | None = None
+    vocab_size: int | None = None
+
+    def feed_forward_width(self) -> int:
+        """Compute the feed-forward width that Meta's code builds.
+
+        Returns:
+            Rows of w1 and w3 over all ranks.
+
+        Source:
+            meta-llama/codellama llama/model.py, FeedForward.__init__.
+        """
+        width = int(2 * (4 * self.dim) / 3)
+        if self.ffn_dim_multiplier is not None:
+            width = int(self.ffn_dim_multiplier * width)
+        return self.multiple_of * ((width + self.multiple_of - 1) // self.multiple_of)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The model in Hugging Face's spelling, measured on its tensors.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward network.
+        num_hidden_layers: Transformer blocks.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key and value heads.
+        rms_norm_eps: Epsilon of RMSNorm.
+        rope_theta: Base of the rotary frequencies.
+        vocab_size: Rows of the embedding.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    vocab_size: int
+
+    @property
+    def head_dim(self) -> int:
+        """Rows of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def key_value_size(self) -> int:
+        """Rows of the key and of the value projection."""
+        return self.num_key_value_heads * self.head_dim
+
+
+def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...]]:
+    """Read params.json.
+
+    Args:
+        content: The file's bytes.
+        path: Where they come from, for messages.
+
+    Returns:
+        The parameters, and notes on what the user should know.
+
+    Raises:
+        ConfigError: If it is no JSON object of plausible numbers.
+    """
+    found = _json_object(content, path)
+    # Some re-uploads keep the whole run's settings, with the model's below "model".
+    if isinstance(found.get("model"), dict):
+        found = found["model"]
+    if found.get("use_scaled_rope"):
+        raise ConfigError(
+            "has use_scaled_rope, which only Llama 3.1 and later have",
+            path=path,
+            hint="Llama 1, Llama 2 and Code Llama are supported",
+        )
+    width = found.get("vocab_size")
+    params = MetaParams(
+        dim=_whole(found, "dim", path),
+        n_layers=_whole(found, "n_layers", path),
+        n_heads=_whole(found, "n_heads", path),
+        norm_eps=_real(found, "norm_eps", path),
+        n_kv_heads=None if found.get("n_kv_heads") is None else _whole(found, "n_kv_heads", path),
+        multiple_of=_whole(found, "multiple_of", path, default=_DEFAULT_MULTIPLE_OF),
+        ffn_dim_multiplier=_optional_real(found, "ffn_dim_multiplier", path),
+        rope_theta=_optional_real(found, "rope_theta", path),
+        vocab_size=None if width in (None, -1) else _whole(found, "vocab_size", path),
+    )
+    known = {field.name for field in fields(MetaParams)} | _RUNTIME_KEYS | {"use_scaled_rope"}
+    unknown = sorted(set(found) - known)
+    notes = (f"params.json: ignored {', '.join(map(repr, unknown))}",) if unknown else ()
+    return params, notes
+
+
+def _json_object(content: bytes, path: Path) -> dict[str, Any]:
+    def refuse_constant(name: str) -> Any:
+        raise ValueError(f"{name} is no number")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        distinct = dict(pairs)
+        if len(distinct) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return distinct
+
+    if not content.strip():
+        raise ConfigError("the file is empty", path=path, hint="download it again")
+    try:
+        found = json.loads(
+            content.decode("utf-8-sig"), parse_constant=refuse_constant, object_pairs_hook=unique
+        )
+    except (ValueError, RecursionError) as problem:
+        raise ConfigError(
+            f"is not JSON ({str(problem)[:80]})", path=path, hint="download it again"
+        ) from problem
+    if not isinstance(found, dict):
+        raise ConfigError("is not a JSON object", path=path, hint="download it again")
+    return found
+
+
+def _whole(found: dict[str, Any], key: str, path: Path, *, default: int | None = None) -> int:
+    value = found.get(key, default)
+    if value is None:
+        raise ConfigError(f"has no {key!r}", path=path, hint="is it Meta's params.json?")
+    if type(value) is not int or not 0 < value <= _MAX_DIMENSION:
+        raise ConfigError(f"{key!r} is {str(value)[:40]!r}, not a positive number", path=path)
+    return value
+
+
+def _real(found: dict[str, Any], key: str, path: Path) -> float:
+    value = found.get(key)
+    if value is None:
+        raise ConfigError(f"has no {key!r}", path=path, hint="is it Meta's params.json?")
+    if type(value) is int and value.bit_length() < 64:
+        value = float(value)
+    if type(value) is not float or not 0 < value < math.inf:
+        raise ConfigError(f"{key!r} is {str(value)[:40]!r}, not a positive number", path=path)
+    return value
+
+
+def _optional_real(found: dict[str, Any], key: str, path: Path) -> float | None:
+    return None if found.get(key) is None else _real(found, key, path)
+
+
+def build_config(
+    params: MetaParams, *, intermediate_size: int, vocab_size: int, path: Path
+) -> ModelConfig:
+    """Join params.json with what the tensors show.
+
+    Args:
+        params: What params.json says.
+        intermediate_size: Rows of w1 over all ranks.
+        vocab_size: Rows of the embedding.
+        path: params.json, for messages.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: If the two contradict each other, or the heads do not divide the width.
+    """
+    hint = "params.json and the .pth files must come from the same model directory"
+    n_kv_heads = params.n_heads if params.n_kv_heads is None else params.n_kv_heads
+    if params.dim % params.n_heads or (params.dim // params.n_heads) % 2:
+        raise ConfigError(
+            f"dim {params.dim} is not n_heads {params.n_heads} times an even head size", path=path
+        )
+    if params.n_heads % n_kv_heads:
+        raise ConfigError(
+            f"n_heads {params.n_heads} is no multiple of n_kv_heads {n_kv_heads}", path=path
+        )
+    expected = params.feed_forward_width()
+    if expected != intermediate_size:
+        raise ConfigError(
+            f"dim {params.dim}, multiple_of {params.multiple_of} and ffn_dim_multiplier "
+            f"{params.ffn_dim_multiplier} give a feed-forward width of {expected}, but the "
+            f"tensors have {intermediate_size}",
+            path=path,
+            hint=hint,
+        )
+    if params.vocab_size not in (None, vocab_size):
+        raise ConfigError(
+            f"vocab_size is {params.vocab_size}, but the embedding has {vocab_size} rows",
+            path=path,
+            hint=hint,
+        )
+    return ModelConfig(
+        hidden_size=params.dim,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=params.n_layers,
+        num_attention_heads=params.n_heads,
+        num_key_value_heads=n_kv_heads,
+        rms_norm_eps=params.norm_eps,
+        rope_theta=_DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
+        vocab_size=vocab_size,
+    )
+
+
+def config_json(config: ModelConfig, *, dtype: Dtype, max_position_embeddings: int) -> bytes:
+    """Write config.json in the spelling that transformers 4.x and 5.x both read.
+
+    5.x writes `dtype` and `rope_parameters` instead of `torch_dtype` and a top-level `rope_theta`,
+    but reads both; 4.x reads these alone, and without them takes a rope_theta of 10000 in silence.
+
+    Args:
+        config: The model.
+        dtype: Of the written tensors.
+        max_position_embeddings: Context length.
+
+    Returns:
+        The file's bytes.
+
+    Source:
+        codellama/CodeLlama-7b-hf config.json, as first published.
+    """
+    content: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "bos_token_id": _BOS_ID,
+        "eos_token_id": _EOS_ID,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": max_position_embeddings,
+        "model_type": "llama",
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads,
+        "pretraining_tp": 1,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_scaling": None,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype.name,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+    return json_bytes(content)
+
+
+def generation_config_json(stop_token_ids: Sequence[int] = (_EOS_ID,)) -> bytes:
+    """Write generation_config.json: where a text begins and ends, and no sampling defaults.
+
+    Args:
+        stop_token_ids: Where generation stops.
+
+    Returns:
+        The file's bytes.
+    """
+    stop = stop_token_ids[0] if len(stop_token_ids) == 1 else list(stop_token_ids)
+    return json_bytes({"bos_token_id": _BOS_ID, "eos_token_id": stop})
+
+
+def json_bytes(content: Any) -> bytes:
+    """Write JSON as the files beside a model are written: sorted, indented, one final newline."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
