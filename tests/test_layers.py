@@ -1,0 +1,161 @@
+"""The rooms of the house: a module imports only from lower layers, and the core stays pure."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "codellama_convert"
+
+ROOMS: dict[str, int] = {
+    "errors": 0,
+    "tensors": 0,
+    "rope": 0,
+    "config": 1,
+    "archive": 1,
+    "pth": 1,
+    "safetensors_io": 1,
+    "sentencepiece_model": 1,
+    "chat": 1,
+    "blockio": 1,
+    "layout": 2,
+    "tokenizer": 2,
+    "plan": 3,
+    "checkpoint": 3,
+    "convert": 4,
+    "output": 4,
+    "verify": 4,
+    "__init__": 5,  # the public names of the library
+    "cli": 5,
+    "__main__": 6,
+}
+
+# Neighbours in one layer that may talk, importer first.
+DOORS = {
+    ("pth", "archive"),  # a .pth file is a zip archive with a pickle inside
+    ("checkpoint", "plan"),  # what was found becomes what is to be done
+    ("convert", "output"),  # running a plan writes its output
+    ("cli", "__init__"),  # the words speak of the public names
+}
+
+PURE = {"errors", "tensors", "config", "layout", "plan"}
+HEAVY = {"torch", "numpy", "click", "tqdm", "safetensors", "sentencepiece"}
+
+
+def modules(package: Path) -> dict[str, ast.Module]:
+    """Find and parse every module of a flat package."""
+    return {
+        ".".join(path.relative_to(package).with_suffix("").parts): ast.parse(path.read_bytes())
+        for path in sorted(package.rglob("*.py"))
+    }
+
+
+def imports(tree: ast.Module, package: str) -> Iterator[tuple[str, str]]:
+    """Tell every import anywhere in a module: ("", top-level name) or (package, its module).
+
+    Imports inside functions and under TYPE_CHECKING count: a room depends on what it names.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, (package if node.level else "", node.module)))
+            from_root = base == package
+            names = [f"{base}.{alias.name}" if from_root else base for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, inner = name.partition(".")
+            if top == package:
+                yield package, inner.split(".")[0] or "__init__"
+            else:
+                yield "", top
+
+
+def complaints(package: Path) -> list[str]:
+    """List what breaks the rules, one sentence each."""
+    found = []
+    trees = modules(package)
+    for importer, tree in trees.items():
+        if importer not in ROOMS:
+            found.append(f"{importer} stands in no room: add it to ROOMS")
+            continue
+        for owner, name in imports(tree, package.name):
+            if not owner:
+                if importer in PURE and name in HEAVY:
+                    found.append(f"{importer} is pure and imports {name}")
+                continue
+            if name == "__version__":
+                continue
+            room = name if name in trees else "__init__"  # no module: a name that __init__ defines
+            if room not in ROOMS or room == importer or (importer, room) in DOORS:
+                continue
+            if ROOMS[room] >= ROOMS[importer]:
+                found.append(
+                    f"{importer} (layer {ROOMS[importer]}) imports {room} (layer {ROOMS[room]})"
+                )
+    return found
+
+
+def test_modules_import_only_from_lower_layers_and_the_core_is_pure():
+    assert "errors" in modules(PACKAGE)
+    assert complaints(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("errors", "import codellama_convert.cli", "errors (layer 0) imports cli (layer 5)"),
+        ("config", "from .plan import Plan", "config (layer 1) imports plan (layer 3)"),
+        ("config", "from . import pth", "config (layer 1) imports pth (layer 1)"),
+        ("archive", "from .pth import x", "archive (layer 1) imports pth (layer 1)"),
+        ("archive", "from codellama_convert import pth", "archive (layer 1) imports pth (layer 1)"),
+        (
+            "verify",
+            "def f():\n    from .convert import x",
+            "verify (layer 4) imports convert (layer 4)",
+        ),
+        ("plan", "import numpy as np", "plan is pure and imports numpy"),
+        ("layout", "def f():\n    from torch.nn import Module", "layout is pure and imports torch"),
+        ("tensors", "from tqdm import tqdm", "tensors is pure and imports tqdm"),
+        ("errors", "import click.exceptions", "errors is pure and imports click"),
+        (
+            "convert",
+            "from codellama_convert import convert_checkpoint",
+            "convert (layer 4) imports __init__ (layer 5)",
+        ),
+        ("utils", "", "utils stands in no room: add it to ROOMS"),
+        ("deep.plan", "", "deep.plan stands in no room: add it to ROOMS"),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path, module, source, complaint):
+    assert complaints(plant(tmp_path, module, source)) == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pth", "from .archive import Archive\nfrom codellama_convert.errors import ConvertError"),
+        ("plan", "from . import layout\nimport codellama_convert.tensors\nimport json"),
+        ("convert", "import torch\nfrom .output import Staging"),
+        ("cli", "from codellama_convert import __version__, plan, plan_conversion\nimport click"),
+        ("__init__", "from .convert import convert_checkpoint\nfrom . import __version__"),
+    ],
+)
+def test_a_lower_import_is_allowed(tmp_path, module, source):
+    assert complaints(plant(tmp_path, module, source)) == []
+
+
+def plant(folder: Path, module: str, source: str) -> Path:
+    """Copy the rooms, empty, and put one import into one of them."""
+    package = folder / "codellama_convert"
+    package.mkdir()
+    for name in ROOMS:
+        (package / f"{name}.py").touch()
+    path = package.joinpath(*module.split(".")).with_suffix(".py")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(source, encoding="utf-8")
+    return package
