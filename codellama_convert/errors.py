@@ -14,7 +14,6 @@ ConvertError
 from __future__ import annotations
 
 import os
-from typing import ClassVar
 
 
 class ConvertError(Exception):
@@ -25,8 +24,6 @@ class ConvertError(Exception):
         path: The file or folder it happened in.
         hint: What the user can do about it.
     """
-
-    exit_code: ClassVar[int] = 1
 
     def __init__(
         self, message: str, *, path: str | os.PathLike[str] | None = None, hint: str | None = None

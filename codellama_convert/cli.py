@@ -1,0 +1,388 @@
+"""Own the words: options, tables, the progress bar, exit codes; decide nothing about models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from codellama_convert import __version__
+from codellama_convert.errors import ConvertError
+from codellama_convert.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from codellama_convert.convert import ConversionReport
+    from codellama_convert.job import Job, Options
+
+_MODEL_SIZES = ("7B", "13B", "30B", "34B", "65B", "70B", "7Bf", "13Bf", "70Bf", "tokenizer_only")
+_DTYPES = ("auto", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float")
+_TOKENIZER_CLASSES = (
+    "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
+)  # fmt: skip
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[int]):
+    """A size such as 5GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it; what click asks of a parameter type."""
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except ValueError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+class ConvertGroup(click.Group):
+    """A group whose bare form converts, and whose problems end in one line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read `codellama-convert --input_dir X` as `codellama-convert convert --input_dir X`."""
+        own = ("--help", "-h", "--version")
+        if args and args[0] not in self.commands and args[0].startswith("-") and args[0] not in own:
+            args = ["convert", *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the options of `convert` too: they are those of the bare form."""
+        super().format_options(ctx, formatter)
+        convert_command = self.commands["convert"]
+        sub_context = click.Context(convert_command, info_name="convert", parent=ctx)
+        records = [p.get_help_record(sub_context) for p in convert_command.params]
+        with formatter.section("Options of convert, and of the bare form"):
+            formatter.write_dl([record for record in records if record is not None])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; turn what a user can act on into one line and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except ConvertError as problem:
+            raise click.ClickException(str(problem)) from problem
+
+
+def _with_dashes_too(name: str) -> str:
+    return name.replace("-", "_")
+
+
+_CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": _with_dashes_too,
+    "max_content_width": 100,
+}
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_INPUT = click.option(
+    "--input_dir",
+    type=_FOLDER,
+    required=True,
+    help="Meta's folder: consolidated.NN.pth and params.json, or a folder that holds such folders.",
+)
+_MODEL_OPTIONS = _options(
+    click.option(
+        "--model_size",
+        type=click.Choice(_MODEL_SIZES),
+        help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
+    ),
+    click.option(
+        "--variant",
+        type=click.Choice(("base", "python", "instruct", "chat")),
+        help="What the model was tuned for, where the folder's name does not tell.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(_DTYPES),
+        default="auto",
+        show_default=True,
+        help="Of the written weights; auto keeps the checkpoint's.",
+    ),
+    click.option(
+        "--max_shard_size",
+        type=Size(),
+        default="5GB",
+        show_default=True,
+        help="Largest output file.",
+    ),
+    click.option(
+        "--max_position_embeddings",
+        type=click.IntRange(min=1),
+        help="Context length, where the checkpoint does not tell.",
+    ),
+    click.option(
+        "--tokenizer_model",
+        type=click.Path(path_type=Path),
+        help="tokenizer.model, if it is neither in the folder nor beside it.",
+    ),
+    click.option("--skip_tokenizer", is_flag=True, help="Convert the weights alone."),
+    click.option(
+        "--tokenizer_class",
+        type=click.Choice(_TOKENIZER_CLASSES),
+        help="What tokenizer_config.json names; by default nothing, which is exact everywhere.",
+    ),
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@click.group(cls=ConvertGroup, context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="codellama-convert")
+def main() -> None:
+    """Convert Meta's Code Llama and Llama checkpoints to Hugging Face folders.
+
+    Without the name of a command it converts.
+
+    \b
+    Example:
+      codellama-convert --input_dir CodeLlama-7b --model_size 7B
+    """  # noqa: D301 - \b is click's mark for "do not wrap"
+
+
+@main.command(context_settings=_CONTEXT)
+@_INPUT
+@click.option(
+    "--output_dir",
+    type=click.Path(path_type=Path),
+    help="The new folder; by default the input folder's name with -hf added, beside it.",
+)
+@_MODEL_OPTIONS
+@click.option("--overwrite", is_flag=True, help="Replace the model that the output folder holds.")
+@click.option(
+    "--quiet", is_flag=True, help="No progress bar and no summary; notes and errors stay."
+)
+@_JSON
+def convert(
+    input_dir: Path,
+    output_dir: Path | None,
+    *,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Convert a checkpoint.
+
+    \b
+    Example:
+      codellama-convert convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
+    """  # noqa: D301
+    from codellama_convert.convert import run
+    from codellama_convert.job import prepare
+
+    output_dir = output_dir or default_output_dir(input_dir)
+    job = prepare(input_dir, _to_options(choices))
+    _print_notes(job.notes)
+    with _progress_bar(job, hidden=quiet) as progress:
+        report = run(job, output_dir, overwrite=overwrite, progress=progress)
+    _print_report(report, as_json=as_json, quiet=quiet)
+
+
+@main.command(context_settings=_CONTEXT)
+@_INPUT
+@click.option(
+    "--output_dir", type=click.Path(path_type=Path), help="Where the free space is looked up."
+)
+@_MODEL_OPTIONS
+@_JSON
+def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: Any) -> None:
+    """Show what convert would write: files, bytes, memory, disk. Writes nothing.
+
+    \b
+    Example:
+      codellama-convert plan --input_dir CodeLlama-70b
+    """  # noqa: D301
+    from codellama_convert.job import prepare
+    from codellama_convert.output import free_bytes
+
+    job = prepare(input_dir, _to_options(choices))
+    _print_notes(job.notes)
+    description = describe_job(job, free_bytes(output_dir or default_output_dir(input_dir)))
+    click.echo(json.dumps(description, indent=2) if as_json else "\n".join(plan_lines(description)))
+
+
+def default_output_dir(input_dir: Path) -> Path:
+    """Give the input folder's name with -hf added, beside it.
+
+    Args:
+        input_dir: As the user gave it; "." is resolved to its name.
+
+    Returns:
+        The folder.
+    """
+    folder = input_dir if input_dir.name not in ("", "..") else input_dir.resolve()
+    return folder.with_name(f"{folder.name}-hf")
+
+
+def _to_options(choices: Mapping[str, Any]) -> Options:
+    from codellama_convert.job import Options
+    from codellama_convert.tensors import dtype_named
+
+    dtype = choices["dtype"]
+    return Options(
+        model_size=choices["model_size"],
+        flavor=choices["variant"],
+        dtype=None if dtype == "auto" else dtype_named(dtype),
+        max_shard_bytes=choices["max_shard_size"],
+        max_position_embeddings=choices["max_position_embeddings"],
+        tokenizer_model=choices["tokenizer_model"],
+        skip_tokenizer=choices["skip_tokenizer"],
+        tokenizer_class=choices["tokenizer_class"],
+    )
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
+@contextmanager
+def _progress_bar(job: Job, *, hidden: bool) -> Iterator[Callable[[int], None] | None]:
+    """Show bytes, rate and time left on a terminal's stderr; nothing when piped."""
+    if hidden or job.plan is None or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(
+        total=job.plan.tensor_bytes, unit="B", unit_scale=True, desc="converting", file=sys.stderr
+    ) as bar:
+        yield lambda n_bytes: bar.update(n_bytes) and None
+
+
+def _print_report(report: ConversionReport, *, as_json: bool, quiet: bool) -> None:
+    if report.losses:
+        values = sum(loss.n_became_zero for loss in report.losses)
+        click.echo(
+            f"note: {values} values of {len(report.losses)} tensors are too small for the new "
+            f"dtype and became zero (first in {report.losses[0].name})",
+            err=True,
+        )
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "output_dir": str(report.output_dir),
+                    "files": list(report.files),
+                    "tensor_bytes": report.tensor_bytes,
+                    "dropped": list(report.dropped),
+                    "became_zero": {loss.name: loss.n_became_zero for loss in report.losses},
+                    "notes": list(report.notes),
+                },
+                indent=2,
+            )
+        )
+    elif not quiet:
+        click.echo(f"wrote {report.output_dir}: {format_size(report.tensor_bytes)} of weights")
+
+
+def describe_job(job: Job, free: int) -> dict[str, Any]:
+    """Describe what a job will write, for machines.
+
+    Args:
+        job: The job.
+        free: Bytes that the output's file system has.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
+    small_bytes = sum(len(content) for content in job.small_files().values())
+    needed = small_bytes
+    if job.checkpoint is not None and job.plan is not None:
+        needed += job.plan.file_bytes
+        described |= {
+            "variant": job.checkpoint.identity.name,
+            "flavor": job.checkpoint.identity.flavor,
+            "ranks": len(job.checkpoint.ranks),
+            "parameters": job.plan.n_parameters,
+            "source_dtype": job.checkpoint.dtype.name,
+            "dtype": job.plan.dtype.name,
+            "max_position_embeddings": job.checkpoint.identity.max_position_embeddings,
+            "rope_theta": job.checkpoint.config.rope_theta,
+            "vocab_size": job.checkpoint.config.vocab_size,
+            "dropped": list(job.checkpoint.dropped),
+            "tile_bytes": job.plan.tile_bytes,
+            "workers": job.plan.workers,
+            "buffer_bytes": job.plan.buffer_bytes,
+            "total_size": job.plan.tensor_bytes,
+            "files": [
+                {
+                    "name": file.name,
+                    "bytes": file.n_bytes,
+                    "tensors": [
+                        {
+                            "name": tensor.spec.name,
+                            "source": tensor.layout.meta_name,
+                            "dtype": tensor.spec.dtype.code,
+                            "shape": list(tensor.spec.shape),
+                            "offset": tensor.offset,
+                            "bytes": tensor.spec.n_bytes,
+                            "tile_rows": tensor.tile_rows,
+                        }
+                        for tensor in file.tensors
+                    ],
+                }
+                for file in job.plan.files
+            ],
+        }
+    return described | {"disk_needed_bytes": needed, "disk_free_bytes": free}
+
+
+def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """Lay a described job out for a terminal of 80 columns.
+
+    Args:
+        described: From `describe_job`.
+
+    Yields:
+        Lines.
+    """
+    yield f"checkpoint  {described['input_dir']}"
+    if "files" in described:
+        yield f"model       {described['variant']}"
+        yield (
+            f"weights     {described['parameters']:,} parameters, {described['ranks']} "
+            f"rank{'s' if described['ranks'] > 1 else ''}, {described['source_dtype']}"
+            + (
+                ""
+                if described["dtype"] == described["source_dtype"]
+                else f" -> {described['dtype']}"
+            )
+        )
+        yield (
+            f"context     {described['max_position_embeddings']} positions, rope_theta "
+            f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
+        )
+        if described["dropped"]:
+            yield f"dropped     {len(described['dropped'])} x rope.freqs"
+        yield ""
+        yield f"{'file':<36}{'tensors':>9}{'bytes':>18}{'':>3}"
+        for file in described["files"]:
+            yield (
+                f"{file['name']:<36}{len(file['tensors']):>9}{file['bytes']:>18,}"
+                f"{format_size(file['bytes']):>12}"
+            )
+        yield ""
+        yield (
+            f"memory      {format_size(described['buffer_bytes'])} of buffers: {described['workers']} "
+            f"workers x tiles of {format_size(described['tile_bytes'])}, read and write side"
+        )
+    yield (
+        f"disk        {format_size(described['disk_needed_bytes'])} needed, "
+        f"{format_size(described['disk_free_bytes'])} free"
+    )

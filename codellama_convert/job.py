@@ -1,0 +1,175 @@
+"""Own the step from what a user asks to what will be done: options in, a checked job out.
+
+A job has read and checked everything that can be before the first output byte; it is what `plan`
+shows and `convert` runs. Know nothing of how bytes are moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from codellama_convert.checkpoint import (
+    Checkpoint,
+    CheckpointFiles,
+    find_files,
+    find_tokenizer,
+    open_checkpoint,
+)
+from codellama_convert.config import config_json, generation_config_json
+from codellama_convert.errors import TokenizerError
+from codellama_convert.files import IoMode
+from codellama_convert.plan import (
+    DEFAULT_MAX_SHARD_BYTES,
+    DEFAULT_TILE_BYTES,
+    ConversionPlan,
+    build_plan,
+)
+from codellama_convert.safetensors_io import INDEX_NAME
+from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
+from codellama_convert.tensors import Dtype
+from codellama_convert.tokenizer import stop_token_ids, tokenizer_files, tokenizer_notes
+from codellama_convert.variants import Flavor
+
+TOKENIZER_ONLY = "tokenizer_only"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may ask for.
+
+    Attributes:
+        model_size: What the checkpoint is said to be, or "tokenizer_only".
+        flavor: What it was tuned for, where the folder's name does not tell.
+        dtype: Of the written tensors; None keeps the checkpoint's.
+        max_shard_bytes: Largest sum of one file's tensors.
+        max_position_embeddings: Context length, where the checkpoint does not tell.
+        tokenizer_model: Where tokenizer.model is, if elsewhere.
+        skip_tokenizer: Whether to convert the weights alone.
+        tokenizer_class: What tokenizer_config.json names; None is the exact choice.
+        io_mode: Whether the page cache is passed by.
+        workers: Tensors in flight.
+        tile_bytes: Largest tile.
+    """
+
+    model_size: str | None = None
+    flavor: Flavor | None = None
+    dtype: Dtype | None = None
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
+    max_position_embeddings: int | None = None
+    tokenizer_model: Path | None = None
+    skip_tokenizer: bool = False
+    tokenizer_class: str | None = None
+    io_mode: IoMode = "auto"
+    workers: int = 2
+    tile_bytes: int = DEFAULT_TILE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A conversion that was checked and may be run.
+
+    Attributes:
+        options: What was asked for.
+        files: The input's files.
+        checkpoint: Its structure; None where only the tokenizer is converted.
+        plan: What is written where; None where only the tokenizer is converted.
+        tokenizer: tokenizer.model; None where it is skipped.
+        notes: What the user should know.
+    """
+
+    options: Options
+    files: CheckpointFiles
+    checkpoint: Checkpoint | None
+    plan: ConversionPlan | None
+    tokenizer: SentencePieceModel | None
+    notes: tuple[str, ...]
+
+    def small_files(self) -> dict[str, bytes]:
+        """Build every file beside the weights, by name."""
+        flavor = self.checkpoint.identity.flavor if self.checkpoint else self.options.flavor
+        content: dict[str, bytes] = {}
+        stop_ids: tuple[int, ...] = (2,)
+        if self.tokenizer is not None:
+            content |= tokenizer_files(
+                self.tokenizer,
+                flavor=flavor,
+                tokenizer_class=self._tokenizer_class(),
+                model_max_length=self._context(),
+            )
+            stop_ids = stop_token_ids(self.tokenizer, flavor=flavor)
+        if self.checkpoint is not None and self.plan is not None:
+            content["config.json"] = config_json(
+                self.checkpoint.config,
+                dtype=self.plan.dtype,
+                max_position_embeddings=self.checkpoint.identity.max_position_embeddings,
+            )
+            content["generation_config.json"] = generation_config_json(stop_ids)
+            if self.plan.index is not None:
+                content[INDEX_NAME] = self.plan.index
+        return content
+
+    def _context(self) -> int | None:
+        if self.checkpoint is None:
+            return self.options.max_position_embeddings
+        return self.checkpoint.identity.max_position_embeddings
+
+    def _tokenizer_class(self) -> str | None:
+        # Without config.json beside it, transformers 4 finds no class by itself; this one is exact.
+        alone = "PreTrainedTokenizerFast" if self.checkpoint is None else None
+        return self.options.tokenizer_class or alone
+
+
+def prepare(input_dir: Path, options: Options) -> Job:
+    """Read and check everything that a conversion needs.
+
+    Args:
+        input_dir: The checkpoint's folder, or one that holds it.
+        options: What is asked for.
+
+    Returns:
+        The job.
+
+    Raises:
+        ConvertError: If anything is wrong with the input.
+    """
+    if options.model_size == TOKENIZER_ONLY:
+        return _prepare_tokenizer(input_dir, options)
+    files = find_files(
+        input_dir, model_size=options.model_size, tokenizer_model=options.tokenizer_model
+    )
+    checkpoint = open_checkpoint(
+        files,
+        model_size=options.model_size,
+        flavor=options.flavor,
+        max_position_embeddings=options.max_position_embeddings,
+        skip_tokenizer=options.skip_tokenizer,
+    )
+    plan = build_plan(
+        checkpoint.layout,
+        dtype=options.dtype or checkpoint.dtype,
+        max_shard_bytes=options.max_shard_bytes,
+        tile_bytes=options.tile_bytes,
+        workers=options.workers,
+    )
+    notes = checkpoint.notes + _tokenizer_notes(checkpoint.tokenizer, options)
+    return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes)
+
+
+def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
+    path = find_tokenizer(input_dir, input_dir, options.tokenizer_model)
+    if path is None:
+        raise TokenizerError(
+            "no tokenizer.model in the folder or beside it",
+            path=input_dir,
+            hint="name it with --tokenizer_model",
+        )
+    files = CheckpointFiles(input_dir, input_dir / "params.json", (), path, ())
+    model = read_sentencepiece_model(path)
+    return Job(options, files, None, None, model, _tokenizer_notes(model, options))
+
+
+def _tokenizer_notes(model: SentencePieceModel | None, options: Options) -> tuple[str, ...]:
+    if model is None:
+        return ()
+    return tokenizer_notes(model, tokenizer_class=options.tokenizer_class)
