@@ -261,7 +261,11 @@ def _progress_bar(job: Job, *, hidden: bool) -> Iterator[Callable[[int], None] |
     with tqdm(
         total=job.plan.tensor_bytes, unit="B", unit_scale=True, desc="converting", file=sys.stderr
     ) as bar:
-        yield lambda n_bytes: bar.update(n_bytes) and None
+
+        def advance(n_bytes: int) -> None:
+            bar.update(n_bytes)
+
+        yield advance
 
 
 def _print_report(report: ConversionReport, *, as_json: bool, quiet: bool) -> None:
