@@ -2,4 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codellama_convert.code_llama_tokenizer import CodeLlamaTokenizer
+
+__all__ = ["CodeLlamaTokenizer", "__version__"]
+
 __version__ = "0.1.0"
+
+# Loaded when first asked for: importing the package must not import sentencepiece, numpy or torch.
+_EXPORTS = (("CodeLlamaTokenizer", "codellama_convert.code_llama_tokenizer"),)
+
+
+def __getattr__(name: str) -> Any:
+    for exported, module in _EXPORTS:
+        if name == exported:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
