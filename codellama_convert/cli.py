@@ -305,10 +305,7 @@ def describe_job(job: Job, free: int) -> dict[str, Any]:
         Plain values; sizes in bytes.
     """
     described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
-    small_bytes = sum(len(content) for content in job.small_files().values())
-    needed = small_bytes
     if job.checkpoint is not None and job.plan is not None:
-        needed += job.plan.file_bytes
         described |= {
             "variant": job.checkpoint.identity.name,
             "flavor": job.checkpoint.identity.flavor,
@@ -344,7 +341,7 @@ def describe_job(job: Job, free: int) -> dict[str, Any]:
                 for file in job.plan.files
             ],
         }
-    return described | {"disk_needed_bytes": needed, "disk_free_bytes": free}
+    return described | {"disk_needed_bytes": job.disk_bytes, "disk_free_bytes": free}
 
 
 def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:

@@ -33,6 +33,10 @@ from codellama_convert.variants import Flavor
 
 TOKENIZER_ONLY = "tokenizer_only"
 
+# tokenizer.json has 3.7 times the bytes of its tokenizer.model, which is copied beside it.
+_TOKENIZER_FILES_FACTOR = 5
+_SMALL_FILES_BYTES = 1 << 18  # configs, and an index of 723 tensors
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -84,6 +88,13 @@ class Job:
     plan: ConversionPlan | None
     tokenizer: SentencePieceModel | None
     notes: tuple[str, ...]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Disk that the output will take; the small files are estimated, to the safe side."""
+        weights = self.plan.file_bytes if self.plan else 0
+        tokenizer = len(self.tokenizer.raw) if self.tokenizer else 0
+        return weights + _TOKENIZER_FILES_FACTOR * tokenizer + _SMALL_FILES_BYTES
 
     def small_files(self) -> dict[str, bytes]:
         """Build every file beside the weights, by name."""
