@@ -182,10 +182,10 @@ def convert(
       codellama-convert convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
     """  # noqa: D301
     from codellama_convert.convert import run
-    from codellama_convert.job import prepare
+    from codellama_convert.job import plan_conversion
 
     output_dir = output_dir or default_output_dir(input_dir)
-    job = prepare(input_dir, _to_options(choices))
+    job = plan_conversion(input_dir, _to_options(choices))
     _print_notes(job.notes)
     with _progress_bar(job, hidden=quiet) as progress:
         report = run(job, output_dir, overwrite=overwrite, progress=progress)
@@ -206,10 +206,10 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     Example:
       codellama-convert plan --input_dir CodeLlama-70b
     """  # noqa: D301
-    from codellama_convert.job import prepare
+    from codellama_convert.job import plan_conversion
     from codellama_convert.output import free_bytes
 
-    job = prepare(input_dir, _to_options(choices))
+    job = plan_conversion(input_dir, _to_options(choices))
     _print_notes(job.notes)
     description = describe_job(job, free_bytes(output_dir or default_output_dir(input_dir)))
     click.echo(json.dumps(description, indent=2) if as_json else "\n".join(plan_lines(description)))
@@ -372,7 +372,7 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         if described["dropped"]:
             yield f"dropped     {len(described['dropped'])} x rope.freqs"
         yield ""
-        yield f"{'file':<36}{'tensors':>9}{'bytes':>18}{'':>3}"
+        yield f"{'file':<36}{'tensors':>9}{'bytes':>18}"
         for file in described["files"]:
             yield (
                 f"{file['name']:<36}{len(file['tensors']):>9}{file['bytes']:>18,}"
@@ -380,8 +380,8 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
             )
         yield ""
         yield (
-            f"memory      {format_size(described['buffer_bytes'])} of buffers: {described['workers']} "
-            f"workers x tiles of {format_size(described['tile_bytes'])}, read and write side"
+            f"memory      {format_size(described['buffer_bytes'])} of buffers "
+            f"({described['workers']} workers, tiles of {format_size(described['tile_bytes'])})"
         )
     yield (
         f"disk        {format_size(described['disk_needed_bytes'])} needed, "

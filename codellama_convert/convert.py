@@ -13,7 +13,7 @@ import numpy as np
 
 from codellama_convert.cast import CastLoss, Mover, open_mover
 from codellama_convert.files import OutputFile, SpanWriter, aligned_buffer
-from codellama_convert.job import Job, Options, prepare
+from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.output import OutputFolder, refuse_same_folder
 from codellama_convert.plan import FilePlan, TensorPlan, Tile
 from codellama_convert.rank_reader import RankReader, Rows
@@ -70,7 +70,7 @@ def convert_checkpoint(
     Raises:
         ConvertError: If anything is wrong; nothing that loads is left behind then.
     """
-    job = prepare(input_dir, options or Options())
+    job = plan_conversion(input_dir, options or Options())
     return run(job, output_dir, overwrite=overwrite, progress=progress)
 
 

@@ -131,7 +131,7 @@ class Job:
         return self.options.tokenizer_class or alone
 
 
-def prepare(input_dir: Path, options: Options) -> Job:
+def plan_conversion(input_dir: Path, options: Options) -> Job:
     """Read and check everything that a conversion needs.
 
     Args:

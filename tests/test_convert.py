@@ -145,6 +145,7 @@ def test_files_are_split_greedily_in_the_order_of_the_state_dict(tmp_path):
     assert index["weight_map"] == expected
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize(("shape", "n_ranks"), [(MHA, 1), (MHA, 4), (GQA, 2), (WIDE, 8)])
 @pytest.mark.parametrize("rope_theta", [10000, 1000000.0])
 def test_the_converted_model_gives_the_logits_of_metas_forward_pass(
@@ -188,6 +189,7 @@ def test_the_converted_model_gives_the_logits_of_metas_forward_pass(
             assert (logits(folder) - expected).abs().max() > 1e-2, control
 
 
+@pytest.mark.transformers
 @needs_shared
 def test_stories260k_tells_its_story_from_one_two_and_four_ranks(tmp_path):
     from transformers import AutoTokenizer, LlamaForCausalLM

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from codellama_convert.config import ModelConfig
 from codellama_convert.errors import ConfigError, LayoutError
-from codellama_convert.job import Options, prepare
+from codellama_convert.job import Options, plan_conversion
 from codellama_convert.layout import RULES, build_layout
 from codellama_convert.plan import build_plan, split_into_files
 from codellama_convert.tensors import BFLOAT16, FLOAT32
@@ -134,7 +134,7 @@ def test_true_size_checkpoints_are_planned(
     tmp_path, name, shape, ranks, vocab, parameters, n_tensors, n_files
 ):
     write_sparse_checkpoint(tmp_path / name, replace(shape, vocab=vocab), ranks, tokenizer=False)
-    job = prepare(tmp_path / name, Options(skip_tokenizer=True))
+    job = plan_conversion(tmp_path / name, Options(skip_tokenizer=True))
     assert job.plan is not None
     assert job.plan.n_parameters == parameters
     assert job.plan.tensor_bytes == 2 * parameters
@@ -151,7 +151,7 @@ def test_code_llama_7b_is_split_as_the_published_files_are(tmp_path):
     """
     write_sparse_checkpoint(tmp_path / "CodeLlama-7b", CODE_LLAMA_7B, 1, tokenizer=False)
     options = Options(skip_tokenizer=True, max_shard_bytes=10_000_000_000)
-    plan = prepare(tmp_path / "CodeLlama-7b", options).plan
+    plan = plan_conversion(tmp_path / "CodeLlama-7b", options).plan
     assert plan is not None
     published = (9_976_701_592, 3_500_425_616)
     for file, n_bytes in zip(plan.files, published, strict=True):
