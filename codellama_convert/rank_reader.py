@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from codellama_convert.crc32 import CrcLedger
 from codellama_convert.errors import CheckpointError
-from codellama_convert.files import InputFile, IoMode, aligned_buffer
+from codellama_convert.files import SLACK_BYTES, InputFile, IoMode
 from codellama_convert.pth import RankIndex, Storage, StoredTensor
 
 Rows = npt.NDArray[Any]
@@ -25,7 +25,6 @@ Rows = npt.NDArray[Any]
 # Elements are moved, not calculated with: unsigned integers keep NaN payloads and the sign of zero.
 _UNSIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _MAX_SEGMENT_BYTES = 1 << 20
-_CLOSING_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -156,20 +155,23 @@ class RankReader:
                 hint="the file is corrupt, download it again",
             )
 
-    def finish(self) -> None:
+    def finish(self, buffer: memoryview) -> None:
         """Read what no tensor covered, so that every storage's CRC-32 is known and checked.
+
+        Args:
+            buffer: From `aligned_buffer`, to read into.
 
         Raises:
             CheckpointError: If a CRC-32 differs.
         """
-        buffer = aligned_buffer(_CLOSING_CHUNK_BYTES)
+        chunk = len(buffer) - SLACK_BYTES
         for name, storage in self.index.storages.items():
             if storage.crc is None:
                 continue
             for reading in self._passes[name] or [_Pass(CrcLedger(storage.n_bytes))]:
                 for start, end in reading.ledger.gaps():
-                    for at in range(start, end, _CLOSING_CHUNK_BYTES):
-                        n_bytes = min(_CLOSING_CHUNK_BYTES, end - at)
+                    for at in range(start, end, chunk):
+                        n_bytes = min(chunk, end - at)
                         piece = self._file.read_window(storage.offset + at, n_bytes, buffer)
                         reading.ledger.add(at, piece)
                 self._check(storage, reading.ledger)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from codellama_convert.convert import convert_checkpoint
 from codellama_convert.errors import CastError, ConvertError, OutputError
+from codellama_convert.files import OutputFile
 from codellama_convert.job import Options
 from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from tests.checkpoints import (
@@ -74,7 +75,7 @@ def shapes_and_ranks(draw: st.DrawFn) -> tuple[Shape, int]:
     storage=st.sampled_from(STORAGES),
     max_shard_bytes=st.sampled_from([1, 700, 5000, 100_000, 5_000_000_000]),
     tile_bytes=st.sampled_from([1, 64, 1000, 4096, 10_000, 1 << 20]),
-    workers=st.integers(1, 4),
+    workers=st.sampled_from([1, 2, 4, 8]),
     io_mode=st.sampled_from(["auto", "buffered"]),
     seed=st.integers(0, 2**16),
 )
@@ -103,6 +104,75 @@ def test_each_file_equals_what_the_library_writes(
         if len(files) > 1 and len(names) > 1:
             assert sum(expected[name].nbytes for name in names) <= max_shard_bytes
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def odd_checkpoint(tmp_path_factory):
+    """Tensors of odd sizes, so that many of them share a 4 KiB block of the output."""
+    folder = tmp_path_factory.mktemp("odd")
+    shape = Shape(dim=72, n_layers=3, n_heads=12, n_kv_heads=6, hidden=174, vocab=330)
+    save_checkpoint(folder / "in", shape, random_model(shape, torch.bfloat16, 9), n_ranks=6)
+    convert_checkpoint(
+        folder / "in", folder / "out", options=Options(workers=1, io_mode="buffered")
+    )
+    return folder
+
+
+@pytest.mark.parametrize("io_mode", ["auto", "buffered", "no positional I/O"])
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@pytest.mark.parametrize("tile_bytes", [1, 5000, 4096, 1 << 20])
+def test_the_bytes_do_not_depend_on_how_they_are_moved(
+    odd_checkpoint, tmp_path, monkeypatch, io_mode, workers, tile_bytes
+):
+    if io_mode == "no positional I/O":  # as on Windows: seek and read under a lock
+        monkeypatch.setattr("codellama_convert.files._HAS_POSITIONAL_IO", False)
+        io_mode = "auto"
+    options = Options(io_mode=io_mode, workers=workers, tile_bytes=tile_bytes)
+    convert_checkpoint(odd_checkpoint / "in", tmp_path / "out", options=options)
+    for path in (odd_checkpoint / "out").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_block_of_the_output_is_written_in_one_mode_only(odd_checkpoint, tmp_path, monkeypatch):
+    written = {"write_at": set(), "write_blocks": set()}
+    for mode, blocks in written.items():
+        original = getattr(OutputFile, mode)
+
+        def spy(self, offset, piece, *, blocks=blocks, original=original):
+            if "safetensors" in self.path.name and piece:
+                blocks.update(range(offset // 4096, (offset + len(piece) - 1) // 4096 + 1))
+            original(self, offset, piece)
+
+        monkeypatch.setattr(OutputFile, mode, spy)
+    options = Options(workers=4, tile_bytes=5000)
+    report = convert_checkpoint(odd_checkpoint / "in", tmp_path / "out", options=options)
+    if not report.direct:
+        pytest.skip("this file system has no direct I/O")
+    n_blocks = (tmp_path / "out" / "model.safetensors").stat().st_size // 4096 + 1
+    assert not written["write_at"] & written["write_blocks"]
+    assert written["write_at"] | written["write_blocks"] == set(range(n_blocks))
+    assert len(written["write_blocks"]) > n_blocks // 3
+
+
+def test_asking_for_direct_io_where_there_is_none_is_refused_and_auto_is_quiet(
+    odd_checkpoint, tmp_path
+):
+    """A file system that refuses O_DIRECT; procfs is one that every Linux has."""
+    from codellama_convert.files import InputFile
+
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("no /proc here")
+    with InputFile(cpuinfo, io_mode="auto") as file:
+        assert not file.direct
+    with pytest.raises(ConvertError, match="direct I/O"):
+        InputFile(cpuinfo, io_mode="direct")
+
+
+def test_a_cast_gives_torch_its_threads_back(odd_checkpoint, tmp_path):
+    before = torch.get_num_threads()
+    convert_checkpoint(odd_checkpoint / "in", tmp_path / "out", options=Options(dtype=FLOAT32))
+    assert torch.get_num_threads() == before
 
 
 def test_the_byte_comparison_sees_one_flipped_bit(tmp_path):

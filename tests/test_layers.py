@@ -17,6 +17,7 @@ ROOMS: dict[str, int] = {
     "rope": 0,
     "crc32": 0,
     "sizes": 0,
+    "usage": 0,
     "protobuf": 0,
     "chat": 0,
     "files": 1,

@@ -17,7 +17,7 @@ from codellama_convert.config import ModelConfig
 from codellama_convert.errors import ConfigError, LayoutError
 from codellama_convert.job import Options, plan_conversion
 from codellama_convert.layout import RULES, build_layout
-from codellama_convert.plan import build_plan, split_into_files
+from codellama_convert.plan import build_plan, fit_plan, split_into_files
 from codellama_convert.tensors import BFLOAT16, FLOAT32
 from tests.checkpoints import (
     CODE_LLAMA_7B,
@@ -103,7 +103,6 @@ def test_tiles_cover_every_row_once_and_stay_in_one_rank(tile_bytes, n_ranks, ta
                 assert tile.start_row % 2 == tile.n_rows % 2 == 0
             assert tile.n_rows * tensor.row_bytes <= max(tile_bytes, tensor.row_bytes * 2)
         assert rows == list(range(tensor.n_rows))
-    assert plan.buffer_bytes == 3 * (plan.read_buffer_bytes + plan.write_buffer_bytes)
 
 
 def test_a_plan_can_be_sent_to_another_process():
@@ -218,3 +217,51 @@ def test_a_conversions_memory_is_small_and_does_not_grow_with_the_model(tmp_path
     assert grown_bytes > 2 * small_bytes
     assert max(peaks) < 96_000_000
     assert peaks[1] - peaks[0] < 4_000_000
+
+
+@needs_proc
+@pytest.mark.parametrize("workers", [1, 8])
+def test_the_process_keeps_to_the_buffers_that_the_plan_prints(tmp_path, workers):
+    folder = tmp_path / "in"
+    write_sparse_checkpoint(folder, replace(CODE_LLAMA_7B, n_layers=1), 1, tokenizer=False)
+    peaks, buffers = [], []
+    for arguments in (("--workers", "1", "--max_ram", "3MB"), ("--workers", str(workers))):
+        common = ("--input_dir", str(folder), "--skip_tokenizer", "--json", *arguments)
+        printed, _ = run_measured("plan", *common)
+        buffers.append(json.loads(printed)["buffer_bytes"])
+        _, peak = run_measured(*common, "--output_dir", str(tmp_path / "out"), "--overwrite")
+        peaks.append(peak)
+    assert buffers[0] <= 3_000_000
+    assert buffers[1] <= 32_000_000
+    assert peaks[1] - peaks[0] <= buffers[1] - buffers[0] + 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("workers", "keep", "budget", "expected"),
+    [
+        (2, False, None, (2, 4 << 20)),
+        (4, False, None, (4, 2 << 20)),
+        (16, False, None, (16, 512 << 10)),
+        (64, False, None, (30, 512 << 10)),  # 30 x 2 x 520 KiB is the last below 32 MB
+        (64, True, None, (64, 512 << 10)),  # asked for
+        (8, False, 1_200_000, (1, 512 << 10)),
+        (8, False, 100_000, (1, 32 << 10)),
+    ],
+)
+def test_tiles_and_workers_are_chosen_to_fit(workers, keep, budget, expected):
+    wide = replace(CONFIG, hidden_size=4096, vocab_size=32000, intermediate_size=11008,
+                   num_attention_heads=2048, num_key_value_heads=2048)  # fmt: skip
+    layout = build_layout(wide, n_ranks=1, dtype=BFLOAT16)
+    plan = fit_plan(
+        layout, dtype=BFLOAT16, max_ram_bytes=budget, workers=workers, keep_workers=keep
+    )
+    assert (plan.workers, plan.tile_bytes) == expected
+
+
+def test_a_budget_below_one_row_is_refused():
+    layout = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
+    with pytest.raises(ConfigError, match="--max_ram 1000"):
+        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=1000, workers=1)
+    with pytest.raises(ConfigError, match="--max_ram"):
+        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=30_000, workers=2, keep_workers=True)
+    assert fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=30_000, workers=2).workers == 1
