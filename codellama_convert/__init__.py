@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from codellama_convert.code_llama_tokenizer import CodeLlamaTokenizer
-    from codellama_convert.convert import convert_checkpoint
+    from codellama_convert.convert import RunOptions, convert_checkpoint
     from codellama_convert.job import Options, plan_conversion
+    from codellama_convert.verify import verify_output
 
-__all__ = ["CodeLlamaTokenizer", "Options", "__version__", "convert_checkpoint", "plan_conversion"]
+__all__ = [
+    "CodeLlamaTokenizer",
+    "Options",
+    "RunOptions",
+    "__version__",
+    "convert_checkpoint",
+    "plan_conversion",
+    "verify_output",
+]
 
 __version__ = "0.1.0"
 
@@ -18,8 +27,10 @@ __version__ = "0.1.0"
 _EXPORTS = (
     ("CodeLlamaTokenizer", "codellama_convert.code_llama_tokenizer"),
     ("Options", "codellama_convert.job"),
+    ("RunOptions", "codellama_convert.convert"),
     ("convert_checkpoint", "codellama_convert.convert"),
     ("plan_conversion", "codellama_convert.job"),
+    ("verify_output", "codellama_convert.verify"),
 )
 
 

@@ -35,7 +35,13 @@ class CastLoss:
 
 
 class Mover(Protocol):
-    """Moves elements from the rows that were read to the rows that are written."""
+    """Moves elements from the rows that were read to the rows that are written.
+
+    Attributes:
+        keeps_bits: Whether the elements stay what they are.
+    """
+
+    keeps_bits: bool
 
     def move(self, source: npt.NDArray[Any], target: npt.NDArray[Any], *, name: str) -> None:
         """Copy `source` to `target`, of one shape; both hold elements as unsigned integers."""
@@ -49,6 +55,8 @@ class Mover(Protocol):
 
 class KeepBits:
     """Moves elements as they are; NaN payloads and the sign of zero stay."""
+
+    keeps_bits = True
 
     def move(self, source: npt.NDArray[Any], target: npt.NDArray[Any], *, name: str) -> None:
         """Copy `source` to `target`.
@@ -71,6 +79,8 @@ class KeepBits:
 
 class Cast:
     """Moves elements into another dtype, rounding to nearest, ties to even."""
+
+    keeps_bits = False
 
     def __init__(self, source: Dtype, target: Dtype) -> None:
         """Prepare a cast; imports torch.

@@ -6,6 +6,7 @@ the weights are written.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Checkpoint:
         ranks: What each rank holds.
         layout: Where every output tensor comes from.
         dropped: Names that are left out.
+        params_sha256: SHA-256 of params.json.
         tokenizer: tokenizer.model, or None where it is not wanted.
         notes: What the user should know.
     """
@@ -68,6 +70,7 @@ class Checkpoint:
     ranks: tuple[RankIndex, ...]
     layout: tuple[TensorLayout, ...]
     dropped: tuple[str, ...]
+    params_sha256: str
     tokenizer: SentencePieceModel | None
     notes: tuple[str, ...]
 
@@ -258,8 +261,9 @@ def open_checkpoint(
         flavor=flavor or ("chat" if model_size and model_size.endswith("f") else None),
         max_position_embeddings=max_position_embeddings,
     )
+    digest = hashlib.sha256(content).hexdigest()
     notes = (*files.notes, *param_notes, *((size_note,) if size_note else ()), *identity.notes)
-    return Checkpoint(files, config, identity, ranks, layout, dropped, tokenizer, notes)
+    return Checkpoint(files, config, identity, ranks, layout, dropped, digest, tokenizer, notes)
 
 
 def _open_tokenizer(files: CheckpointFiles, config: ModelConfig) -> SentencePieceModel:

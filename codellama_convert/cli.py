@@ -7,18 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from codellama_convert import __version__
-from codellama_convert.errors import ConvertError
+from codellama_convert.errors import ConvertError, Interrupted
 from codellama_convert.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
     from codellama_convert.convert import ConversionReport
     from codellama_convert.job import Job, Options
+    from codellama_convert.verify_record import VerifyReport
 
 _MODEL_SIZES = ("7B", "13B", "30B", "34B", "65B", "70B", "7Bf", "13Bf", "70Bf", "tokenizer_only")
 _DTYPES = ("auto", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float")
@@ -65,6 +67,9 @@ class ConvertGroup(click.Group):
         """Run a command; turn what a user can act on into one line and an exit status."""
         try:
             return super().invoke(ctx)
+        except Interrupted as problem:
+            click.echo(str(problem), err=True)
+            raise SystemExit(128 + problem.signal_number) from problem
         except ConvertError as problem:
             raise click.ClickException(str(problem)) from problem
 
@@ -131,6 +136,13 @@ _MODEL_OPTIONS = _options(
         type=click.Path(path_type=Path),
         help="tokenizer.model, if it is neither in the folder nor beside it.",
     ),
+    click.option(
+        "--checksums",
+        type=click.Choice(("off", "warn", "strict")),
+        default="off",
+        show_default=True,
+        help="Compare the ranks with Meta's checklist.chk (MD5) first; small files always are.",
+    ),
     click.option("--skip_tokenizer", is_flag=True, help="Convert the weights alone."),
     click.option(
         "--tokenizer_class",
@@ -185,6 +197,11 @@ def main() -> None:
 @_MODEL_OPTIONS
 @_SPEED_OPTIONS
 @click.option("--overwrite", is_flag=True, help="Replace the model that the output folder holds.")
+@click.option("--restart", is_flag=True, help="Drop the staged work of an earlier run.")
+@click.option(
+    "--verify", "verify_too", is_flag=True, help="Verify bit for bit before anything is published."
+)
+@click.option("--sha256", is_flag=True, help="Add the files' SHA-256 to conversion.json.")
 @click.option(
     "--quiet", is_flag=True, help="No progress bar and no summary; notes and errors stay."
 )
@@ -194,27 +211,96 @@ def convert(
     output_dir: Path | None,
     *,
     overwrite: bool,
+    restart: bool,
+    verify_too: bool,
+    sha256: bool,
     quiet: bool,
     as_json: bool,
     **choices: Any,
 ) -> None:
-    """Convert a checkpoint.
+    """Convert a checkpoint; the same command goes on where an earlier run stopped.
 
     \b
     Example:
       codellama-convert convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
     """  # noqa: D301
-    from codellama_convert.convert import run
-    from codellama_convert.job import plan_conversion
+    from codellama_convert.convert import RunOptions, run
+    from codellama_convert.interrupt import stop_on_signals
 
     output_dir = output_dir or default_output_dir(input_dir)
-    job = plan_conversion(input_dir, _to_options(choices))
-    _print_notes(job.notes)
+    job = _plan(input_dir, choices, hidden=quiet)
+    check = _verify_staged if verify_too else None
+    run_options = RunOptions(overwrite, restart, sha256, check)
     started = time.monotonic()
-    with _progress_bar(job, hidden=quiet) as progress:
-        report = run(job, output_dir, overwrite=overwrite, progress=progress)
+    with stop_on_signals() as stop, _progress_bar(job, "converting", hidden=quiet) as progress:
+        report = run(job, output_dir, run_options, progress=progress, stop=stop)
     described = describe_report(report, time.monotonic() - started)
     _print_report(described, as_json=as_json, quiet=quiet)
+
+
+def _verify_staged(job: Job, staged: Path) -> None:
+    from codellama_convert.errors import VerifyError
+    from codellama_convert.verify import verify_output
+
+    report = verify_output(staged, job)
+    if report.problems:
+        raise VerifyError(report.problems[0], path=staged, hint="nothing was published")
+
+
+@main.command(context_settings=_CONTEXT)
+@click.option(
+    "--input_dir",
+    type=_FOLDER,
+    help="The checkpoint; without it the output is held against its own conversion.json.",
+)
+@click.option("--output_dir", type=_FOLDER, required=True, help="The converted folder.")
+@_MODEL_OPTIONS
+@_SPEED_OPTIONS
+@click.option("--quiet", is_flag=True, help="No progress bar; the report stays.")
+@_JSON
+def verify(
+    input_dir: Path | None, output_dir: Path, *, quiet: bool, as_json: bool, **choices: Any
+) -> None:
+    """Compare a converted folder with its source, bit for bit; exit 1 if anything differs.
+
+    \b
+    Example:
+      codellama-convert verify --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
+    """  # noqa: D301
+    from codellama_convert.verify import verify_output
+
+    job = None if input_dir is None else _plan(input_dir, choices, hidden=quiet)
+    started = time.monotonic()
+    with _progress_bar(job, "verifying", hidden=quiet) as progress:
+        report = verify_output(output_dir, job, progress=progress)
+    seconds = time.monotonic() - started
+    if as_json:
+        described = asdict(report) | {"output_dir": str(output_dir), "seconds": round(seconds, 3)}
+        click.echo(json.dumps(described | {"ok": not report.problems}, indent=2))
+    else:
+        click.echo("\n".join(verify_lines(report, seconds)))
+    if report.problems:
+        raise SystemExit(1)
+
+
+def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:
+    """Say what a verification found.
+
+    Args:
+        report: What it found.
+        seconds: How long it took.
+
+    Yields:
+        One line for each problem, and a last one.
+    """
+    yield from report.problems
+    against = "the checkpoint" if report.against == "source" else "conversion.json"
+    verdict = "DIFFERS from" if report.problems else "equals"
+    rate = f" ({report.n_bytes / seconds / 1e9:.2f} GB/s)" if seconds else ""
+    yield (
+        f"{report.output_dir} {verdict} {against}: {_count(report.n_tensors, 'tensor')}, "
+        f"{format_size(report.n_bytes)} read in {seconds:.1f} s{rate}"
+    )
 
 
 @main.command(context_settings=_CONTEXT)
@@ -232,13 +318,21 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     Example:
       codellama-convert plan --input_dir CodeLlama-70b
     """  # noqa: D301
-    from codellama_convert.job import plan_conversion
     from codellama_convert.output import free_bytes
 
-    job = plan_conversion(input_dir, _to_options(choices))
-    _print_notes(job.notes)
+    job = _plan(input_dir, choices, hidden=as_json)
     description = describe_job(job, free_bytes(output_dir or default_output_dir(input_dir)))
     click.echo(json.dumps(description, indent=2) if as_json else "\n".join(plan_lines(description)))
+
+
+def _plan(input_dir: Path, choices: Mapping[str, Any], *, hidden: bool) -> Job:
+    """Read and check the input; print what the user should know."""
+    from codellama_convert.job import plan_conversion
+
+    with _bar("checking MD5", None, hidden=hidden or choices["checksums"] == "off") as progress:
+        job = plan_conversion(input_dir, replace(_to_options(choices), progress=progress))
+    _print_notes(job.notes)
+    return job
 
 
 def default_output_dir(input_dir: Path) -> Path:
@@ -268,6 +362,7 @@ def _to_options(choices: Mapping[str, Any]) -> Options:
         tokenizer_model=choices["tokenizer_model"],
         skip_tokenizer=choices["skip_tokenizer"],
         tokenizer_class=choices["tokenizer_class"],
+        checksums=choices["checksums"],
         io_mode=choices["io_mode"],
         workers=choices["workers"],
         max_ram_bytes=choices["max_ram"],
@@ -280,16 +375,23 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 
 @contextmanager
-def _progress_bar(job: Job, *, hidden: bool) -> Iterator[Callable[[int], None] | None]:
+def _progress_bar(
+    job: Job | None, what: str, *, hidden: bool
+) -> Iterator[Callable[[int], None] | None]:
+    total = None if job is None or job.plan is None else job.plan.tensor_bytes
+    with _bar(what, total, hidden=hidden) as progress:
+        yield progress
+
+
+@contextmanager
+def _bar(what: str, total: int | None, *, hidden: bool) -> Iterator[Callable[[int], None] | None]:
     """Show bytes, rate and time left on a terminal's stderr; nothing when piped."""
-    if hidden or job.plan is None or not sys.stderr.isatty():
+    if hidden or not sys.stderr.isatty():
         yield None
         return
     from tqdm import tqdm
 
-    with tqdm(
-        total=job.plan.tensor_bytes, unit="B", unit_scale=True, desc="converting", file=sys.stderr
-    ) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=what, file=sys.stderr) as bar:
 
         def advance(n_bytes: int) -> None:
             bar.update(n_bytes)

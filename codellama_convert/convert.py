@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from codellama_convert.cast import CastLoss, Mover, open_mover
-from codellama_convert.files import OutputFile, SpanWriter, aligned_buffer
+from codellama_convert.crc32 import combine
+from codellama_convert.errors import Interrupted, OutputError
+from codellama_convert.files import (
+    SLACK_BYTES,
+    InputFile,
+    IoMode,
+    OutputFile,
+    SpanWriter,
+    aligned_buffer,
+)
+from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
+from codellama_convert.journal import SealedFile
 from codellama_convert.output import OutputFolder, refuse_same_folder
 from codellama_convert.plan import FilePlan, TensorPlan, Tile
+from codellama_convert.provenance import CONVERSION_NAME, conversion_json
 from codellama_convert.rank_reader import RankReader, Rows
 from codellama_convert.rope import to_half_split
 
 Progress = Callable[[int], None]
 
 _UNSIGNED = {2: "<u2", 4: "<u4"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How the output folder is treated, and what is done besides writing.
+
+    Attributes:
+        overwrite: Whether a model that it holds may be replaced.
+        restart: Whether staged work is dropped.
+        sha256: Whether conversion.json gets the SHA-256 of every file, at one more reading.
+        check_staged: Called with the staged folder before anything is published.
+    """
+
+    overwrite: bool = False
+    restart: bool = False
+    sha256: bool = False
+    check_staged: Callable[[Job, Path], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +84,7 @@ def convert_checkpoint(
     output_dir: Path,
     *,
     options: Options | None = None,
+    run_options: RunOptions | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -63,7 +94,8 @@ def convert_checkpoint(
         input_dir: The checkpoint's folder, or one that holds it.
         output_dir: The new folder.
         options: What to write, and how.
-        overwrite: Whether a model in `output_dir` may be replaced.
+        run_options: How to treat the output folder, and what to do besides.
+        overwrite: Whether a model in `output_dir` may be replaced; short for the run option.
         progress: Called with the bytes of each tile that was written, from several threads.
 
     Returns:
@@ -73,31 +105,63 @@ def convert_checkpoint(
         ConvertError: If anything is wrong; nothing that loads is left behind then.
     """
     job = plan_conversion(input_dir, options or Options())
-    return run(job, output_dir, overwrite=overwrite, progress=progress)
+    chosen = run_options or RunOptions(overwrite=overwrite)
+    return run(job, output_dir, chosen, progress=progress)
 
 
 def run(
-    job: Job, output_dir: Path, *, overwrite: bool = False, progress: Progress | None = None
+    job: Job,
+    output_dir: Path,
+    run_options: RunOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    stop: StopRequest | None = None,
 ) -> ConversionReport:
-    """Run a prepared conversion; the arguments and errors of `convert_checkpoint`."""
+    """Run a prepared conversion, or go on with it where an earlier run stopped.
+
+    Args:
+        job: From `plan_conversion`.
+        output_dir: The new folder.
+        run_options: How to treat it.
+        progress: Called with the bytes of each tile that was written, from several threads.
+        stop: Looked at between tiles.
+
+    Returns:
+        What was done.
+
+    Raises:
+        Interrupted: If `stop` was asked for; what is whole is kept.
+        ConvertError: If anything is wrong; nothing that loads is left behind then.
+    """
+    chosen = run_options or RunOptions()
     refuse_same_folder(output_dir, job.files.folder)
-    small_files = job.small_files()
-    direct, losses = False, tuple[CastLoss, ...]()
-    with OutputFolder(output_dir, overwrite=overwrite) as folder:
-        if job.checkpoint is not None:
-            direct, losses = _write_weights(job, folder, progress or _ignore)
-        for name, content in small_files.items():
-            folder.add(name, content)
-        names = tuple(sorted(entry.name for entry in folder.staging.iterdir()))
-        folder.publish()
+    written = _Written()
+    with OutputFolder(
+        output_dir, job.identity(), overwrite=chosen.overwrite, restart=chosen.restart
+    ) as folder:
+        if not folder.publishing:
+            write = _WeightWriter(job, folder, progress or _ignore, stop or StopRequest())
+            written = write.all_files()
+            small_files = job.small_files()
+            for name, content in small_files.items():
+                folder.add(name, content)
+            record = conversion_json(
+                job, written.sealed, small_files, written.rank_crcs,
+                sha256_of=folder.staging if chosen.sha256 else None,
+            )  # fmt: skip
+            folder.add(CONVERSION_NAME, record)
+            if chosen.check_staged is not None:
+                chosen.check_staged(job, folder.staging)
+            folder.commit()
+        names = folder.publish()
     return ConversionReport(
         output_dir=output_dir,
         files=names,
         tensor_bytes=job.plan.tensor_bytes if job.plan else 0,
-        direct=direct,
+        direct=written.direct,
         dropped=job.checkpoint.dropped if job.checkpoint else (),
         cast=job.cast,
-        losses=losses,
+        losses=written.losses,
         notes=job.notes,
     )
 
@@ -106,41 +170,125 @@ def _ignore(n_bytes: int) -> None:
     del n_bytes
 
 
-def _write_weights(
-    job: Job, folder: OutputFolder, progress: Progress
-) -> tuple[bool, tuple[CastLoss, ...]]:
-    """Write every safetensors file; tell whether I/O was direct and what a cast lost."""
-    checkpoint, plan = job.checkpoint, job.plan
-    assert checkpoint is not None
-    assert plan is not None
-    direct = True
-    with ExitStack() as stack:
-        mover = open_mover(checkpoint.dtype, plan.dtype)
-        stack.callback(mover.close)
-        readers = [
-            stack.enter_context(
-                RankReader(rank, _names_read(plan.tensors, number), io_mode=job.options.io_mode)
-            )
-            for number, rank in enumerate(checkpoint.ranks)
-        ]
-        buffers = [
-            (aligned_buffer(plan.read_tile_bytes), aligned_buffer(plan.write_tile_bytes))
-            for _ in range(plan.workers)
-        ]
-        for file in plan.files:
-            output = folder.create(file.name, file.n_bytes, io_mode=job.options.io_mode)
-            try:
-                write_file(
-                    file, output, TileSource(readers, mover), buffers=buffers, progress=progress
+@dataclass(slots=True)
+class _Written:
+    """What was written of the weights."""
+
+    sealed: dict[str, SealedFile] = field(default_factory=dict)
+    rank_crcs: tuple[int, ...] = ()
+    direct: bool = False
+    losses: tuple[CastLoss, ...] = ()
+
+
+class _WeightWriter:
+    """Writes the safetensors files of a job that are not whole yet."""
+
+    def __init__(
+        self, job: Job, folder: OutputFolder, progress: Progress, stop: StopRequest
+    ) -> None:
+        self._job, self._folder = job, folder
+        self._progress, self._stop = progress, stop
+
+    def all_files(self) -> _Written:
+        """Write them in order, each whole before the next one."""
+        checkpoint, plan = self._job.checkpoint, self._job.plan
+        if checkpoint is None or plan is None:
+            return _Written()
+        io_mode = self._job.options.io_mode
+        with ExitStack() as stack:
+            mover = open_mover(checkpoint.dtype, plan.dtype)
+            stack.callback(mover.close)
+            readers = [
+                stack.enter_context(
+                    RankReader(rank, _names_read(plan.tensors, number), io_mode=io_mode)
                 )
-                direct = direct and output.direct
-                folder.seal(output, file.name)
-            finally:
-                output.abandon()
-        for reader in readers:
-            reader.finish(buffers[0][0])
-            direct = direct and reader.direct
-    return direct, mover.losses()
+                for number, rank in enumerate(checkpoint.ranks)
+            ]
+            buffers = [
+                (aligned_buffer(plan.read_tile_bytes), aligned_buffer(plan.write_tile_bytes))
+                for _ in range(plan.workers)
+            ]
+            kept = self._keep_whole_files(plan.files, readers, buffers[0][0])
+            missing = [file for file in plan.files if file.name not in kept]
+            self._folder.reserve({file.name: file.n_bytes for file in missing})
+            source = TileSource(readers, mover)
+            direct = all(reader.direct for reader in readers)
+            for file in missing:
+                output_is_direct = self._write_file(file, source, buffers, io_mode)
+                direct = direct and output_is_direct
+            for reader in readers:
+                reader.finish(buffers[0][0])
+            rank_crcs = tuple(reader.file_crc(buffers[0][0]) for reader in readers)
+            return _Written(dict(self._folder.sealed), rank_crcs, direct, mover.losses())
+
+    def _keep_whole_files(
+        self, files: Sequence[FilePlan], readers: Sequence[RankReader], buffer: memoryview
+    ) -> set[str]:
+        """Find the files that an earlier run left whole, and go on from what it had read."""
+        kept = set()
+        for file in files:
+            sealed = self._folder.sealed.get(file.name)
+            if sealed is None:
+                continue
+            self._refuse_to_go_on()
+            path = self._folder.staging / file.name
+            if _is_whole(path, file, sealed, buffer):
+                for reader, sums in zip(readers, sealed.source, strict=True):
+                    reader.restore(sums)
+                kept.add(file.name)
+                self._progress(sum(tensor.spec.n_bytes for tensor in file.tensors))
+            else:
+                self._folder.forget(file.name)
+        return kept
+
+    def _write_file(
+        self,
+        file: FilePlan,
+        source: TileSource,
+        buffers: Sequence[tuple[memoryview, memoryview]],
+        io_mode: IoMode,
+    ) -> bool:
+        with self._folder.open_part(file.name, io_mode=io_mode) as output:
+            crcs = write_tensors(
+                file, output, source, buffers=buffers, progress=self._progress, stop=self._stop
+            )
+            self._refuse_to_go_on()
+            was_direct = output.direct
+            self._folder.seal(output, file.name, file.header)
+        whole = zlib.crc32(file.header)
+        for tensor in file.tensors:
+            whole = combine(whole, crcs[tensor.spec.name], tensor.spec.n_bytes)
+        sums = [
+            reader.sums(_names_read(file.tensors, rank))
+            for rank, reader in enumerate(source.readers)
+        ]
+        self._folder.note_sealed(SealedFile(file.name, file.n_bytes, whole, crcs, sums))
+        return was_direct
+
+    def _refuse_to_go_on(self) -> None:
+        if self._stop.is_set():
+            raise Interrupted(
+                "Interrupted",
+                signal_number=self._stop.signal_number,
+                hint=f"run the same command again to resume, or delete {self._folder.staging}",
+            )
+
+
+def _is_whole(path: Path, file: FilePlan, sealed: SealedFile, buffer: memoryview) -> bool:
+    """Tell whether a staged file still has the size, the header and the bytes of its journal line."""
+    if not path.is_file():
+        return False
+    chunk = len(buffer) - SLACK_BYTES
+    crc = 0
+    with InputFile(path, io_mode="auto", error=OutputError) as staged:
+        if staged.n_bytes != sealed.n_bytes or staged.n_bytes != file.n_bytes:
+            return False
+        if staged.read_exact(0, len(file.header)) != file.header:
+            return False
+        for at in range(0, staged.n_bytes, chunk):
+            piece = staged.read_window(at, min(chunk, staged.n_bytes - at), buffer)
+            crc = zlib.crc32(piece, crc)
+    return crc == sealed.crc32
 
 
 def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:
@@ -148,15 +296,16 @@ def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:
     return [t.layout.meta_name for t in tensors if rank == 0 or t.layout.tp_dim is not None]
 
 
-def write_file(
+def write_tensors(
     file: FilePlan,
     output: OutputFile,
     source: TileSource,
     *,
     buffers: Sequence[tuple[memoryview, memoryview]],
     progress: Progress,
-) -> None:
-    """Write one output file; the header comes last, so a torn file can never be loaded.
+    stop: StopRequest,
+) -> dict[str, int]:
+    """Write the data of one output file; its header is not written here.
 
     Args:
         file: What it holds.
@@ -164,6 +313,10 @@ def write_file(
         source: The open ranks.
         buffers: For each worker, one to read into and one to write from.
         progress: Called with the bytes of each tile that was written.
+        stop: Looked at between tiles; when it is set, the file is left unfinished.
+
+    Returns:
+        The CRC-32 of each tensor's bytes.
 
     Raises:
         ConvertError: If reading, casting or writing fails.
@@ -171,23 +324,27 @@ def write_file(
     queue = iter(file.tensors)
     lock = threading.Lock()
     failed = threading.Event()
+    crcs: dict[str, int] = {}
 
     def next_tensor() -> TensorPlan | None:
         with lock:
-            return None if failed.is_set() else next(queue, None)
+            return next(queue, None)
 
     def work(read_buffer: memoryview, write_buffer: memoryview) -> None:
         try:
             while (tensor := next_tensor()) is not None:
                 span = SpanWriter(output, tensor.offset, write_buffer)
+                crc = 0
                 for tile in tensor.tiles():
-                    if failed.is_set():
+                    if failed.is_set() or stop.is_set():
                         return
                     n_bytes = tile.n_rows * tensor.row_bytes
-                    source.fill(span.space(n_bytes), tensor, tile, read_buffer)
+                    tile_crc = source.fill(span.space(n_bytes), tensor, tile, read_buffer)
+                    crc = combine(crc, tile_crc, n_bytes)
                     span.commit(n_bytes)
                     progress(n_bytes)
                 span.finish()
+                crcs[tensor.spec.name] = crc
         except BaseException:
             failed.set()
             raise
@@ -197,11 +354,11 @@ def write_file(
     else:
         with ThreadPoolExecutor(len(buffers)) as pool:
             _wait_for_all([pool.submit(work, *pair) for pair in buffers], failed)
-    output.write_at(0, file.header)
+    return crcs
 
 
 def _wait_for_all(futures: Sequence[Future[None]], failed: threading.Event) -> None:
-    """Wait for the workers; a problem of one, or a signal to us, stops the others."""
+    """Wait for the workers; a problem of one stops the others."""
     try:
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         for future in done:
@@ -225,7 +382,7 @@ class TileSource:
 
     def fill(
         self, target: memoryview, tensor: TensorPlan, tile: Tile, read_buffer: memoryview
-    ) -> None:
+    ) -> int:
         """Read a tile from its rank or ranks and put it together.
 
         Args:
@@ -234,29 +391,38 @@ class TileSource:
             tile: Which rows.
             read_buffer: To read into, of the plan's size.
 
+        Returns:
+            The CRC-32 of the tile's bytes.
+
         Raises:
             ConvertError: If reading or casting fails.
         """
         elements = np.frombuffer(target, _UNSIGNED[tensor.spec.dtype.itemsize])
         elements = elements.reshape(tile.n_rows, tensor.n_columns)
         name, head_dim = tensor.spec.name, tensor.layout.head_dim
-        for rows, part in self._parts(tensor, tile, elements, read_buffer):
+        crcs = []
+        for rows, part, crc in self._parts(tensor, tile, elements, read_buffer):
+            crcs.append(crc)
             if head_dim is None:
                 self.mover.move(rows, part, name=name)
             else:
                 reordered = to_half_split(rows, head_dim)
                 self.mover.move(reordered, part.reshape(reordered.shape), name=name)
+        if len(crcs) == 1 and crcs[0] is not None and head_dim is None and self.mover.keeps_bits:
+            return crcs[0]  # the tile is what was read: its sum is known
+        return zlib.crc32(target)
 
     def _parts(
         self, tensor: TensorPlan, tile: Tile, target: Rows, read_buffer: memoryview
-    ) -> Iterator[tuple[Rows, Rows]]:
-        """Yield each rank's rows of a tile with the part of the tile that they fill."""
+    ) -> Iterator[tuple[Rows, Rows, int | None]]:
+        """Yield each rank's rows of a tile, the part of the tile that they fill, and their sum."""
         name = tensor.layout.meta_name
         if tensor.layout.tp_dim == 1:
             width = tensor.n_columns // len(self.readers)
             for rank, reader in enumerate(self.readers):
-                rows = reader.read_rows(name, tile.start_row, tile.n_rows, read_buffer)
-                yield rows, target[:, rank * width : (rank + 1) * width]
+                rows, crc = reader.read_rows(name, tile.start_row, tile.n_rows, read_buffer)
+                yield rows, target[:, rank * width : (rank + 1) * width], crc
         else:
             rank, row = divmod(tile.start_row, tensor.layout.part_shape[0])
-            yield self.readers[rank].read_rows(name, row, tile.n_rows, read_buffer), target
+            rows, crc = self.readers[rank].read_rows(name, row, tile.n_rows, read_buffer)
+            yield rows, target, crc

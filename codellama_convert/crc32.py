@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 # The reflected CRC-32 polynomial of ISO 3309 and zip; bit 31 is x**0.
@@ -79,6 +79,19 @@ class CrcLedger:
         self._lock = threading.Lock()
         self._by_start: dict[int, tuple[int, int]] = {}
         self._start_by_end: dict[int, int] = {}
+        self.restore(intervals)
+
+    def restore(self, intervals: Iterable[Sequence[int]]) -> None:
+        """Begin anew from pieces that were read before.
+
+        Args:
+            intervals: (start, end, crc) of each.
+
+        Raises:
+            ValueError: If two of them overlap, or one leaves the range.
+        """
+        self._by_start.clear()
+        self._start_by_end.clear()
         for start, end, crc in intervals:
             self._join(start, end, crc)
 

@@ -285,19 +285,20 @@ def _direct_read_works(fd: int) -> bool:
 
 
 class OutputFile:
-    """A new file that is written at positions.
+    """A file that is written at positions.
 
     Attributes:
         path: As it was given.
         direct: Whether `write_blocks` goes past the page cache.
     """
 
-    def __init__(self, path: Path, *, io_mode: IoMode = "buffered") -> None:
-        """Create a file with the user's umask; it must not exist yet.
+    def __init__(self, path: Path, *, io_mode: IoMode = "buffered", reserved: bool = False) -> None:
+        """Create a file with the user's umask, or open one whose space was reserved.
 
         Args:
-            path: The new file.
+            path: The file; it must not exist yet, unless it was reserved.
             io_mode: How `write_blocks` writes. "auto" takes direct where the file system has it.
+            reserved: Whether it was created before, to reserve its space.
 
         Raises:
             OutputError: If it exists or cannot be created.
@@ -308,7 +309,7 @@ class OutputFile:
         self._direct_fd: int | None = None
         self._dropped_until = 0
         self._fd = -1
-        self._fd = self._open(os.O_CREAT | os.O_EXCL)
+        self._fd = self._open(0 if reserved else os.O_CREAT | os.O_EXCL)
         try:
             if io_mode != "buffered" and _HAS_POSITIONAL_IO:
                 self._direct_fd = open_past_cache(self._open, OutputError)
@@ -463,6 +464,20 @@ class OutputFile:
         """Close without caring whether the bytes arrived; may be called twice."""
         with suppress(OutputError):
             self.close()
+
+    def __enter__(self) -> OutputFile:  # noqa: PYI034 - typing.Self is not in Python 3.10
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if value is None:
+            self.close()
+        else:
+            self.abandon()
 
 
 class SpanWriter:

@@ -6,10 +6,15 @@ shows and `convert` runs. Know nothing of how bytes are moved.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from codellama_convert import __version__
+from codellama_convert.checklist import ChecksumMode, check_sums, read_lists
 from codellama_convert.checkpoint import (
     Checkpoint,
     CheckpointFiles,
@@ -18,7 +23,7 @@ from codellama_convert.checkpoint import (
     open_checkpoint,
 )
 from codellama_convert.config import config_json, generation_config_json
-from codellama_convert.errors import TokenizerError
+from codellama_convert.errors import CheckpointError, TokenizerError
 from codellama_convert.files import IoMode
 from codellama_convert.plan import (
     DEFAULT_MAX_SHARD_BYTES,
@@ -57,6 +62,9 @@ class Options:
         workers: Tensors in flight; None chooses by the number of cores.
         max_ram_bytes: Largest sum of all buffers; tile and workers are chosen to fit. None is
             32 MB, unless more workers than fit were asked for.
+        checksums: What is compared with Meta's checklist.chk: "off" the small files only, "warn"
+            the ranks too; "strict" the same, and a mismatch stops the run.
+        progress: Called with the bytes of the ranks that were read to compare them.
         tile_bytes: A tile of this size instead, whatever it costs; for tests and measurements.
     """
 
@@ -71,6 +79,8 @@ class Options:
     io_mode: IoMode = "auto"
     workers: int | None = None
     max_ram_bytes: int | None = None
+    checksums: ChecksumMode = "off"
+    progress: Callable[[int], None] | None = None
     tile_bytes: int | None = None
 
 
@@ -93,6 +103,35 @@ class Job:
     plan: ConversionPlan | None
     tokenizer: SentencePieceModel | None
     notes: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """Tell what the output's bytes depend on: inputs and options, as plain values.
+
+        A rank's zip directory holds the CRC-32 of all it has, so no weight is read for this.
+        """
+        options: dict[str, Any] = {
+            "tokenizer_class": self._tokenizer_class(),
+            "skip_tokenizer": self.tokenizer is None,
+            "max_shard_size": self.options.max_shard_bytes,
+        }
+        inputs: dict[str, Any] = {}
+        if self.tokenizer is not None:
+            inputs["tokenizer.model"] = hashlib.sha256(self.tokenizer.raw).hexdigest()
+        if self.checkpoint is None or self.plan is None:
+            options["variant"] = self.options.flavor
+        else:
+            options |= {
+                "dtype": self.plan.dtype.name,
+                "variant": self.checkpoint.identity.flavor,
+                "max_position_embeddings": self.checkpoint.identity.max_position_embeddings,
+            }
+            inputs["params.json"] = self.checkpoint.params_sha256
+            for rank in self.checkpoint.ranks:
+                inputs[rank.path.name] = [rank.n_bytes, rank.directory_sha256]
+                if any(storage.crc is None for storage in rank.storages.values()):
+                    # A directory without sums does not change with the weights.
+                    inputs[rank.path.name].append(rank.mtime_ns)
+        return {"version": __version__, "options": options, **inputs}
 
     @property
     def cast(self) -> str | None:
@@ -161,6 +200,7 @@ def plan_conversion(input_dir: Path, options: Options) -> Job:
     files = find_files(
         input_dir, model_size=options.model_size, tokenizer_model=options.tokenizer_model
     )
+    sum_notes = compare_with_lists(files, options)
     checkpoint = open_checkpoint(
         files,
         model_size=options.model_size,
@@ -169,8 +209,41 @@ def plan_conversion(input_dir: Path, options: Options) -> Job:
         skip_tokenizer=options.skip_tokenizer,
     )
     plan = _plan(checkpoint, options)
-    notes = checkpoint.notes + _tokenizer_notes(checkpoint.tokenizer, options)
+    notes = sum_notes + checkpoint.notes + _tokenizer_notes(checkpoint.tokenizer, options)
     return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes)
+
+
+def compare_with_lists(files: CheckpointFiles, options: Options) -> tuple[str, ...]:
+    """Compare the input with the MD5 lists beside it.
+
+    Args:
+        files: The input.
+        options: `checksums` tells which files, and what a mismatch is.
+
+    Returns:
+        A note for each mismatch.
+
+    Raises:
+        CheckpointError: In strict mode, for the first mismatch, or where there is no list.
+    """
+    strict = options.checksums == "strict"
+    tokenizer = () if options.skip_tokenizer or files.tokenizer is None else (files.tokenizer,)
+    folders = (files.folder, *(path.parent for path in tokenizer))
+    listed, notes = read_lists(folders)
+    small = tuple(path for path in (files.params, *tokenizer) if path.is_file())
+    paths = small if options.checksums == "off" else (*small, *files.ranks)
+    unlisted = [path.name for path in paths if path.name not in listed]
+    if options.checksums != "off" and unlisted:
+        text = f"no checklist.chk names {', '.join(unlisted)}"
+        if strict:
+            raise CheckpointError(
+                text, path=files.folder, hint="use --checksums warn, or download the list too"
+            )
+        notes += (text,)
+    wrong = check_sums(listed, paths, workers=default_workers(), progress=options.progress)
+    if wrong and strict:
+        raise CheckpointError(wrong[0], path=files.folder, hint="download it again")
+    return (*notes, *(f"{text}: download it again if the result is in doubt" for text in wrong))
 
 
 def default_workers() -> int:

@@ -7,27 +7,48 @@ what the files hold.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import secrets
 import shutil
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from codellama_convert.errors import OutputError
+from codellama_convert.errors import CastError, Interrupted, OutputError
+from codellama_convert.faults import step
 from codellama_convert.files import IoMode, OutputFile, first_line
+from codellama_convert.journal import (
+    Journal,
+    SealedFile,
+    append_publishing,
+    append_sealed,
+    differences,
+    read_journal,
+    write_journal,
+)
 from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
 
 STAGING_NAME = ".codellama-convert.partial"
 LOCK_NAME = ".codellama-convert.lock"
+JOURNAL_NAME = "journal.jsonl"
+# What a conversion writes beside the weights; of an older model, these are removed.
+OWN_SMALL_FILES = frozenset(
+    {
+        "config.json", "conversion.json", "generation_config.json", "special_tokens_map.json",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    }
+)  # fmt: skip
 _SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # A loader begins with one of these: they are removed first and appear last.
 _ENTRANCES = (INDEX_NAME, SINGLE_FILE_NAME)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk; a no-op where folders cannot be opened.
+    """Wait until a folder's entries are on the disk; nothing to do where folders cannot be opened.
 
     Raises:
         OutputError: If the disk says that they are not.
@@ -56,33 +77,88 @@ class OutputFolder:
         staging: Where files stand until all of them are whole.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        restart: bool = False,
+    ) -> None:
         """Name the folder; nothing is touched before `__enter__`.
 
         Args:
             path: The folder; it need not exist.
+            identity: The inputs and options of the conversion; staged work of the same goes on.
             overwrite: Whether a model that it holds may be replaced.
+            restart: Whether staged work is dropped.
         """
         self.path = path
         self.staging = path / STAGING_NAME
-        self._overwrite = overwrite
+        self._journal_path = self.staging / JOURNAL_NAME
+        self._journal = Journal(json.loads(json.dumps(identity)))
+        self._overwrite, self._restart = overwrite, restart
+        self._parts: dict[str, Path] = {}
         self._lock_fd: int | None = None
+
+    @property
+    def sealed(self) -> Mapping[str, SealedFile]:
+        """The staged files that are whole, by name."""
+        return self._journal.sealed
+
+    @property
+    def publishing(self) -> bool:
+        """Whether everything is whole, and an earlier run had begun to publish it."""
+        return bool(self._journal.publishing)
 
     def __enter__(self) -> OutputFolder:  # noqa: PYI034 - typing.Self is not in Python 3.10
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._refuse_content()
+            sync_folder(self.path.parent)
             self._take_lock()
-            shutil.rmtree(self.staging, ignore_errors=True)
-            self.staging.mkdir()
+            step("locked")
+            self._resume_or_begin()
         except OSError as problem:
             self._release_lock()
             raise OutputError(f"cannot create: {first_line(problem)}", path=self.path) from problem
+        except BaseException:
+            self._release_lock()
+            raise
         return self
 
-    def _refuse_content(self) -> None:
+    def _resume_or_begin(self) -> None:
+        found = None if self._restart else read_journal(self._journal_path)
+        if found is not None and found.identity != self._journal.identity and not self._overwrite:
+            named = "; ".join(differences(found.identity, self._journal.identity))
+            raise OutputError(
+                f"holds staged work of another conversion: {named}",
+                path=self.path,
+                hint="give the same options to resume it, or --restart to drop it",
+            )
+        if found is None or found.identity != self._journal.identity:
+            self._refuse_content(None)
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self.staging.mkdir()
+        else:
+            self._refuse_content(found)
+            self._journal = found
+            for part in self.staging.glob("*.part"):
+                part.unlink()
+        if not self.publishing:
+            # Written anew: a torn last line must not be followed by whole ones.
+            write_journal(self._journal_path, self._journal)
+            sync_folder(self.staging)
+            sync_folder(self.path)
+        step("journal begun")
+
+    def _refuse_content(self, resumed: Journal | None) -> None:
+        """Refuse a folder that holds something, unless it is ours to go on with or to replace."""
         own = {STAGING_NAME, LOCK_NAME}
         content = sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
+        if resumed is not None:
+            # Of a resumed run, only a model that somebody put there meanwhile is in the way.
+            moved = set(resumed.publishing)
+            content = [name for name in content if name in _ENTRANCES and name not in moved]
         if content and not self._overwrite:
             raise OutputError(
                 f"the output folder is not empty ({content[0]!r}"
@@ -97,7 +173,7 @@ class OutputFolder:
         except ImportError:
             return
         path = self.path / LOCK_NAME
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         self._lock_fd = fd
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,6 +181,9 @@ class OutputFolder:
             is_held = os.fstat(fd).st_ino == path.stat().st_ino
         except (BlockingIOError, FileNotFoundError):
             is_held = False
+        except OSError as problem:
+            # Some network mounts have no locks: unique names still keep two runs apart.
+            is_held = problem.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
         if not is_held:
             os.close(fd)
             self._lock_fd = None
@@ -119,52 +198,95 @@ class OutputFolder:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def create(self, name: str, n_bytes: int, *, io_mode: IoMode = "buffered") -> OutputFile:
-        """Begin a file in the staging folder, its space reserved.
+    def forget(self, name: str) -> None:
+        """Drop a sealed file that is not what its journal line says; it is written anew."""
+        self._journal.sealed.pop(name, None)
+        write_journal(self._journal_path, self._journal)
+
+    def reserve(self, sizes: Mapping[str, int]) -> None:
+        """Take the space of all files from the disk, before an hour is spent on the first.
+
+        Args:
+            sizes: Each file's name and size in bytes.
+
+        Raises:
+            OutputError: If a file cannot be created, or the disk has not the space.
+        """
+        for name, n_bytes in sizes.items():
+            # A name that no other run uses: without working locks, two runs waste work only.
+            part = self.staging / f"{name}.{secrets.token_hex(4)}.part"
+            try:
+                with OutputFile(part) as output:
+                    output.reserve(n_bytes)
+            except OutputError as problem:
+                raise OutputError(
+                    f"cannot reserve {n_bytes} bytes for {name}: {cause_of(problem)}",
+                    path=self.path,
+                    hint="free some space, or name another place with --output_dir",
+                ) from problem
+            self._parts[name] = part
+            step("space reserved")
+
+    def open_part(self, name: str, *, io_mode: IoMode = "buffered") -> OutputFile:
+        """Open a file whose space was reserved.
 
         Args:
             name: Its final name.
-            n_bytes: Its size.
             io_mode: How it is written.
 
         Returns:
-            The open file, under a name that no other run uses.
+            The open file.
 
         Raises:
-            OutputError: If it cannot be created, or the disk has not the space.
+            OutputError: If it cannot be opened.
         """
-        part = self.staging / f"{name}.{secrets.token_hex(4)}.part"
-        output = OutputFile(part, io_mode=io_mode)
-        try:
-            output.reserve(n_bytes)
-        except OutputError:
-            output.abandon()
-            raise
-        return output
+        return OutputFile(self._parts[name], io_mode=io_mode, reserved=True)
 
-    def seal(self, output: OutputFile, name: str) -> None:
-        """Save a whole file to the disk and give it its name in the staging folder.
+    def seal(self, output: OutputFile, name: str, header: bytes) -> None:
+        """Write a file's header, save it to the disk and give it its name in the staging folder.
+
+        The data is on the disk before the header is written: a torn file has none, and a file
+        without one cannot be loaded.
 
         Args:
-            output: From `create`; closed hereafter.
+            output: From `open_part`, its data written; closed hereafter.
             name: Its final name.
+            header: The bytes in front of its data.
 
         Raises:
             OutputError: If the disk did not take all of it.
         """
         output.sync()
+        step("data saved")
+        output.write_at(0, header)
+        output.sync()
+        step("header saved")
         output.close()
         self._rename(output.path, self.staging / name)
         sync_folder(self.staging)
+        step("file named")
+
+    def note_sealed(self, sealed: SealedFile) -> None:
+        """Write into the journal that a file is whole.
+
+        Raises:
+            OutputError: If the journal cannot be written.
+        """
+        append_sealed(self._journal_path, sealed)
+        self._journal.sealed[sealed.name] = sealed
+        step("file journaled")
 
     def add(self, name: str, content: bytes) -> None:
-        """Write a small file whole into the staging folder; the errors of `create` and `seal`."""
-        output = self.create(name, len(content))
-        try:
+        """Write a small file whole into the staging folder; the errors of `reserve` and `seal`.
+
+        Its name is on the disk after `commit` only: until then it would be written anew anyhow.
+        """
+        self.reserve({name: len(content)})
+        with self.open_part(name) as output:
             output.write_at(0, content)
-            self.seal(output, name)
-        finally:
-            output.abandon()
+            output.sync()
+        self._rename(output.path, self.staging / name)
+        step("small file named")
 
     def _rename(self, source: Path, target: Path) -> None:
         try:
@@ -172,36 +294,70 @@ class OutputFolder:
         except OSError as problem:
             raise OutputError(f"cannot rename: {first_line(problem)}", path=target) from problem
 
-    def publish(self) -> None:
-        """Move everything that is staged into place, the file that loaders begin with last.
+    def commit(self) -> None:
+        """Write into the journal that everything staged is whole and goes out.
+
+        Raises:
+            OutputError: If the journal cannot be written.
+        """
+        names = tuple(sorted(e.name for e in self.staging.iterdir() if e.name != JOURNAL_NAME))
+        sync_folder(self.staging)
+        append_publishing(self._journal_path, names)
+        self._journal.publishing = names
+        step("publishing journaled")
+
+    def publish(self) -> tuple[str, ...]:
+        """Move everything that was committed into place, what loaders begin with last.
+
+        Returns:
+            The names of the published files.
 
         Raises:
             OutputError: If a file cannot be moved; the folder then holds nothing that loads.
         """
-        names = sorted(entry.name for entry in self.staging.iterdir())
+        names = self._journal.publishing
+        waiting = {name for name in names if (self.staging / name).exists()}
         entrances = [name for name in names if name in _ENTRANCES]
-        if entrances:
-            self._remove_old_model()
-        for name in names:
-            if name not in entrances:
-                self._rename(self.staging / name, self.path / name)
+        if waiting.intersection(entrances):
+            self._remove_old_model(keep={name for name in names if name not in waiting})
+        for name in sorted(waiting.difference(entrances)):
+            self._rename(self.staging / name, self.path / name)
+            step("file moved")
         sync_folder(self.path)
-        for name in entrances:
+        for name in sorted(waiting.intersection(entrances)):
             self._rename(self.staging / name, self.path / name)
         sync_folder(self.path)
+        step("published")
+        self._drop_staging()
+        return names
 
-    def _remove_old_model(self) -> None:
+    def _remove_old_model(self, keep: Collection[str]) -> None:
+        """Remove an older model, first what loaders begin with; `keep` was moved here already."""
         try:
             for name in _ENTRANCES:
                 (self.path / name).unlink(missing_ok=True)
             sync_folder(self.path)
-            for entry in self.path.iterdir():
-                if _SHARD_NAME.fullmatch(entry.name):
+            step("old index removed")
+            for entry in sorted(self.path.iterdir()):
+                is_old = _SHARD_NAME.fullmatch(entry.name) or entry.name in OWN_SMALL_FILES
+                if is_old and entry.name not in keep:
                     entry.unlink()
+                    step("old file removed")
+            sync_folder(self.path)
         except OSError as problem:
             raise OutputError(
                 f"cannot remove the old model: {first_line(problem)}", path=self.path
             ) from problem
+
+    def _drop_staging(self) -> None:
+        """Remove the staging folder, the journal last: until then it can tell what happened."""
+        with suppress(OSError):
+            for entry in self.staging.iterdir():
+                if entry.name != JOURNAL_NAME:
+                    entry.unlink()
+            step("staging emptied")
+            self._journal_path.unlink(missing_ok=True)
+            self.staging.rmdir()
 
     def __exit__(
         self,
@@ -209,11 +365,25 @@ class OutputFolder:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.staging, ignore_errors=True)
+        if value is not None and not self.publishing:
+            # The space of files that are not whole is given back; whole ones are worth keeping,
+            # unless the same run could only fail again.
+            hopeless = isinstance(value, CastError)
+            if hopeless or not (self.sealed or isinstance(value, Interrupted)):
+                shutil.rmtree(self.staging, ignore_errors=True)
+            else:
+                for part in self.staging.glob("*.part"):
+                    part.unlink(missing_ok=True)
         self._release_lock()
         if value is not None:
             with suppress(OSError):
                 self.path.rmdir()  # only if it is empty
+
+
+def cause_of(problem: OutputError) -> str:
+    """Give the system's words behind a problem, or its own."""
+    cause = problem.__cause__
+    return first_line(cause) if isinstance(cause, OSError) else problem.message
 
 
 def refuse_same_folder(output_dir: Path, input_dir: Path) -> None:

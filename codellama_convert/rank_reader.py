@@ -18,6 +18,7 @@ import numpy.typing as npt
 from codellama_convert.crc32 import CrcLedger
 from codellama_convert.errors import CheckpointError
 from codellama_convert.files import SLACK_BYTES, InputFile, IoMode
+from codellama_convert.journal import SourceSums
 from codellama_convert.pth import RankIndex, Storage, StoredTensor
 
 Rows = npt.NDArray[Any]
@@ -88,7 +89,9 @@ class RankReader:
         reading.extents.append((first, end))
         return reading
 
-    def read_rows(self, name: str, start_row: int, n_rows: int, buffer: memoryview) -> Rows:
+    def read_rows(
+        self, name: str, start_row: int, n_rows: int, buffer: memoryview
+    ) -> tuple[Rows, int | None]:
         """Read contiguous rows of a tensor.
 
         Args:
@@ -99,7 +102,7 @@ class RankReader:
 
         Returns:
             Unsigned integers of the element's size, shape (n_rows, n_columns), in `buffer`; a
-            vector has one column.
+            vector has one column. And their bytes' CRC-32, where it was taken as they were read.
 
         Raises:
             CheckpointError: If the file ends before, cannot be read, or a CRC-32 differs.
@@ -107,23 +110,24 @@ class RankReader:
         tensor = self.index.tensors[name]
         n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
         if _is_row_major(tensor):
-            rows = self._read_window(tensor, start_row * n_columns, n_rows * n_columns, buffer)
-            return rows.reshape(n_rows, n_columns)
-        return self._gather(tensor, start_row, n_rows, buffer)
+            first, n_elements = start_row * n_columns, n_rows * n_columns
+            rows, crc = self._read_window(tensor, first, n_elements, buffer)
+            return rows.reshape(n_rows, n_columns), crc
+        return self._gather(tensor, start_row, n_rows, buffer), None
 
     def _read_window(
         self, tensor: StoredTensor, first_element: int, n_elements: int, buffer: memoryview
-    ) -> Rows:
+    ) -> tuple[Rows, int]:
         itemsize = tensor.dtype.itemsize
         start = (tensor.storage_offset + first_element) * itemsize
         n_bytes = n_elements * itemsize
         window = self._file.read_window(tensor.storage.offset + start, n_bytes, buffer)
-        self._add(tensor, start, window)
+        crc = self._add(tensor, start, window)
         if (tensor.storage.offset + start) % itemsize:
             # A re-zipped file may hold its records at odd positions, and direct I/O keeps them.
             buffer[:n_bytes] = window
             window = buffer[:n_bytes]
-        return np.frombuffer(window, _UNSIGNED[itemsize])
+        return np.frombuffer(window, _UNSIGNED[itemsize]), crc
 
     def _gather(
         self, tensor: StoredTensor, start_row: int, n_rows: int, buffer: memoryview
@@ -141,10 +145,11 @@ class RankReader:
             rows[segment.target] = np.frombuffer(piece, dtype)[:: segment.step]
         return rows
 
-    def _add(self, tensor: StoredTensor, start: int, piece: memoryview) -> None:
+    def _add(self, tensor: StoredTensor, start: int, piece: memoryview) -> int:
         ledger = self._pass_of[tensor.name].ledger
-        ledger.add(start, piece)
+        crc = ledger.add(start, piece)
         self._check(tensor.storage, ledger)
+        return crc
 
     def _check(self, storage: Storage, ledger: CrcLedger) -> None:
         crc = ledger.crc
@@ -164,17 +169,67 @@ class RankReader:
         Raises:
             CheckpointError: If a CRC-32 differs.
         """
-        chunk = len(buffer) - SLACK_BYTES
         for name, storage in self.index.storages.items():
-            if storage.crc is None:
-                continue
-            for reading in self._passes[name] or [_Pass(CrcLedger(storage.n_bytes))]:
-                for start, end in reading.ledger.gaps():
-                    for at in range(start, end, chunk):
-                        n_bytes = min(chunk, end - at)
-                        piece = self._file.read_window(storage.offset + at, n_bytes, buffer)
-                        reading.ledger.add(at, piece)
+            if not self._passes[name]:
+                self._passes[name].append(_Pass(CrcLedger(storage.n_bytes)))
+            for reading in self._passes[name]:
+                self._fill_gaps(reading.ledger, storage.offset, buffer)
                 self._check(storage, reading.ledger)
+
+    def _fill_gaps(self, ledger: CrcLedger, offset: int, buffer: memoryview) -> None:
+        """Read what a ledger lacks; its range begins at `offset` in the file."""
+        chunk = len(buffer) - SLACK_BYTES
+        for start, end in ledger.gaps():
+            for at in range(start, end, chunk):
+                n_bytes = min(chunk, end - at)
+                ledger.add(at, self._file.read_window(offset + at, n_bytes, buffer))
+
+    def file_crc(self, buffer: memoryview) -> int:
+        """Give the CRC-32 of the whole file: of the storages it is known, the rest is read.
+
+        Args:
+            buffer: From `aligned_buffer`, to read into.
+
+        Returns:
+            The CRC-32; call after `finish`.
+
+        Raises:
+            CheckpointError: If the file ends before, or cannot be read.
+        """
+        known = []
+        for name, storage in self.index.storages.items():
+            crc = self._passes[name][0].ledger.crc
+            if storage.n_bytes and crc is not None:
+                known.append((storage.offset, storage.offset + storage.n_bytes, crc))
+        whole = CrcLedger(self.index.n_bytes, known)
+        self._fill_gaps(whole, 0, buffer)
+        assert whole.crc is not None
+        return whole.crc
+
+    def sums(self, names: Collection[str]) -> SourceSums:
+        """Tell what was read of the storages behind some tensors, for a later run to go on from.
+
+        Args:
+            names: The tensors.
+
+        Returns:
+            By storage, each pass's joined (start, end, crc).
+        """
+        storages = {self.index.tensors[name].storage.name for name in names}
+        return {
+            name: [list(reading.ledger.intervals()) for reading in self._passes[name]]
+            for name in sorted(storages)
+        }
+
+    def restore(self, sums: SourceSums) -> None:
+        """Go on from what an earlier run had read: those bytes are in files that are kept.
+
+        Args:
+            sums: From `sums`, of a reader opened for the same names.
+        """
+        for name, passes in sums.items():
+            for reading, intervals in zip(self._passes[name], passes, strict=True):
+                reading.ledger.restore(intervals)
 
     def close(self) -> None:
         """Close the file."""

@@ -124,12 +124,14 @@ class Identity:
         name: The released model, or a description where it is none.
         flavor: What it was tuned for; None where nothing tells.
         max_position_embeddings: Context length to write.
+        context_is_known: Whether it is, or was given; otherwise a note says what was written.
         notes: What could not be known, and which option sets it.
     """
 
     name: str
     flavor: Flavor | None
     max_position_embeddings: int
+    context_is_known: bool
     notes: tuple[str, ...]
 
 
@@ -219,10 +221,11 @@ def identify(
     candidates = of_family or candidates
     wanted = flavor or named_flavor
     candidates = tuple(v for v in candidates if wanted in (None, v.flavor)) or candidates
-    context = max_position_embeddings
+    context, context_note = max_position_embeddings, None
     if context is None:
-        context, note = _context(candidates, family, config)
-        notes.extend(note)
+        context, context_note = _context(candidates, family, config)
+    if context_note is not None:
+        notes.append(context_note)
     flavors = {variant.flavor for variant in candidates}
     if wanted is None and len(flavors) == 1:
         (wanted,) = flavors
@@ -231,7 +234,8 @@ def identify(
             f"params.json says norm_eps {config.rms_norm_eps}; Meta corrected it to "
             f"{candidates[0].norm_epsilons[0]} in later downloads of {candidates[0].name}"
         )
-    return Identity(_describe(candidates, family), wanted, context, tuple(notes))
+    name = _describe(candidates, family)
+    return Identity(name, wanted, context, context_note is None, tuple(notes))
 
 
 def _fits(variant: Variant, config: ModelConfig) -> bool:
@@ -250,11 +254,11 @@ def _fits(variant: Variant, config: ModelConfig) -> bool:
 
 def _context(
     candidates: tuple[Variant, ...], family: Family | None, config: ModelConfig
-) -> tuple[int, tuple[str, ...]]:
+) -> tuple[int, str | None]:
     """Give the context length, and a note unless every candidate has the same."""
     lengths = sorted({variant.max_position_embeddings for variant in candidates})
     if len(lengths) == 1:
-        return lengths[0], ()
+        return lengths[0], None
     if lengths:
         guess = lengths[0]
         names = " or ".join(variant.name for variant in candidates)
@@ -269,7 +273,7 @@ def _context(
         f"max_position_embeddings is not in the checkpoint ({why}): wrote {guess}; "
         "set it with --max_position_embeddings"
     )
-    return guess, (note,)
+    return guess, note
 
 
 def _describe(candidates: tuple[Variant, ...], family: Family | None) -> str:

@@ -1,0 +1,133 @@
+"""Own Meta's checklist.chk: MD5 sums beside a download; know nothing of what the files hold.
+
+CRC-32 guards a conversion against accidents on the way. The list is what tells a wrong download
+that is whole in itself. Meta's own list was wrong for two 70B models (meta-llama/codellama issue
+192), so a mismatch is a note unless the user wants it strict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from codellama_convert.errors import CheckpointError
+from codellama_convert.files import InputFile, aligned_buffer
+
+ChecksumMode = Literal["off", "warn", "strict"]
+
+LIST_NAMES = ("checklist.chk", "tokenizer_checklist.chk")
+# As md5sum writes it: the sum, a space, a space or an asterisk, the name.
+_LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](\S.*)")
+_MAX_LIST_BYTES = 1 << 16
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSum:
+    """One line of a list.
+
+    Attributes:
+        path: The file that it speaks of.
+        md5: The sum that it expects.
+        list_path: The list.
+    """
+
+    path: Path
+    md5: str
+    list_path: Path
+
+
+def read_lists(folders: Sequence[Path]) -> tuple[dict[str, ListedSum], tuple[str, ...]]:
+    """Read the lists that lie in some folders.
+
+    Args:
+        folders: The model's folder, and the one that holds its tokenizer.
+
+    Returns:
+        The lines by file name, the first folder's first; and notes on lists that cannot be read.
+    """
+    found: dict[str, ListedSum] = {}
+    notes: list[str] = []
+    for folder in dict.fromkeys(folders):
+        for name in LIST_NAMES:
+            path = folder / name
+            if not path.exists():
+                continue
+            try:
+                lines = _lines(path)
+            except CheckpointError as problem:
+                notes.append(f"{name} was not used: {problem.message}")
+                continue
+            for md5, listed in lines:
+                sum_of = ListedSum(path.with_name(listed), md5.lower(), path)
+                found.setdefault(listed, sum_of)
+    return found, tuple(notes)
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    with InputFile(path) as file:
+        if file.n_bytes > _MAX_LIST_BYTES:
+            raise CheckpointError("it is too large to be a list", path=path)
+        text = file.read_exact(0, file.n_bytes).decode("utf-8", "replace")
+    lines = []
+    for line in text.splitlines():
+        match = _LINE.fullmatch(line.strip())
+        if match is None and line.strip():
+            raise CheckpointError("it is not a list of MD5 sums", path=path)
+        if match is not None:
+            lines.append((match[1], match[2].rsplit("/", 1)[-1]))
+    return lines
+
+
+def check_sums(
+    listed: Mapping[str, ListedSum],
+    paths: Sequence[Path],
+    *,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[str, ...]:
+    """Compare files with the list, several at once.
+
+    Args:
+        listed: From `read_lists`.
+        paths: The files.
+        workers: How many are read at once; MD5 needs each in order.
+        progress: Called with the bytes that were read, from several threads.
+
+    Returns:
+        One text for each file that differs.
+
+    Raises:
+        CheckpointError: If a file cannot be read.
+    """
+    wanted = [(path, listed[path.name]) for path in paths if path.name in listed]
+
+    def check(one: tuple[Path, ListedSum]) -> str | None:
+        path, entry = one
+        md5 = file_md5(path, progress)
+        if md5 == entry.md5:
+            return None
+        return (
+            f"{path.name} does not match {entry.list_path.name} (MD5 {md5}, expected {entry.md5})"
+        )
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return tuple(text for text in pool.map(check, wanted) if text is not None)
+
+
+def file_md5(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Give a file's MD5 in hexadecimal; the errors of `check_sums`."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with InputFile(path, io_mode="auto") as file:
+        buffer = aligned_buffer(_CHUNK_BYTES)
+        for at in range(0, file.n_bytes, _CHUNK_BYTES):
+            piece = file.read_window(at, min(_CHUNK_BYTES, file.n_bytes - at), buffer)
+            digest.update(piece)
+            if progress is not None:
+                progress(len(piece))
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""Own the signals that ask the program to stop; know nothing of what it does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# SIGHUP does not exist on Windows.
+STOP_SIGNALS: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def _stop_signals() -> tuple[signal.Signals, ...]:
+    return tuple(signal.Signals[name] for name in STOP_SIGNALS if hasattr(signal, name))
+
+
+def exit_on_signals() -> None:
+    """Leave at once, without a traceback, with the status that shells give: 128 + the signal."""
+    for number in _stop_signals():
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    # os._exit: an import that was interrupted must not run half-made clean-up code.
+    os._exit(128 + number)
+
+
+class StopRequest:
+    """Whether somebody asked to stop; safe for threads.
+
+    Attributes:
+        signal_number: The signal that asked; 0 before one did.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.signal_number = 0
+
+    def ask(self, number: int) -> None:
+        """Ask to stop because of a signal."""
+        self.signal_number = number
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Tell whether somebody asked."""
+        return self._event.is_set()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn the first signal into a request and the second one into an exit at once.
+
+    Yields:
+        The request, to be looked at between tiles.
+    """
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.is_set():
+            _leave(number, frame)
+        request.ask(number)
+
+    before = {number: signal.signal(number, ask) for number in _stop_signals()}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

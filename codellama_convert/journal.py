@@ -1,0 +1,176 @@
+"""Own the journal of a staged conversion: what it is of, which files are whole, whether it goes out.
+
+One JSON value a line, each saved to the disk before the next step. A torn last line is the trace
+of a kill while it was written, and means nothing. Know nothing of how files are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import OutputError
+from codellama_convert.files import first_line
+
+# What was read of the storages behind a file: by storage, each pass's joined (start, end, crc).
+SourceSums = dict[str, list[list[tuple[int, int, int]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFile:
+    """A staged file that is whole and on the disk.
+
+    Attributes:
+        name: Its final name.
+        n_bytes: Its size.
+        crc32: Of all its bytes.
+        tensors: CRC-32 of each tensor's bytes.
+        source: For each rank, what was read to write it.
+    """
+
+    name: str
+    n_bytes: int
+    crc32: int
+    tensors: dict[str, int]
+    source: list[SourceSums]
+
+
+@dataclass(slots=True)
+class Journal:
+    """What a staging folder holds.
+
+    Attributes:
+        identity: The inputs and options that it is of.
+        sealed: The whole files, by name.
+        publishing: The names that go out, once that has begun.
+    """
+
+    identity: dict[str, Any]
+    sealed: dict[str, SealedFile] = field(default_factory=dict)
+    publishing: tuple[str, ...] = ()
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Give the SHA-256 of the inputs and options of a conversion."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def differences(staged: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Name what differs between two conversions, with both values.
+
+    Args:
+        staged: Identity of what lies in the staging folder.
+        wanted: Identity of what is asked for.
+
+    Returns:
+        One text a difference.
+    """
+    return [
+        f"{key} is {json.dumps(staged.get(key))} there and {json.dumps(wanted.get(key))} now"
+        for key in sorted({*staged, *wanted})
+        if staged.get(key) != wanted.get(key)
+    ]
+
+
+def read_journal(path: Path) -> Journal | None:
+    """Read a journal up to its first torn line.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it says, or None where there is none or its first line is torn.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise OutputError(f"cannot read: {first_line(problem)}", path=path) from problem
+    journal: Journal | None = None
+    with suppress(ValueError, KeyError, TypeError):  # the first torn line ends it
+        for line in lines[:-1]:  # what follows the last newline is torn, or nothing
+            journal = _take(journal, json.loads(line))
+    return journal
+
+
+def _take(journal: Journal | None, record: dict[str, Any]) -> Journal:
+    if journal is None:
+        if record["fingerprint"] != fingerprint(record["identity"]):
+            raise ValueError("the identity was changed")
+        return Journal(record["identity"])
+    if "publish" in record:
+        journal.publishing = tuple(record["publish"])
+    else:
+        sealed = SealedFile(**record["file"])
+        journal.sealed[sealed.name] = sealed
+    return journal
+
+
+def write_journal(path: Path, journal: Journal) -> None:
+    """Write a whole journal beside its place and rename it there.
+
+    Args:
+        path: Its place.
+        journal: What it says.
+
+    Raises:
+        OutputError: If it cannot be written, or the file system cannot rename.
+    """
+    records = [{"fingerprint": fingerprint(journal.identity), "identity": journal.identity}]
+    records += [{"file": asdict(sealed)} for sealed in journal.sealed.values()]
+    part = path.with_name(path.name + ".part")
+    try:
+        part.unlink(missing_ok=True)
+        _append(part, *records)
+        part.replace(path)
+    except OSError as problem:
+        raise OutputError(
+            f"cannot write the journal: {first_line(problem)}",
+            path=path,
+            hint="the output folder's file system must be able to rename files",
+        ) from problem
+
+
+def append_sealed(path: Path, sealed: SealedFile) -> None:
+    """Note that a file is whole; it is on the disk when this returns.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    _append_or_refuse(path, {"file": asdict(sealed)})
+
+
+def append_publishing(path: Path, names: tuple[str, ...]) -> None:
+    """Note that everything is whole and goes out; it is on the disk when this returns.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    _append_or_refuse(path, {"publish": list(names)})
+
+
+def _append_or_refuse(path: Path, record: dict[str, Any]) -> None:
+    try:
+        _append(path, record)
+    except OSError as problem:
+        raise OutputError(
+            f"cannot write the journal: {first_line(problem)}", path=path
+        ) from problem
+
+
+def _append(path: Path, *records: dict[str, Any]) -> None:
+    with path.open("ab") as file:
+        for record in records:
+            file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

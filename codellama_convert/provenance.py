@@ -1,0 +1,104 @@
+"""Own conversion.json: what an output was made of, so that it can be checked without its source.
+
+It is the same from run to run: no times, no names of machines, no absolute paths, nothing of
+workers or buffers. Know nothing of how files are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from codellama_convert import __version__
+from codellama_convert.config import json_bytes
+from codellama_convert.errors import OutputError
+from codellama_convert.files import InputFile
+from codellama_convert.job import Job
+from codellama_convert.journal import SealedFile
+
+CONVERSION_NAME = "conversion.json"
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+def conversion_json(
+    job: Job,
+    sealed: Mapping[str, SealedFile],
+    small_files: Mapping[str, bytes],
+    rank_crcs: Sequence[int],
+    *,
+    sha256_of: Path | None = None,
+) -> bytes:
+    """Build conversion.json.
+
+    Args:
+        job: What was done.
+        sealed: The safetensors files, by name.
+        small_files: The other files' contents, by name.
+        rank_crcs: CRC-32 of each rank's file, in order.
+        sha256_of: The folder whose files are to be hashed; None leaves SHA-256 out.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        OutputError: If a file to be hashed cannot be read.
+    """
+    files: dict[str, dict[str, Any]] = {
+        name: {"size": one.n_bytes, "crc32": f"{one.crc32:08x}"} for name, one in sealed.items()
+    }
+    for name, content in small_files.items():
+        files[name] = {"size": len(content), "crc32": f"{zlib.crc32(content):08x}"}
+    if sha256_of is not None:
+        for name, entry in files.items():
+            entry["sha256"] = file_sha256(sha256_of / name)
+    return json_bytes(
+        {
+            "converter": {"name": "codellama-convert", "version": __version__},
+            "files": files,
+            "model": None if job.checkpoint is None else job.checkpoint.identity.name,
+            "notes": list(job.notes),
+            "options": job.identity()["options"],
+            "source": _source(job, rank_crcs),
+            "tensors": _tensors(job, sealed),
+        }
+    )
+
+
+def _source(job: Job, rank_crcs: Sequence[int]) -> dict[str, Any]:
+    ranks = job.checkpoint.ranks if job.checkpoint else ()
+    return {
+        rank.path.name: {"size": rank.n_bytes, "crc32": f"{crc:08x}"}
+        for rank, crc in zip(ranks, rank_crcs, strict=True)
+    }
+
+
+def _tensors(job: Job, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
+    if job.plan is None:
+        return {}
+    return {
+        tensor.spec.name: {
+            "file": file.name,
+            "dtype": tensor.spec.dtype.code,
+            "shape": list(tensor.spec.shape),
+            "size": tensor.spec.n_bytes,
+            "crc32": f"{sealed[file.name].tensors[tensor.spec.name]:08x}",
+        }
+        for file in job.plan.files
+        for tensor in file.tensors
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """Give a file's SHA-256 in hexadecimal.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with InputFile(path, error=OutputError) as file:
+        for at in range(0, file.n_bytes, _HASH_CHUNK_BYTES):
+            digest.update(file.read_exact(at, min(_HASH_CHUNK_BYTES, file.n_bytes - at)))
+    return digest.hexdigest()
