@@ -157,7 +157,10 @@ def _tied_pieces(normal: list[Piece]) -> list[str]:
     return [
         piece.text
         for piece in normal
-        if scores[piece.score] > 1 and piece.text.strip("▁") and not piece.text.startswith("▁<")
+        if scores[piece.score] > 1
+        and piece.text.strip("▁")
+        and not piece.text.startswith("▁<")
+        and piece.text != STEP_PIECE
     ]
 
 
