@@ -106,5 +106,6 @@ def infilling_pairs() -> tuple[tuple[str, str], ...]:
         pairs += [(snippet[:a], snippet[b:]) for a, b in pairwise(cuts)]
     edges = (*SPACES, *FOREIGN[:20], *LOOKALIKES[:36], "☺x", ">", "tail", "    return x\n")
     pairs += [("def f():\n", edge) for edge in edges] + [(edge, "\nend") for edge in edges]
+    pairs += [("", edge) for edge in edges] + [(edge, "") for edge in edges]
     pairs += [(chance.choice(edges), chance.choice(edges)) for _ in range(200)]
     return tuple(dict.fromkeys(pairs))

@@ -234,6 +234,7 @@ def model_bytes(name: str) -> bytes:
         "stories": stories,
         "mistral": mistral,
         "mistral_infilling": lambda: with_infilling(mistral()),
+        "mistral_step": lambda: with_step(mistral()),
     }[name]()
 
 
