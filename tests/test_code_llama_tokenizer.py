@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -267,3 +268,29 @@ def test_importing_the_package_imports_no_library():
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("texts", ["one", "batch"])
+def test_the_documented_example_runs_on_a_small_model(texts, tokenizer):
+    """Random weights: what is filled in means nothing, but every step of the example is taken."""
+    with warnings.catch_warnings():
+        # transformers and its libraries import deprecated names of each other.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, bos_token_id=1, eos_token_id=2))
+    prompts = ["def add(a):\n    <FILL_ME>\n", "x = <FILL_ME>"][: 1 if texts == "one" else 2]
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+    stop = [tokenizer.eos_token_id, tokenizer.eot_id]
+    output = model.generate(
+        **inputs, max_new_tokens=5, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
+    )
+    new = output[:, inputs.input_ids.shape[1] :]
+    fillings = tokenizer.batch_decode(new, skip_special_tokens=True)
+    assert len(fillings) == len(prompts)
+    for prompt, row in zip(prompts, new, strict=True):
+        assert "<FILL_ME>" not in prompt.replace("<FILL_ME>", tokenizer.decode_infilling(row))

@@ -148,6 +148,20 @@ def test_the_filling_keeps_its_leading_space(folder_of):
     assert tokenizer.decode_infilling([]) == ""
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_recipe_decodes_a_filling_with_auto_tokenizer(name, auto_of, folder_of):
+    """Meta's decode_infilling: decode after the marker, then drop it, so that the space stays."""
+    tok = auto_of(name)
+    ours = CodeLlamaTokenizer.from_pretrained(folder_of(name))
+    eot = tok.convert_tokens_to_ids("▁<EOT>")
+    for text in ("return a", " two  spaces", "x\n    y\n", "é\t", ""):
+        new = [*processor(name).encode(text), eot]
+        marker = tok("☺", add_special_tokens=False)["input_ids"][1:]
+        filling = tok.decode(marker + new, skip_special_tokens=True)[1:]
+        assert filling == (f" {text}" if text else "")
+        assert ours.decode_infilling(new) == filling
+
+
 def test_a_text_prompt_is_not_equivalent():
     """Negative control: what an English description of the format suggests, differs from it."""
     pairs = infilling_pairs()

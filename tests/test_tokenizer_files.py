@@ -16,6 +16,7 @@ from codellama_convert.errors import TokenizerError
 from codellama_convert.sentencepiece_model import read_sentencepiece_model
 from codellama_convert.tokenizer import (
     TOKENIZER_CLASSES,
+    check_embedding_rows,
     stop_token_ids,
     tokenizer_files,
     tokenizer_notes,
@@ -152,6 +153,12 @@ def test_special_pieces_are_found_wherever_they_stand(tmp_path):
     assert content["post_processor"]["special_tokens"]["<s>"]["ids"] == [2]
     ids = {token["content"]: token["id"] for token in content["added_tokens"]}
     assert (ids["<s>"], ids["▁<PRE>"], ids["▁<SUF>"]) == (2, 918, 917)
+
+
+def test_a_tokenizer_of_another_model_is_refused(model_of):
+    check_embedding_rows(model_of("infilling"), 926)
+    with pytest.raises(TokenizerError, match=r"tokenizer.model: .*926 pieces.*910 rows"):
+        check_embedding_rows(model_of("infilling"), 910)
 
 
 def test_merges_of_a_hand_made_vocabulary(tmp_path):
