@@ -205,6 +205,12 @@ def test_settings_at_the_boundary_are_accepted(tmp_path):
     assert read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
 
 
+def test_self_test_data_is_passed_over(tmp_path):
+    """Field 4 of a model: samples that the trainer may add; they change no id."""
+    raw = model_bytes("plain") + b"\x22\x04\x0a\x02\x0a\x00"
+    assert read_sentencepiece_model(write_model(tmp_path, raw)).n_pieces == 910
+
+
 def test_a_field_that_sentencepiece_would_skip_is_refused(tmp_path):
     """One flipped bit can turn a piece into an unknown field; skipped, all later ids would shift."""
     raw = bytearray(model_bytes("plain"))
