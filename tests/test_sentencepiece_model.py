@@ -92,7 +92,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
         (b"", "the file is empty"),
         (b"\0" * 1000, "not a SentencePiece model, or a truncated one"),
         (b"hello world, this is text\n", "not a SentencePiece model, or a truncated one"),
-        (os.urandom(3) + b"\xff" * 500, "not a SentencePiece model, or a truncated one"),
+        (b"\x9d\x01\xfe" + b"\xff" * 500, "not a SentencePiece model, or a truncated one"),
         (b"<!DOCTYPE html><html><body>Log in</body></html>", "an HTML page"),
         (b"\n<html>\n", "an HTML page"),
         (LFS, r"a Git LFS pointer.*git lfs pull"),
