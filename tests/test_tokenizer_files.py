@@ -115,6 +115,7 @@ def test_an_unknown_class_is_refused(model_of):
         ("plain", "chat", (2,)),
         ("step", "instruct", (2, 925)),
         ("step_control", "instruct", (2, 925)),
+        ("step", "chat", (2, 925)),
         ("step", "base", (2,)),
         ("step", "python", (2,)),
         ("step", None, (2,)),
@@ -140,6 +141,50 @@ def test_special_pieces_are_found_by_name_and_never_invented(name, expected, mod
     assert {(t["special"], t["normalized"], t["lstrip"], t["rstrip"]) for t in added} == {
         (True, False, False, False)
     }
+
+
+def test_the_frame_of_tokenizer_json_is_the_measured_one(model_of):
+    raw = tokenizer_json(model_of("plain"))
+    content = json.loads(raw)
+    model = content.pop("model")
+    assert list(model.pop("vocab").items())[:4] == [
+        ("<unk>", 0),
+        ("<s>", 1),
+        ("</s>", 2),
+        ("<0x00>", 3),
+    ]
+    assert model.pop("merges")
+    assert model == {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+    }
+    assert list(content) == [
+        "version",
+        "truncation",
+        "padding",
+        "added_tokens",
+        "normalizer",
+        "pre_tokenizer",
+        "post_processor",
+        "decoder",
+    ]
+    assert "▁def".encode() in raw
+    assert raw.startswith(b'{\n  "version": "1.0",\n  "truncation": null,\n')
+    assert raw.endswith(b'"\n    ]\n  }\n}')
+
+
+def test_user_defined_pieces_are_looked_for_but_stay_in_decoded_text(tmp_path):
+    model = parsed(model_bytes("plain"))
+    add_piece(model, "[TOOL]", 0.0, 4)
+    read = read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
+    last = json.loads(tokenizer_json(read))["added_tokens"][-1]
+    assert (last["content"], last["id"], last["special"]) == ("[TOOL]", 910, False)
 
 
 def test_special_pieces_are_found_wherever_they_stand(tmp_path):
