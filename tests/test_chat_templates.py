@@ -10,7 +10,9 @@ from itertools import product
 
 import pytest
 from jinja2.exceptions import TemplateError
+from jinja2.sandbox import SandboxedEnvironment
 
+from codellama_convert.chat import chat_template
 from tests.vocabularies import processor
 
 BOS, EOS = 1, 2
@@ -115,6 +117,16 @@ def test_a_destination_is_a_second_header_line(auto_of):
     expected = [("user", "hi", None), ("assistant", "hello", "user"), ("user", "more", None)]
     found = template_ids(auto_of("step", "instruct"), messages, reply=True)
     assert found == meta_step_ids("step", expected, reply=True)
+
+
+def test_a_destination_of_none_is_none_in_any_engine():
+    """Rendered with jinja2 itself: transformers 5 removes such keys before the template sees them."""
+    messages = [{"role": "user", "content": "a", "destination": None}]
+    template = SandboxedEnvironment().from_string(chat_template(step=True))
+    assert template.render(messages=messages, bos_token="<s>", add_generation_prompt=True) == (
+        "<s> Source: system<step> Source: user \n\n a<step>"
+        " Source: assistant\nDestination: user \n\n "
+    )
 
 
 def test_the_ids_are_the_right_ones_seen_by_eye(auto_of):
