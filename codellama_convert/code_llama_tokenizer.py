@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,18 +202,9 @@ class CodeLlamaTokenizer:
         Raises:
             TokenizerError: If the model has no infilling pieces, or a text cannot be encoded.
         """
-        if self.prefix_id is None or self.suffix_id is None or self.middle_id is None:
-            raise TokenizerError(
-                f"the model has no infilling pieces ({', '.join(INFILLING_PIECES[:3])})",
-                path=self._model.path,
-                hint="Code Llama 7B and 13B, base and Instruct, have them",
-            )
-        before, after = self._codec.encode(prefix), self._codec.encode_suffix(suffix)
-        if self.suffix_first if suffix_first is None else suffix_first:
-            parts = [self.prefix_id, self.suffix_id, *after, self.middle_id, *before]
-        else:
-            parts = [self.prefix_id, *before, self.suffix_id, *after, self.middle_id]
-        return [self.bos_token_id, *parts]
+        if suffix_first is None:
+            suffix_first = self.suffix_first
+        return self._codec.infilling_prompt(prefix, suffix, suffix_first=suffix_first)
 
     def tokenize(self, text: str) -> list[str]:
         """Cut a text into pieces, or the infilling prompt around `fill_token`; no special tokens."""
@@ -246,17 +236,8 @@ class CodeLlamaTokenizer:
         ids = self._codec.known(token_ids)
         special = frozenset(self.all_special_ids)
         if skip_special_tokens:
-            ids = [number for number in ids if number not in special]
-        if special.isdisjoint(ids):
-            return self._codec.decode(ids)
-        text = ""
-        for is_special, run in groupby(ids, key=special.__contains__):
-            if is_special:
-                text += "".join(self.convert_ids_to_tokens(run)).replace("▁", " ")
-            else:
-                text += self._codec.decode_inside(list(run))
-        starts_word = self._model.pieces[ids[0]].text.startswith("▁")
-        return text[1:] if starts_word else text
+            return self._codec.decode([number for number in ids if number not in special])
+        return self._codec.decode_showing(ids, special)
 
     def batch_decode(self, sequences: Any, *, skip_special_tokens: bool = False) -> list[str]:
         """Decode several sequences, or the rows of an array or tensor."""

@@ -1,18 +1,20 @@
-"""Own text to Meta's ids and back, on sentencepiece; know nothing of prompts, batches or special names.
+"""Own text to Meta's ids and back, on sentencepiece; know nothing of batches or of Hugging Face's names.
 
-Source:
-    meta-llama/codellama llama/tokenizer.py.
+Sources:
+    meta-llama/codellama llama/tokenizer.py, and llama/generation.py, `infilling_prompt_tokens`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import sentencepiece
 
 from codellama_convert.errors import TokenizerError
 from codellama_convert.sentencepiece_model import SentencePieceModel
+from codellama_convert.tokenizer_json import INFILLING_PIECES
 
 # Meta puts it before a suffix and drops its ids, so that the suffix gets no leading space of its own.
 SUFFIX_MARKER = "☺"
@@ -61,6 +63,24 @@ class MetaCodec:
             )
         return ids[len(marker) :]
 
+    def infilling_prompt(self, prefix: str, suffix: str, *, suffix_first: bool) -> list[int]:
+        """Build the ids after which the model writes what stands between prefix and suffix.
+
+        Raises:
+            TokenizerError: If the model has no infilling pieces, or a text cannot be encoded.
+        """
+        pre, suf, mid = (self.model.id_of(name) for name in INFILLING_PIECES[:3])
+        if pre is None or suf is None or mid is None:
+            raise TokenizerError(
+                f"the model has no infilling pieces ({', '.join(INFILLING_PIECES[:3])})",
+                path=self.model.path,
+                hint="Code Llama 7B and 13B, base and Instruct, have them",
+            )
+        before, after = self.encode(prefix), self.encode_suffix(suffix)
+        if suffix_first:
+            return [self.model.bos_id, pre, suf, *after, mid, *before]
+        return [self.model.bos_id, pre, *before, suf, *after, mid]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids into text; no leading space where the first one starts a word."""
         text: str = self._sentencepiece.decode(list(ids))
@@ -70,6 +90,20 @@ class MetaCodec:
         """Turn ids that stand inside of a text into text, a leading space kept."""
         # SentencePiece drops the space only at the start; a line break before it stands for a text.
         return self.decode([self.model.ids["<0x0A>"], *ids])[1:]
+
+    def decode_showing(self, ids: Sequence[int], special: frozenset[int]) -> str:
+        """Turn ids into text as `decode` does, with the names of special pieces in it."""
+        if special.isdisjoint(ids):
+            return self.decode(ids)
+        text = ""
+        for is_special, run in groupby(ids, key=special.__contains__):
+            if is_special:
+                names = "".join(self.model.pieces[number].text for number in run)
+                text += names.replace("▁", " ")
+            else:
+                text += self.decode_inside(list(run))
+        starts_word = self.model.pieces[ids[0]].text.startswith("▁")
+        return text[1:] if starts_word else text
 
     def known(self, token_ids: Any) -> list[int]:
         """Make a list of an id, a sequence of ids, or an array or tensor of one dimension.

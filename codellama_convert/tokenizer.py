@@ -110,6 +110,25 @@ def stop_token_ids(model: SentencePieceModel, *, flavor: Flavor | None) -> tuple
     return (model.eos_id,) if step_id is None else (model.eos_id, step_id)
 
 
+def check_embedding_rows(model: SentencePieceModel, n_rows: int) -> None:
+    """Refuse a tokenizer that does not belong to the weights.
+
+    Args:
+        model: The tokenizer.model of the checkpoint.
+        n_rows: Rows of the checkpoint's embedding.
+
+    Raises:
+        TokenizerError: If they are not as many as the pieces.
+    """
+    if model.n_pieces != n_rows:
+        raise TokenizerError(
+            f"the tokenizer has {model.n_pieces} pieces but the checkpoint's embedding has {n_rows}"
+            " rows: they do not belong together",
+            path=model.path,
+            hint="take tokenizer.model and weights from the same download",
+        )
+
+
 def has_infilling(model: SentencePieceModel) -> bool:
     """Tell whether the model has all four infilling pieces."""
     return all(model.id_of(name) is not None for name in INFILLING_PIECES)
@@ -157,7 +176,10 @@ def _tied_pieces(normal: list[Piece]) -> list[str]:
     return [
         piece.text
         for piece in normal
-        if scores[piece.score] > 1 and piece.text.strip("▁") and not piece.text.startswith("▁<")
+        if scores[piece.score] > 1
+        and piece.text.strip("▁")
+        and not piece.text.startswith("▁<")
+        and piece.text != STEP_PIECE
     ]
 
 

@@ -1,0 +1,56 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
+from codellama_convert.tokenizer import tokenizer_files
+from tests.vocabularies import model_bytes, write_folder, write_model
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SentencePieceModel]:
+    """Read a model of tests/vocabularies.py by name, once a session."""
+
+    @cache
+    def read(name: str) -> SentencePieceModel:
+        folder = tmp_path_factory.mktemp(f"model_{name}")
+        return read_sentencepiece_model(write_model(folder, model_bytes(name)))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory, model_of: Any) -> Callable[..., Path]:
+    """Write a converted folder, with the given options of `tokenizer_files`, once a session."""
+
+    @cache
+    def write(name: str, flavor: Any = None, tokenizer_class: str | None = None) -> Path:
+        files = tokenizer_files(model_of(name), flavor=flavor, tokenizer_class=tokenizer_class)
+        return write_folder(tmp_path_factory.mktemp(f"folder_{name}"), files)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def auto_of(folder_of: Any) -> Callable[..., Any]:
+    """Load a converted folder through AutoTokenizer, once a session."""
+
+    @cache
+    def load(name: str, flavor: Any = None, tokenizer_class: str | None = None) -> Any:
+        with warnings.catch_warnings():
+            # transformers 4.57 and its libraries import deprecated names of each other.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(folder_of(name, flavor, tokenizer_class))
+
+    return load
