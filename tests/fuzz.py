@@ -428,7 +428,7 @@ def _scratch() -> Iterator[Path]:
 
 def _count(tally: Counter[str], found: str, number: int) -> None:
     tally[found] += 1
-    if found not in ("exact", "refused", "converted") and tally[found] <= 3:
+    if found.startswith("crash") or (found == "wrong" and RankReader._check is not _no_check):
         sys.stderr.write(f"  mutant {number}: {found}\n")
 
 
@@ -477,7 +477,7 @@ def main() -> int:
         report("the same, CRC-32 check off", tally, began, passed=tally["wrong"] > 0)
     if n_pickles:
         began = time.monotonic()
-        fuzz_pickles(100, seed=-1)  # to warm up
+        fuzz_pickles(0)  # the good ones, to warm up
         tally, growth = measured_growth(lambda: fuzz_pickles(n_pickles, seed=asked.seed))
         passed = set(tally) <= {"converted", "refused"} and growth <= MAX_GROWTH_BYTES
         report(f"forged pickles, peak +{growth / 1e6:.1f} MB", tally, began, passed=passed)
