@@ -18,6 +18,7 @@ _DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
 _DEFAULT_MULTIPLE_OF = 256
 _BOS_ID, _EOS_ID = 1, 2  # of every tokenizer.model that Meta released for Llama 1, 2, Code Llama
 _MAX_DIMENSION = 1 << 24
+_MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
 _MAX_REAL = 1e30  # times any dimension it is still finite
 # What Meta's loaders take for themselves; they do not change the weights' meaning.
 _RUNTIME_KEYS = frozenset({"max_batch_size", "max_seq_len"})
@@ -213,6 +214,13 @@ def build_config(
     if params.dim % params.n_heads or (params.dim // params.n_heads) % 2:
         raise ConfigError(
             f"dim {params.dim} is not n_heads {params.n_heads} times an even head size", path=path
+        )
+    if params.dim // params.n_heads > _MAX_HEAD_SIZE:
+        raise ConfigError(
+            f"dim {params.dim} over n_heads {params.n_heads} gives heads of "
+            f"{params.dim // params.n_heads}, more than {_MAX_HEAD_SIZE}",
+            path=path,
+            hint=hint,
         )
     if params.n_heads % n_kv_heads:
         raise ConfigError(
