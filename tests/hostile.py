@@ -1690,6 +1690,7 @@ def _params(**said: object) -> bytes:
         "n-kv-heads-zero": (_params(n_kv_heads=0), "n_kv_heads"),
         "n-kv-heads-uneven": (_params(n_heads=4, n_kv_heads=3), "n_kv_heads", "3", "4"),
         "odd-head": (_params(n_heads=8), "8"),
+        "one-head-of-2048": (_params(dim=2048, n_heads=1), "2048", "1024"),
         "vocab": (_params(vocab_size=301), "vocab_size", "301", "300"),
         "width": (_params(multiple_of=32), "32", "16"),
         "multiplier": (_params(ffn_dim_multiplier=9.5), "9.5", "16"),
