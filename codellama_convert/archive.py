@@ -30,9 +30,11 @@ _IN_EXTRA_16 = 0xFFFF
 _IN_EXTRA_32 = 0xFFFFFFFF
 
 # 70B in 8 ranks has 728 entries and a directory of 60 kB a rank; the caps keep a forged directory
-# from costing more than some 40 MB and a second.
-_MAX_ENTRIES = 100_000
-_MAX_DIRECTORY_BYTES = 16 << 20
+# from costing more than some 20 MB and a second.
+_MAX_ENTRIES = 20_000
+_MAX_DIRECTORY_BYTES = 4 << 20
+_MAX_EXTRA_FIELDS = 64
+_MAX_SHOWN = 80
 
 _MAGIC_BYTES = 512
 _TAR_MAGIC_AT = 257
@@ -112,7 +114,9 @@ def read_archive(file: InputFile) -> Archive:
         if name.endswith("/") or not name:
             continue  # a folder's own entry, as re-zipping tools write them
         if name in entries:
-            raise CheckpointError(f"two entries named {name!r} (duplicate)", path=file.path)
+            raise CheckpointError(
+                f"two entries named {name[:_MAX_SHOWN]!r} (duplicate)", path=file.path
+            )
         entries[name] = entry
     return Archive(entries, hashlib.sha256(directory).hexdigest())
 
@@ -223,7 +227,8 @@ def _find_directory(file: InputFile) -> tuple[int, int, int]:
 def _find_end_record(file: InputFile) -> int:
     tail_bytes = min(file.n_bytes, _END.size + 0xFFFF)
     tail = file.read_exact(file.n_bytes - tail_bytes, tail_bytes)
-    at = tail.rfind(b"PK\x05\x06")
+    # The very end first: the record's own fields may spell its signature.
+    at = tail.rfind(b"PK\x05\x06", 0, tail_bytes - _END.size + 4)
     if at < 0 or at + _END.size > tail_bytes:
         raise CheckpointError(
             "no end-of-central-directory record",
@@ -283,7 +288,7 @@ def _parse_directory(file: InputFile, directory: bytes, n_entries: int) -> Itera
         if magic != b"PK\x01\x02" or position > len(directory):
             raise _damaged_directory(file)
         raw_name = directory[name_at:extra_at]
-        shown = raw_name.decode("utf-8", "backslashreplace")
+        shown = _show(raw_name)
         extra = directory[extra_at : extra_at + n_extra]
         size, packed, header_offset = _widen(file, extra, size, packed, header_offset)
         if flags & ~(_HAS_DESCRIPTOR | _NAME_IS_UTF8):
@@ -318,7 +323,9 @@ def _widen(file: InputFile, extra: bytes, *narrow: int) -> tuple[int, ...]:
     if not any(missing):
         return narrow
     position = 0
-    while position + 4 <= len(extra):
+    for _ in range(_MAX_EXTRA_FIELDS):
+        if position + 4 > len(extra):
+            break
         kind, n_bytes = struct.unpack_from("<2H", extra, position)
         body = extra[position + 4 : position + 4 + n_bytes]
         if kind == 0x0001 and len(body) >= 8 * sum(missing):
@@ -333,19 +340,25 @@ def _widen(file: InputFile, extra: bytes, *narrow: int) -> tuple[int, ...]:
     )
 
 
+def _show(raw_name: bytes) -> str:
+    """Give an entry's name for a message; it may have 64 kB and be no UTF-8."""
+    return raw_name[:_MAX_SHOWN].decode("utf-8", "backslashreplace")
+
+
 def _split_name(file: InputFile, raw_name: bytes, root: str | None) -> tuple[str, str]:
     """Give the root folder and the name below it; every entry must share one root."""
     try:
         full = raw_name.decode("utf-8")
     except UnicodeDecodeError:
-        full = raw_name.decode("utf-8", "backslashreplace")
-        raise CheckpointError(f"unexpected entry name {full!r}", path=file.path) from None
+        raise CheckpointError(
+            f"unexpected entry name {_show(raw_name)!r}", path=file.path
+        ) from None
     first, slash, name = full.partition("/")
     unsafe = not slash or not first or "\\" in full or "\0" in full or full.startswith("/")
     parts = name.split("/")
     if unsafe or ".." in (first, *parts) or root not in (None, first):
         raise CheckpointError(
-            f"unexpected entry name {full!r}",
+            f"unexpected entry name {_show(raw_name)!r}",
             path=file.path,
             hint="a PyTorch file has one root folder and plain names; nothing was extracted",
         )
@@ -355,7 +368,7 @@ def _split_name(file: InputFile, raw_name: bytes, root: str | None) -> tuple[str
 def _check_local_header(file: InputFile, record: _Record, name: str, end: int) -> Entry:
     """Check an entry's local header and descriptor; the entry must end at or before `end`."""
     start = record.header_offset
-    shown = record.raw_name.decode("utf-8", "backslashreplace")
+    shown = _show(record.raw_name)
     damaged = CheckpointError(
         f"entry {shown!r}: the local header is damaged or names another entry",
         path=file.path,

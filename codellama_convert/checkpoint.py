@@ -16,7 +16,13 @@ from codellama_convert.archive import describe_other_kind
 from codellama_convert.config import ModelConfig, build_config, parse_params
 from codellama_convert.errors import CheckpointError, ConfigError, LayoutError, TokenizerError
 from codellama_convert.files import InputFile, first_line
-from codellama_convert.layout import TensorLayout, build_layout, check_ranks, measure
+from codellama_convert.layout import (
+    TensorLayout,
+    build_layout,
+    check_ranks,
+    measure,
+    require_layers,
+)
 from codellama_convert.pth import PickleCache, RankIndex, read_rank, read_vector
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.tensors import Dtype
@@ -24,7 +30,7 @@ from codellama_convert.variants import Flavor, Identity, check_model_size, ident
 
 PARAMS_NAME = "params.json"
 TOKENIZER_NAME = "tokenizer.model"
-_RANK_NAME = re.compile(r"consolidated\.(\d\d)\.pth")
+_RANK_NAME = re.compile(r"consolidated\.([0-9]{2})\.pth")
 _MAX_PARAMS_BYTES = 1 << 20
 _MAX_RANKS = 8  # Llama 1 65B, Llama 2 70B and Code Llama 70B
 
@@ -248,6 +254,7 @@ def open_checkpoint(
     config = build_config(
         params, intermediate_size=intermediate_size, vocab_size=vocab_size, path=files.params
     )
+    require_layers(ranks[0], config.num_hidden_layers)
     dtype = ranks[0].tensors["tok_embeddings.weight"].dtype
     layout = build_layout(config, n_ranks=len(ranks), dtype=dtype)
     dropped = check_ranks(layout, ranks)
@@ -286,8 +293,13 @@ def _open_tokenizer(files: CheckpointFiles, config: ModelConfig) -> SentencePiec
 
 def _refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
     """Refuse two ranks of the same content, which a copied or twice downloaded file is."""
-    seen: dict[tuple[tuple[str, int, int | None], ...], RankIndex] = {}
+    seen: dict[tuple[int, int] | tuple[tuple[str, int, int | None], ...], RankIndex] = {}
     for rank in ranks:
+        twin = seen.setdefault(rank.identity, rank)
+        if twin is not rank:
+            raise LayoutError(
+                f"is the same file as {twin.path.name}", path=rank.path, hint="download it again"
+            )
         content = tuple((s.name, s.n_bytes, s.crc) for s in rank.storages.values())
         if any(crc is None for _, _, crc in content):
             continue  # without checksums, equal sizes prove nothing

@@ -6,7 +6,6 @@ Meta's spellings (`dim`, `n_heads`, ...) exist in `MetaParams` only.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +18,8 @@ _DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
 _DEFAULT_MULTIPLE_OF = 256
 _BOS_ID, _EOS_ID = 1, 2  # of every tokenizer.model that Meta released for Llama 1, 2, Code Llama
 _MAX_DIMENSION = 1 << 24
+_MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
+_MAX_REAL = 1e30  # times any dimension it is still finite
 # What Meta's loaders take for themselves; they do not change the weights' meaning.
 _RUNTIME_KEYS = frozenset({"max_batch_size", "max_seq_len"})
 
@@ -180,8 +181,10 @@ def _real(found: dict[str, Any], key: str, path: Path) -> float:
         raise ConfigError(f"has no {key!r}", path=path, hint="is it Meta's params.json?")
     if type(value) is int and value.bit_length() < 64:
         value = float(value)
-    if type(value) is not float or not 0 < value < math.inf:
-        raise ConfigError(f"{key!r} is {str(value)[:40]!r}, not a positive number", path=path)
+    if type(value) is not float or not 0 < value <= _MAX_REAL:
+        raise ConfigError(
+            f"{key!r} is {str(value)[:40]!r}, not a plausible positive number", path=path
+        )
     return value
 
 
@@ -211,6 +214,13 @@ def build_config(
     if params.dim % params.n_heads or (params.dim // params.n_heads) % 2:
         raise ConfigError(
             f"dim {params.dim} is not n_heads {params.n_heads} times an even head size", path=path
+        )
+    if params.dim // params.n_heads > _MAX_HEAD_SIZE:
+        raise ConfigError(
+            f"dim {params.dim} over n_heads {params.n_heads} gives heads of "
+            f"{params.dim // params.n_heads}, more than {_MAX_HEAD_SIZE}",
+            path=path,
+            hint=hint,
         )
     if params.n_heads % n_kv_heads:
         raise ConfigError(

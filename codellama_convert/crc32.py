@@ -109,9 +109,22 @@ class CrcLedger:
             ValueError: If the piece overlaps one that was added before, or leaves the range.
         """
         crc = zlib.crc32(piece)
-        if len(piece):
-            self._join(start, start + len(piece), crc)
+        self.add_crc(start, start + len(piece), crc)
         return crc
+
+    def add_crc(self, start: int, end: int, crc: int) -> None:
+        """Take note of one piece whose CRC-32 is known.
+
+        Args:
+            start: Where the piece begins in the range.
+            end: Where it ends.
+            crc: Its CRC-32.
+
+        Raises:
+            ValueError: If the piece overlaps one that was added before, or leaves the range.
+        """
+        if end > start:
+            self._join(start, end, crc)
 
     def _join(self, start: int, end: int, crc: int) -> None:
         with self._lock:

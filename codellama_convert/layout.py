@@ -188,6 +188,22 @@ def _missing(rank: RankIndex, name: str) -> LayoutError:
     )
 
 
+def require_layers(rank: RankIndex, n_layers: int) -> None:
+    """Look that a rank has every tensor, before the table is spelled out for every layer.
+
+    Args:
+        rank: The first one.
+        n_layers: From params.json, which may claim millions.
+
+    Raises:
+        LayoutError: If a tensor is missing.
+    """
+    for rule, layer in _rules_in_order(n_layers):
+        name = rule.meta_name.format(layer=layer)
+        if name not in rank.tensors:
+            raise _missing(rank, name)
+
+
 def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> tuple[str, ...]:
     """Hold every tensor of every rank against the layout.
 
@@ -214,7 +230,28 @@ def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> t
                 path=rank.path,
                 hint="Llama 1, Llama 2 and Code Llama are supported",
             )
-    return tuple(name for name in ranks[0].tensors if name not in names)
+    dropped = tuple(name for name in ranks[0].tensors if name not in names)
+    _compare_head_size(layout, ranks[0], dropped)
+    return dropped
+
+
+def _compare_head_size(
+    layout: Sequence[TensorLayout], rank: RankIndex, dropped: Sequence[str]
+) -> None:
+    """Hold the heads against rope.freqs, which has one value a pair of a head's rows.
+
+    Without grouped heads no other tensor's shape tells a wrong `n_heads`, and the rows would be
+    reordered wrongly.
+    """
+    head_dim = next(tensor.head_dim for tensor in layout if tensor.head_dim is not None)
+    for name in dropped:
+        found, expected = rank.tensors[name].shape, (head_dim // 2,)
+        if len(found) == 1 and found != expected:
+            raise LayoutError(
+                f"tensor {name!r} has shape {found}, expected {expected} for heads of {head_dim}",
+                path=rank.path,
+                hint="params.json and the .pth files must come from the same model directory",
+            )
 
 
 def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:

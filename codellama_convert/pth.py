@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from codellama_convert.archive import Archive, read_archive, read_entry
 from codellama_convert.errors import CheckpointError
@@ -25,10 +25,15 @@ from codellama_convert.weights_pickle import (
 )
 
 # 70B in 8 ranks has 120 kB a rank; the cap bounds what a forged one costs to hold.
-_MAX_PICKLE_BYTES = 4 << 20
+_MAX_PICKLE_BYTES = 2 << 20
 _MAX_SMALL_RECORD_BYTES = 1 << 16
 _MAX_DIMENSIONS = 8  # a model has 2; torch.save allows more
 _MAX_NAME_LENGTH = 256
+# A view whose rows interleave is read in many pieces; no model's matrix has so many columns.
+_MAX_PIECES = 1 << 17
+_MAX_VECTOR_REACH_BYTES = 1 << 20
+
+Order = Literal["rows", "columns", "scattered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,25 @@ class StoredTensor:
         reach = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         itemsize = self.dtype.itemsize
         return self.storage_offset * itemsize, (self.storage_offset + reach + 1) * itemsize
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Elements from row to row and from column to column; a vector has one column."""
+        n_rows, n_columns = (*self.shape, 1)[:2]
+        row_step, column_step = (*self.strides, 1)[:2]
+        # The stride along a dimension of one element means nothing.
+        column_step = column_step if n_columns > 1 else 1
+        row_step = row_step if n_rows > 1 else (n_columns - 1) * column_step + 1
+        return row_step, column_step
+
+    @property
+    def order(self) -> Order:
+        """What lies apart in the storage: whole rows, whole columns, or neither."""
+        n_rows, n_columns = (*self.shape, 1)[:2]
+        row_step, column_step = self.steps
+        if row_step > (n_columns - 1) * column_step:
+            return "rows"
+        return "columns" if column_step > (n_rows - 1) * row_step else "scattered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +190,13 @@ def read_vector(file: InputFile, tensor: StoredTensor) -> bytes:
         CheckpointError: If the file ends before, or cannot be read.
     """
     first, end = tensor.extent
+    itemsize = tensor.dtype.itemsize
+    if end - first > max(_MAX_VECTOR_REACH_BYTES, tensor.shape[0] * itemsize):
+        step = tensor.strides[0] * itemsize
+        starts = range(tensor.storage.offset + first, tensor.storage.offset + end, step)
+        return b"".join(file.read_exact(start, itemsize) for start in starts)
     reach = file.read_exact(tensor.storage.offset + first, end - first)
-    elements = memoryview(reach).cast("H" if tensor.dtype.itemsize == 2 else "I")
+    elements = memoryview(reach).cast("H" if itemsize == 2 else "I")
     return elements[:: tensor.strides[0] or 1].tobytes()
 
 
@@ -240,7 +269,23 @@ def _resolve(
             path=path,
             hint="re-save it with .contiguous()",
         )
-    return StoredTensor(name, shape, strides, offset, storage)
+    tensor = StoredTensor(name, shape, strides, offset, storage)
+    _refuse_scattered(path, tensor)
+    return tensor
+
+
+def _refuse_scattered(path: Path, tensor: StoredTensor) -> None:
+    """Refuse a matrix that only millions of tiny reads could put together."""
+    if len(tensor.shape) != 2 or tensor.order == "rows":
+        return
+    n_pieces = tensor.shape[1] if tensor.order == "columns" else prod(tensor.shape)
+    if n_pieces > _MAX_PIECES:
+        raise CheckpointError(
+            f"tensor {tensor.name!r}: shape {tensor.shape} with strides {tensor.strides} lies in "
+            f"{n_pieces} pieces",
+            path=path,
+            hint="re-save it with .contiguous()",
+        )
 
 
 def _elements_are_distinct(shape: Sequence[int], strides: Sequence[int]) -> bool:

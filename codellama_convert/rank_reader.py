@@ -7,15 +7,18 @@ end, to finish the sum.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+import heapq
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from codellama_convert.crc32 import CrcLedger
+from codellama_convert.crc32 import CrcLedger, combine
 from codellama_convert.errors import CheckpointError
 from codellama_convert.files import SLACK_BYTES, InputFile, IoMode
 from codellama_convert.journal import SourceSums
@@ -26,19 +29,6 @@ Rows = npt.NDArray[Any]
 # Elements are moved, not calculated with: unsigned integers keep NaN payloads and the sign of zero.
 _UNSIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _MAX_SEGMENT_BYTES = 1 << 20
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One reading of a storage: tensors that do not overlap, and the sum over all they read."""
-
-    ledger: CrcLedger
-    extents: list[tuple[int, int]] = field(default_factory=list)
-
-    def takes(self, first: int, end: int) -> bool:
-        return all(
-            end <= other_first or other_end <= first for other_first, other_end in self.extents
-        )
 
 
 class RankReader:
@@ -67,27 +57,29 @@ class RankReader:
         if found != (index.identity, index.n_bytes, index.mtime_ns):
             self._file.close()
             raise CheckpointError("the file changed while it was read", path=index.path)
-        self._passes: dict[str, list[_Pass]] = {name: [] for name in index.storages}
-        self._pass_of: dict[str, _Pass] = {}
-        for name in names:
-            self._pass_of[name] = self._assign(index.tensors[name])
+        self._ledgers: dict[str, list[CrcLedger]] = {name: [] for name in index.storages}
+        self._ledger_of: dict[str, CrcLedger] = {}
+        self._assign_ledgers([index.tensors[name] for name in names])
 
     @property
     def direct(self) -> bool:
         """Whether rows are read past the page cache."""
         return self._file.direct
 
-    def _assign(self, tensor: StoredTensor) -> _Pass:
-        first, end = tensor.extent
-        passes = self._passes[tensor.storage.name]
-        for reading in passes:
-            if reading.takes(first, end):
-                break
-        else:
-            reading = _Pass(CrcLedger(tensor.storage.n_bytes))
-            passes.append(reading)
-        reading.extents.append((first, end))
-        return reading
+    def _assign_ledgers(self, tensors: Sequence[StoredTensor]) -> None:
+        """Give tensors that overlap in their storage sums of their own, and others a common one."""
+        in_use: dict[str, list[tuple[int, int]]] = {name: [] for name in self._ledgers}
+        for tensor in sorted(tensors, key=lambda tensor: tensor.extent):
+            first, end = tensor.extent
+            storage = tensor.storage
+            ledgers, ends = self._ledgers[storage.name], in_use[storage.name]
+            if ends and ends[0][0] <= first:
+                _, number = heapq.heapreplace(ends, (end, ends[0][1]))
+            else:
+                number = len(ledgers)
+                ledgers.append(CrcLedger(storage.n_bytes))
+                heapq.heappush(ends, (end, number))
+            self._ledger_of[tensor.name] = ledgers[number]
 
     def read_rows(
         self, name: str, start_row: int, n_rows: int, buffer: memoryview
@@ -142,11 +134,15 @@ class RankReader:
             start = segment.first_element * itemsize
             piece = self._file.read_exact(tensor.storage.offset + start, segment.reach * itemsize)
             self._add(tensor, start, memoryview(piece))
-            rows[segment.target] = np.frombuffer(piece, dtype)[:: segment.step]
+            rows[segment.target] = np.lib.stride_tricks.as_strided(
+                np.frombuffer(piece, dtype),
+                segment.shape,
+                tuple(step * itemsize for step in tensor.steps),
+            )
         return rows
 
     def _add(self, tensor: StoredTensor, start: int, piece: memoryview) -> int:
-        ledger = self._pass_of[tensor.name].ledger
+        ledger = self._ledger_of[tensor.name]
         crc = ledger.add(start, piece)
         self._check(tensor.storage, ledger)
         return crc
@@ -170,19 +166,31 @@ class RankReader:
             CheckpointError: If a CRC-32 differs.
         """
         for name, storage in self.index.storages.items():
-            if not self._passes[name]:
-                self._passes[name].append(_Pass(CrcLedger(storage.n_bytes)))
-            for reading in self._passes[name]:
-                self._fill_gaps(reading.ledger, storage.offset, buffer)
-                self._check(storage, reading.ledger)
+            if not self._ledgers[name]:
+                self._ledgers[name].append(CrcLedger(storage.n_bytes))
+            self._fill_gaps(storage.offset, self._ledgers[name], buffer)
+            for ledger in self._ledgers[name]:
+                self._check(storage, ledger)
 
-    def _fill_gaps(self, ledger: CrcLedger, offset: int, buffer: memoryview) -> None:
-        """Read what a ledger lacks; its range begins at `offset` in the file."""
+    def _fill_gaps(self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview) -> None:
+        """Read what ledgers of a range that begins at `offset` lack; what several lack, once."""
         chunk = len(buffer) - SLACK_BYTES
-        for start, end in ledger.gaps():
-            for at in range(start, end, chunk):
+        gaps = [(ledger, start, end) for ledger in ledgers for start, end in ledger.gaps()]
+        lacking: dict[int, int] = {}  # at each cut, how many more ledgers lack what follows
+        for _, start, end in gaps:
+            lacking[start] = lacking.get(start, 0) + 1
+            lacking[end] = lacking.get(end, 0) - 1
+        cuts = sorted(lacking)
+        n_lacking, crc, crc_until = 0, 0, dict.fromkeys(cuts[:1], 0)
+        for start, end in pairwise(cuts):
+            n_lacking += lacking[start]
+            for at in range(start, end if n_lacking else start, chunk):
                 n_bytes = min(chunk, end - at)
-                ledger.add(at, self._file.read_window(offset + at, n_bytes, buffer))
+                crc = zlib.crc32(self._file.read_window(offset + at, n_bytes, buffer), crc)
+            crc_until[end] = crc
+        for ledger, start, end in gaps:
+            # The CRC-32 of a part follows from those of what lies before it and of both.
+            ledger.add_crc(start, end, combine(crc_until[start], crc_until[end], end - start))
 
     def file_crc(self, buffer: memoryview) -> int:
         """Give the CRC-32 of the whole file: of the storages it is known, the rest is read.
@@ -198,11 +206,11 @@ class RankReader:
         """
         known = []
         for name, storage in self.index.storages.items():
-            crc = self._passes[name][0].ledger.crc
+            crc = self._ledgers[name][0].crc
             if storage.n_bytes and crc is not None:
                 known.append((storage.offset, storage.offset + storage.n_bytes, crc))
         whole = CrcLedger(self.index.n_bytes, known)
-        self._fill_gaps(whole, 0, buffer)
+        self._fill_gaps(0, [whole], buffer)
         assert whole.crc is not None
         return whole.crc
 
@@ -217,7 +225,7 @@ class RankReader:
         """
         storages = {self.index.tensors[name].storage.name for name in names}
         return {
-            name: [list(reading.ledger.intervals()) for reading in self._passes[name]]
+            name: [list(ledger.intervals()) for ledger in self._ledgers[name]]
             for name in sorted(storages)
         }
 
@@ -228,8 +236,8 @@ class RankReader:
             sums: From `sums`, of a reader opened for the same names.
         """
         for name, passes in sums.items():
-            for reading, intervals in zip(self._passes[name], passes, strict=True):
-                reading.ledger.restore(intervals)
+            for ledger, intervals in zip(self._ledgers[name], passes, strict=True):
+                ledger.restore(intervals)
 
     def close(self) -> None:
         """Close the file."""
@@ -259,33 +267,40 @@ def _is_row_major(tensor: StoredTensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """Contiguous elements of a storage, every `step`-th of which goes to `target` of the rows."""
+    """Elements of a storage, some of which, at the tensor's steps, go to `target` of the rows."""
 
     first_element: int
     reach: int
-    step: int
-    target: tuple[slice | int, slice | int]
+    shape: tuple[int, int]
+    target: tuple[slice, slice]
 
 
 def _segments(tensor: StoredTensor, start_row: int, n_rows: int) -> Iterator[_Segment]:
-    """Cut rows of a strided view into segments of the storage that do not overlap."""
+    """Cut rows of a strided view into segments of the storage.
+
+    The segments of all tiles of a tensor are disjoint, so each byte is read once.
+    """
     n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
-    row_step = tensor.strides[0]
-    column_step = tensor.strides[1] if len(tensor.strides) == 2 else 1
+    row_step, column_step = tensor.steps
     first = tensor.storage_offset + start_row * row_step
-    row_reach = (n_columns - 1) * column_step + 1
-    column_reach = (n_rows - 1) * row_step + 1
     limit = _MAX_SEGMENT_BYTES // tensor.dtype.itemsize
-    if row_reach <= limit and (n_rows == 1 or row_step >= row_reach):
-        for row in range(n_rows):
-            target = (row, slice(None))
-            yield _Segment(first + row * row_step, row_reach, max(1, column_step), target)
-    elif column_reach <= limit and (n_columns == 1 or column_step >= column_reach):
-        for column in range(n_columns):
-            at = first + column * column_step
-            yield _Segment(at, column_reach, max(1, row_step), (slice(None), column))
-    else:  # strides that interleave: right, if not fast
-        for row in range(n_rows):
-            for column in range(n_columns):
-                at = first + row * row_step + column * column_step
-                yield _Segment(at, 1, 1, (row, column))
+    row_reach = (n_columns - 1) * column_step + 1
+    # Whole rows that lie apart may be read with what lies between them: no other row is there.
+    if tensor.order == "rows" and row_reach <= limit:
+        rows_at_once, columns_at_once = (limit - row_reach) // row_step + 1, n_columns
+    elif tensor.order == "rows":
+        rows_at_once, columns_at_once = 1, (limit - 1) // column_step + 1
+    elif tensor.order == "columns":
+        rows_at_once, columns_at_once = (limit - 1) // row_step + 1, 1
+    else:
+        rows_at_once, columns_at_once = 1, 1
+    for row in range(0, n_rows, rows_at_once):
+        rows = min(rows_at_once, n_rows - row)
+        for column in range(0, n_columns, columns_at_once):
+            columns = min(columns_at_once, n_columns - column)
+            yield _Segment(
+                first + row * row_step + column * column_step,
+                (rows - 1) * row_step + (columns - 1) * column_step + 1,
+                (rows, columns),
+                (slice(row, row + rows), slice(column, column + columns)),
+            )

@@ -7,16 +7,17 @@ call of a known constructor is matched by its shape, everything else is refused.
 
 from __future__ import annotations
 
+import io
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from codellama_convert.tensors import DTYPES, Dtype
 
 # 70B in 8 ranks has 120 kB and 40,000 opcodes a rank; with this cap a forged pickle stays below
-# some 40 MB, whatever it holds.
-_MAX_OPCODES = 400_000
+# some 20 MB, whatever it holds.
+_MAX_OPCODES = 200_000
 _MAX_INT_BITS = 64
 
 # The exact names a weights file may refer to; source: torch/_weights_only_unpickler.py
@@ -110,6 +111,36 @@ class _Mark:
 _MARK = _Mark()
 
 
+def _opcodes(pickled: bytes) -> Iterator[tuple[str, Any]]:
+    """Yield each opcode's name and argument up to STOP.
+
+    An argument is decoded only after its opcode is known to be allowed: `pickletools.genops` would
+    spend minutes on the decimal digits of one integer before it says what it found.
+    """
+    stream = io.BytesIO(pickled)
+    for _ in range(_MAX_OPCODES):
+        code = stream.read(1).decode("latin-1")
+        opcode = _OPCODES.get(code)
+        if opcode is None:
+            raise ValueError(f"unknown opcode {code!r}" if code else "it has no end")
+        if opcode.name == "STOP":
+            return
+        if opcode.name not in _ALLOWED:
+            argument = opcode.arg.reader(stream) if opcode.name == "INST" and opcode.arg else ""
+            raise _not_allowed(opcode.name, argument)
+        yield opcode.name, opcode.arg.reader(stream) if opcode.arg else None
+    raise RefusedPickle("it has more opcodes than any model needs")
+
+
+def _not_allowed(name: str, argument: str) -> RefusedPickle:
+    quoted = argument.replace(" ", ".", 1)[:80]
+    what = f"refers to {quoted!r}, which" if name == "INST" else f"opcode {name}"
+    return RefusedPickle(
+        f"{what} is not allowed in a weights file",
+        "the file may be malicious. Nothing was executed",
+    )
+
+
 class _Machine:
     """A pickle machine that builds plain values and tokens, and nothing else."""
 
@@ -119,19 +150,13 @@ class _Machine:
 
     def run(self, pickled: bytes) -> Any:
         """Run the opcodes to STOP and give the one value left."""
-        steps = 0
         try:
-            for opcode, argument, _ in pickletools.genops(pickled):
-                steps += 1
-                if steps > _MAX_OPCODES:
-                    raise RefusedPickle("it has more opcodes than any model needs")
-                if opcode.name == "STOP":
-                    break
-                self._step(opcode.name, argument)
+            for name, argument in _opcodes(pickled):
+                self._step(name, argument)
         except (ValueError, OverflowError) as problem:
-            # What genops says of torn input can quote all of it.
+            # What pickletools says of torn input can quote all of it.
             raise RefusedPickle(f"it is damaged ({str(problem)[:80]})") from None
-        if len(self._stack) != 1:
+        if len(self._stack) != 1 or self._stack[0] is _MARK:
             raise RefusedPickle("it is damaged (unbalanced stack)")
         return self._stack[0]
 
@@ -148,14 +173,6 @@ class _Machine:
             self._stack.append(tuple(self._pop_many(_TUPLE_SIZES[name])))
         elif name in _METHODS:
             _METHODS[name](self, argument)
-        elif name not in _NO_OPERATION:
-            hint = "the file may be malicious. Nothing was executed"
-            if name == "INST":
-                quoted = str(argument).replace(" ", ".", 1)[:80]
-                raise RefusedPickle(
-                    f"refers to {quoted!r}, which is not allowed in a weights file", hint
-                )
-            raise RefusedPickle(f"opcode {name} is not allowed in a weights file", hint)
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
@@ -344,3 +361,7 @@ _METHODS: dict[str, Callable[[_Machine, Any], None]] = {
     "REDUCE": _Machine.reduce,
     "BUILD": _Machine.build,
 }
+_ALLOWED = frozenset(
+    {*_NO_OPERATION, *_PUSH_ARGUMENT, *_PUSH_CONSTANT, *_PUSH_NEW, *_TUPLE_SIZES, *_METHODS}
+)
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}

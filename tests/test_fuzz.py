@@ -1,0 +1,52 @@
+"""A quick share of the fuzzers; `python -m tests.fuzz --full` runs the sweep."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import fuzz_files, fuzz_layouts, fuzz_pickles
+
+ROOT = Path(__file__).parent.parent
+N_FILES, N_PICKLES, N_LAYOUTS = 600, 600, 40
+
+
+def test_damaged_files_give_the_same_bytes_or_an_error() -> None:
+    tally = fuzz_files(N_FILES)
+    assert set(tally) == {"exact", "refused"}
+    assert tally["refused"] > N_FILES / 2
+    assert tally["exact"] > 0, "no mutant hit bytes that do not matter: are they all damaged?"
+
+
+def test_without_the_crc_check_damaged_files_are_silently_wrong() -> None:
+    """The planted fault: a fuzzer that cannot see it proves nothing."""
+    tally = fuzz_files(N_FILES // 2, check_crc=False)
+    assert tally["wrong"] > N_FILES / 20
+
+
+def test_forged_pickles_are_refused_or_converted() -> None:
+    tally = fuzz_pickles(N_PICKLES)
+    assert set(tally) == {"converted", "refused"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in /proc")
+def test_the_sweep_runs_by_its_command_in_bounded_memory() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", "--pickles", "300", "--seed", "1"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert finished.stdout.startswith("pass  forged pickles, peak +")
+
+
+def test_random_layouts_equal_the_oracle_and_the_library_bit_for_bit() -> None:
+    fuzz_layouts(N_LAYOUTS)

@@ -1,0 +1,208 @@
+"""Every hostile checkpoint ends in one clear line, every odd but good one in its very bits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from codellama_convert.cli import main
+from tests.checkpoints import expected_state_dict, read_output, same_bits
+from tests.hostile import CASES, RANK, Case
+
+ROOT = Path(__file__).parent.parent
+TIME_LIMIT_SECONDS = 60
+# A conversion of the control takes 45 MB; what is hostile may cost 20 more.
+MAX_RSS_BYTES = 64 << 20
+
+_RUN_AND_MEASURE = """
+import os
+from codellama_convert.cli import main
+try:
+    main(prog_name="codellama-convert")
+finally:
+    with open("/proc/self/status") as status, open(os.environ["PEAK_FILE"], "w") as peak:
+        peak.writelines(line for line in status if line.startswith("VmHWM"))
+"""
+
+# In a process of their own, and measured: the first of each family that costs or attacks, these,
+# and every way in which the output cannot be written.
+_IN_A_PROCESS_TOO = {
+    "control",
+    "control_with_tokenizer",
+    "two_ranks",
+    "truncated_half",
+    "empty_file",
+    "consolidated_is_fifo",
+    "params_is_fifo",
+    "tokenizer_is_fifo",
+    "consolidated_is_dev_zero",
+    "params_refused-html",
+    "params_contradict_the_rank-n-layers-16-million",
+    "torn_pickle-string-of-4-gb",
+}
+
+
+def _in_a_process() -> list[str]:
+    chosen, families = [], set()
+    for name, case in CASES.items():
+        family = name.partition("-")[0]
+        costly = (case.bomb or case.armed) and family not in families
+        if costly or name in _IN_A_PROCESS_TOO or name.startswith("output_"):
+            chosen.append(name)
+            families.add(family)
+    return sorted(chosen)
+
+
+IN_A_PROCESS = _in_a_process()
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in /proc")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the command line ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Break a hang; the exception is none that the package handles."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError(f"still running after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run_here(arguments: list[str]) -> Outcome:
+    with time_limit(TIME_LIMIT_SECONDS):
+        result = CliRunner().invoke(main, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def run_process(arguments: list[str], peak_file: Path) -> Outcome:
+    """Run the command line in a process, and write its peak memory to a file."""
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-c", _RUN_AND_MEASURE, *arguments],
+        cwd=ROOT,
+        env=os.environ | one_thread | {"PYTHONPATH": str(ROOT), "PEAK_FILE": str(peak_file)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_SECONDS,
+        check=False,
+    )
+    return Outcome(finished.returncode, finished.stdout, finished.stderr)
+
+
+def arguments_of(case: Case, folder: Path, out: Path) -> list[str]:
+    options = [option.replace("{input}", str(folder)) for option in case.options]
+    where = [] if "--output_dir" in options else ["--output_dir", str(out)]
+    return ["--input_dir", str(folder), "--max_position_embeddings", "64", *where, *options]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, ...] | str]:
+    """Tell everything about a folder's entries that a reader must not change."""
+    found: dict[str, tuple[int, ...] | str] = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        told = (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino)
+        if stat.S_ISREG(status.st_mode) and status.st_size < 64 << 20:
+            found[str(path)] = f"{told} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+        else:
+            found[str(path)] = told
+    return found
+
+
+def check(case: Case, tmp_path: Path, run: Callable[[list[str]], Outcome]) -> None:
+    folder, out = tmp_path / "CodeLlama-7b", tmp_path / "out"
+    state, shape = case.write(folder)
+    before = snapshot(folder)
+    outcome = run(arguments_of(case, folder, out))
+    assert "Traceback" not in outcome.stderr, outcome.stderr
+    assert snapshot(folder) == before, "the input was changed"
+    assert not (tmp_path / "canary").exists(), "the payload ran"
+    if case.accepted:
+        assert outcome.status == 0, outcome.stderr
+        expected, found = expected_state_dict(state, shape), read_output(out)
+        assert sorted(found) == sorted(expected)
+        assert all(same_bits(found[name], tensor) for name, tensor in expected.items())
+        return
+    assert outcome.status == 1, outcome
+    assert not out.exists() or not any(out.iterdir()), "something was published"
+    *notes, line = outcome.stderr.splitlines()
+    assert all(note.startswith("note: ") for note in notes), outcome.stderr
+    assert line.startswith("Error: "), outcome.stderr
+    assert outcome.stderr.endswith(line + "\n")
+    assert "\x1b" not in line
+    assert len(line) < 700 + len(str(folder)), f"{len(line)} characters"
+    for fact in (case.names or "", *case.facts):
+        assert fact in line, f"{fact!r} is not told: {line}"
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - set(IN_A_PROCESS)))
+def test_a_checkpoint_is_converted_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    check(CASES[name], tmp_path, run_here)
+
+
+@needs_proc
+@pytest.mark.parametrize("name", IN_A_PROCESS)
+def test_the_command_says_the_same_and_stays_small(name: str, tmp_path: Path) -> None:
+    peak_file = tmp_path / "peak"
+
+    def run(arguments: list[str]) -> Outcome:
+        return run_process(arguments, peak_file)
+
+    check(CASES[name], tmp_path, run)
+    match = re.search(r"(\d+) kB", peak_file.read_text())
+    assert match is not None
+    assert int(match[1]) << 10 <= MAX_RSS_BYTES, f"{name}: {int(match[1]) / 1024:.1f} MiB"
+
+
+@pytest.mark.parametrize("name", sorted(n for n, case in CASES.items() if case.armed))
+def test_the_payloads_are_live(name: str, tmp_path: Path) -> None:
+    """Without this, a payload that never could run would prove nothing."""
+    folder = tmp_path / "input"
+    CASES[name].write(folder)
+    with zipfile.ZipFile(folder / RANK) as archive:
+        pickled = archive.read("archive/data.pkl")
+    command = (
+        "import pickle, sys\n"
+        "class Loader(pickle.Unpickler):\n"
+        "    def persistent_load(self, pid): return None\n"
+        "    def find_class(self, module, name):\n"
+        "        if module.startswith('torch'): return lambda *a: None\n"
+        "        return super().find_class(module, name)\n"
+        "Loader(sys.stdin.buffer).load()\n"
+    )
+    subprocess.run([sys.executable, "-c", command], input=pickled, timeout=60, check=False)
+    assert (tmp_path / "canary").exists()
+
+
+def test_the_corpus_names_each_case_once_and_has_both_kinds() -> None:
+    assert len(CASES) > 250
+    assert sum(case.accepted for case in CASES.values()) > 40
