@@ -66,14 +66,21 @@ def family(pid: int) -> Iterator[int]:
 
 
 def disk_bytes(folders: Sequence[Path]) -> int:
-    """Count what the files in some folders take of the disk."""
-    total = 0
+    """Count what the files in some folders take of the disk.
+
+    A file counts with its blocks, but with no more than its size in whole blocks: a file system's
+    own maps of a file, which come and go while it is written, are not what is asked for.
+    """
+    files: dict[tuple[int, int], int] = {}
     for folder in folders:
         for root, _, names in os.walk(folder):
             for name in names:
                 with suppress(OSError):  # renamed or removed meanwhile
-                    total += 512 * Path(root, name).lstat().st_blocks
-    return total
+                    status = Path(root, name).lstat()
+                    size = -(-status.st_size // _BLOCK_BYTES) * _BLOCK_BYTES
+                    key = (status.st_dev, status.st_ino)  # a renamed file may be listed twice
+                    files[key] = min(512 * status.st_blocks, size)
+    return sum(files.values())
 
 
 class Sampler:
