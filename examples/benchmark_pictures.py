@@ -126,6 +126,7 @@ def draw_memory(results: Mapping[str, Any], path: Path) -> None:
     ticks = [tick for tick in MEMORY_TICKS if tick <= 2 * highest]
     axes.set_yscale("log")
     axes.set_yticks(ticks, [MEMORY_TICKS[tick] for tick in ticks])
+    axes.set_ylim(bottom=2e6)
     axes.minorticks_off()
     axes.set_xlim(left=0)
     axes.set_xlabel("seconds")
