@@ -233,6 +233,7 @@ def test_pieces_that_are_not_utf_8_are_refused(tmp_path):
         (b"\x0a\x7f", "runs 127 bytes past the end"),
         (b"\x0a", "does not end"),
         (b"\x0a" + b"\xff" * 11, "does not end"),
+        (b"\x0a" + b"\x80" * 10 + b"\x01", "does not end"),
         (b"\x0b", "wire type 3"),
         (b"\x02\x00", "field number 0"),
         (b"\x0d\x00\x00\x00\x00", "unknown field 1"),
