@@ -219,7 +219,13 @@ class _WeightWriter:
             for reader in readers:
                 reader.finish(buffers[0][0])
             rank_crcs = tuple(reader.file_crc(buffers[0][0]) for reader in readers)
-            return _Written(dict(self._folder.sealed), rank_crcs, direct, mover.losses())
+            sealed = dict(self._folder.sealed)
+            losses = tuple(
+                CastLoss(name, count)
+                for one in sealed.values()
+                for name, count in sorted(one.became_zero.items())
+            )
+            return _Written(sealed, rank_crcs, direct, losses)
 
     def _keep_whole_files(
         self, files: Sequence[FilePlan], readers: Sequence[RankReader], buffer: memoryview
@@ -262,7 +268,8 @@ class _WeightWriter:
             reader.sums(_names_read(file.tensors, rank))
             for rank, reader in enumerate(source.readers)
         ]
-        self._folder.note_sealed(SealedFile(file.name, file.n_bytes, whole, crcs, sums))
+        lost = {n.name: n.n_became_zero for n in source.mover.losses() if n.name in crcs}
+        self._folder.note_sealed(SealedFile(file.name, file.n_bytes, whole, crcs, lost, sums))
         return was_direct
 
     def _refuse_to_go_on(self) -> None:

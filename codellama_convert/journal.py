@@ -31,6 +31,7 @@ class SealedFile:
         n_bytes: Its size.
         crc32: Of all its bytes.
         tensors: CRC-32 of each tensor's bytes.
+        became_zero: By tensor, how many values a cast made zero.
         source: For each rank, what was read to write it.
     """
 
@@ -38,6 +39,7 @@ class SealedFile:
     n_bytes: int
     crc32: int
     tensors: dict[str, int]
+    became_zero: dict[str, int]
     source: list[SourceSums]
 
 

@@ -201,7 +201,7 @@ def test_planning_70b_stays_under_64_mb(tmp_path):
 
 
 @needs_proc
-def test_a_conversions_memory_is_small_and_does_not_grow_with_the_model(tmp_path):
+def test_the_memory_of_converting_and_verifying_is_small_and_does_not_grow_with_the_model(tmp_path):
     """True widths, so true tiles; the second model has twice the first one's bytes."""
     peaks = []
     small = replace(CODE_LLAMA_7B, n_layers=1)
@@ -212,7 +212,10 @@ def test_a_conversions_memory_is_small_and_does_not_grow_with_the_model(tmp_path
         _, peak = run_measured(
             "--input_dir", str(folder), "--output_dir", str(tmp_path / "out"), "--overwrite"
         )
-        peaks.append(peak)
+        _, verify_peak = run_measured(
+            "verify", "--input_dir", str(folder), "--output_dir", str(tmp_path / "out")
+        )
+        peaks.append(max(peak, verify_peak))
     small_bytes, grown_bytes = (2 * (32016 * 4096 * 2 + n * 202383360) for n in (1, 4))
     assert grown_bytes > 2 * small_bytes
     assert max(peaks) < 96_000_000
