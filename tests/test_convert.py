@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from tests.checkpoints import (
 )
 from tests.meta_forward import meta_logits
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(
     not (SHARED / "tools" / "build_stories260k.py").exists(),
@@ -131,6 +133,16 @@ def test_the_bytes_do_not_depend_on_how_they_are_moved(
     convert_checkpoint(odd_checkpoint / "in", tmp_path / "out", options=options)
     for path in (odd_checkpoint / "out").iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_disk_of_the_checkout_gives_the_same_bytes(odd_checkpoint):
+    """The suite may run in memory; this one meets a real file system and its direct I/O."""
+    with tempfile.TemporaryDirectory(dir=REPOSITORY, prefix=".test-") as folder:
+        source, target = Path(folder) / "in", Path(folder) / "out"
+        shutil.copytree(odd_checkpoint / "in", source)
+        convert_checkpoint(source, target, options=Options(workers=4, tile_bytes=9000))
+        for path in (odd_checkpoint / "out").iterdir():
+            assert (target / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_a_block_of_the_output_is_written_in_one_mode_only(odd_checkpoint, tmp_path, monkeypatch):
