@@ -43,6 +43,9 @@ class Mover(Protocol):
     def losses(self) -> tuple[CastLoss, ...]:
         """List what was lost so far, by tensor."""
 
+    def close(self) -> None:
+        """Give back what was taken from the process."""
+
 
 class KeepBits:
     """Moves elements as they are; NaN payloads and the sign of zero stay."""
@@ -62,6 +65,9 @@ class KeepBits:
         """Nothing is ever lost."""
         return ()
 
+    def close(self) -> None:
+        """Nothing was taken."""
+
 
 class Cast:
     """Moves elements into another dtype, rounding to nearest, ties to even."""
@@ -76,6 +82,7 @@ class Cast:
         import torch  # noqa: PLC0415 - half a second and 200 MB, for who casts only
 
         # The workers are the parallelism; torch's own threads would fight them for the cores.
+        self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
         self._torch = torch
         self._source, self._target = source, target
@@ -98,25 +105,25 @@ class Cast:
         Raises:
             CastError: If a finite value would become infinite.
         """
-        torch = self._torch
         before, after = self._tensor(source, self._source), self._tensor(target, self._target)
         after.copy_(before)
-        if self._target.max_finite < self._source.max_finite:
+        # The checks look at bits through numpy: ten times faster than torch's isinf, no copies.
+        if self._target.max_finite < self._source.max_finite and _has_infinity(
+            target, self._target
+        ):
             self._refuse_overflow(before, after, name)
-        if self._target.code != "F32":
-            lost = int(torch.count_nonzero(before)) - int(torch.count_nonzero(after))
+        if self._target.min_positive > self._source.min_positive:
+            lost = _count_nonzero(source) - _count_nonzero(target)
             if lost:
                 with self._lock:
                     self._became_zero[name] = self._became_zero.get(name, 0) + lost
 
     def _refuse_overflow(self, before: torch.Tensor, after: torch.Tensor, name: str) -> None:
         torch = self._torch
-        if not bool(torch.isinf(after).any()):
-            return
         overflowed = torch.isinf(after) & torch.isfinite(before)
         count = int(torch.count_nonzero(overflowed))
         if count:
-            largest = float(before[overflowed].abs().max())
+            largest = float(before[overflowed].float().abs().max())
             wider = "float32" if self._target.code == "BF16" else "bfloat16 or float32"
             raise CastError(
                 f"{name}: {count} values exceed the {self._target.name} range (max abs "
@@ -128,6 +135,28 @@ class Cast:
         """List the tensors in which values that were not zero became zero."""
         with self._lock:
             return tuple(CastLoss(name, n) for name, n in sorted(self._became_zero.items()))
+
+    def close(self) -> None:
+        """Give torch the threads back that it had."""
+        self._torch.set_num_threads(self._threads_before)
+
+
+def _has_infinity(elements: npt.NDArray[Any], dtype: Dtype) -> bool:
+    """Tell whether any element is infinite or NaN, of either sign, by the order of the bits."""
+    sign = 1 << (8 * dtype.itemsize - 1)
+    largest_negative = int(elements.max())  # the sign makes a negative one the larger integer
+    largest_positive = int(elements.view(_SIGNED[dtype.itemsize]).max())
+    return max(largest_positive, largest_negative & ~sign) >= dtype.infinity_bits
+
+
+def _count_nonzero(elements: npt.NDArray[Any]) -> int:
+    """Count the elements that are neither 0.0 nor -0.0."""
+    sign = 1 << (8 * elements.itemsize - 1)
+    return (
+        elements.size
+        - int(np.count_nonzero(elements == 0))
+        - int(np.count_nonzero(elements == sign))
+    )
 
 
 def open_mover(source: Dtype, target: Dtype) -> Mover:

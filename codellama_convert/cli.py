@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +138,27 @@ _MODEL_OPTIONS = _options(
         help="What tokenizer_config.json names; by default nothing, which is exact everywhere.",
     ),
 )
+_SPEED_OPTIONS = _options(
+    click.option(
+        "--io",
+        "io_mode",
+        type=click.Choice(("auto", "direct", "buffered")),
+        default="auto",
+        show_default=True,
+        help="Past the page cache or through it; auto goes past it where the file system can.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1, max=256),
+        help="Tensors in flight; by default chosen by the number of cores.",
+    ),
+    click.option(
+        "--max_ram",
+        type=Size(),
+        help="Most memory of all buffers together, by default 32MB; tiles and workers are chosen "
+        "to fit.",
+    ),
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -161,6 +183,7 @@ def main() -> None:
     help="The new folder; by default the input folder's name with -hf added, beside it.",
 )
 @_MODEL_OPTIONS
+@_SPEED_OPTIONS
 @click.option("--overwrite", is_flag=True, help="Replace the model that the output folder holds.")
 @click.option(
     "--quiet", is_flag=True, help="No progress bar and no summary; notes and errors stay."
@@ -182,14 +205,16 @@ def convert(
       codellama-convert convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
     """  # noqa: D301
     from codellama_convert.convert import run
-    from codellama_convert.job import prepare
+    from codellama_convert.job import plan_conversion
 
     output_dir = output_dir or default_output_dir(input_dir)
-    job = prepare(input_dir, _to_options(choices))
+    job = plan_conversion(input_dir, _to_options(choices))
     _print_notes(job.notes)
+    started = time.monotonic()
     with _progress_bar(job, hidden=quiet) as progress:
         report = run(job, output_dir, overwrite=overwrite, progress=progress)
-    _print_report(report, as_json=as_json, quiet=quiet)
+    described = describe_report(report, time.monotonic() - started)
+    _print_report(described, as_json=as_json, quiet=quiet)
 
 
 @main.command(context_settings=_CONTEXT)
@@ -198,6 +223,7 @@ def convert(
     "--output_dir", type=click.Path(path_type=Path), help="Where the free space is looked up."
 )
 @_MODEL_OPTIONS
+@_SPEED_OPTIONS
 @_JSON
 def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: Any) -> None:
     """Show what convert would write: files, bytes, memory, disk. Writes nothing.
@@ -206,10 +232,10 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     Example:
       codellama-convert plan --input_dir CodeLlama-70b
     """  # noqa: D301
-    from codellama_convert.job import prepare
+    from codellama_convert.job import plan_conversion
     from codellama_convert.output import free_bytes
 
-    job = prepare(input_dir, _to_options(choices))
+    job = plan_conversion(input_dir, _to_options(choices))
     _print_notes(job.notes)
     description = describe_job(job, free_bytes(output_dir or default_output_dir(input_dir)))
     click.echo(json.dumps(description, indent=2) if as_json else "\n".join(plan_lines(description)))
@@ -242,6 +268,9 @@ def _to_options(choices: Mapping[str, Any]) -> Options:
         tokenizer_model=choices["tokenizer_model"],
         skip_tokenizer=choices["skip_tokenizer"],
         tokenizer_class=choices["tokenizer_class"],
+        io_mode=choices["io_mode"],
+        workers=choices["workers"],
+        max_ram_bytes=choices["max_ram"],
     )
 
 
@@ -268,30 +297,69 @@ def _progress_bar(job: Job, *, hidden: bool) -> Iterator[Callable[[int], None] |
         yield advance
 
 
-def _print_report(report: ConversionReport, *, as_json: bool, quiet: bool) -> None:
-    if report.losses:
-        values = sum(loss.n_became_zero for loss in report.losses)
+def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
+    """Describe what a conversion did, for machines.
+
+    Args:
+        report: What it did.
+        seconds: How long it took.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    from codellama_convert.usage import peak_rss_bytes
+
+    return {
+        "output_dir": str(report.output_dir),
+        "files": list(report.files),
+        "tensor_bytes": report.tensor_bytes,
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(report.tensor_bytes / seconds) if seconds else None,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "direct_io": report.direct,
+        "dropped": list(report.dropped),
+        "cast": report.cast,
+        "became_zero": {loss.name: loss.n_became_zero for loss in report.losses},
+        "notes": list(report.notes),
+    }
+
+
+def summary_line(described: Mapping[str, Any]) -> str:
+    """Say in one line what a conversion did.
+
+    Args:
+        described: From `describe_report`.
+
+    Returns:
+        Such as "wrote CodeLlama-7b-hf: 13.5 GB in 18.2 s (0.74 GB/s), peak memory 61.3 MB".
+    """
+    parts = [f"wrote {described['output_dir']}: {format_size(described['tensor_bytes'])}"]
+    if described["tensor_bytes"] and described["seconds"]:
+        rate = described["tensor_bytes"] / described["seconds"] / 1e9
+        parts[0] += f" in {described['seconds']:.1f} s ({rate:.2f} GB/s)"
+    if described["peak_rss_bytes"]:
+        parts.append(f"peak memory {format_size(described['peak_rss_bytes'])}")
+    if described["cast"]:
+        parts.append(f"cast {described['cast']}")
+    if described["dropped"]:
+        parts.append(f"dropped {len(described['dropped'])} x rope.freqs")
+    if described["notes"]:
+        parts.append(_count(len(described["notes"]), "note"))
+    return ", ".join(parts)
+
+
+def _print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+    lost = described["became_zero"]
+    if lost:
         click.echo(
-            f"note: {values} values of {len(report.losses)} tensors are too small for the new "
-            f"dtype and became zero (first in {report.losses[0].name})",
+            f"note: {_count(sum(lost.values()), 'value')} of {_count(len(lost), 'tensor')} too "
+            f"small for the new dtype became zero (first in {next(iter(lost))})",
             err=True,
         )
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "output_dir": str(report.output_dir),
-                    "files": list(report.files),
-                    "tensor_bytes": report.tensor_bytes,
-                    "dropped": list(report.dropped),
-                    "became_zero": {loss.name: loss.n_became_zero for loss in report.losses},
-                    "notes": list(report.notes),
-                },
-                indent=2,
-            )
-        )
+        click.echo(json.dumps(described, indent=2))
     elif not quiet:
-        click.echo(f"wrote {report.output_dir}: {format_size(report.tensor_bytes)} of weights")
+        click.echo(summary_line(described))
 
 
 def describe_job(job: Job, free: int) -> dict[str, Any]:
@@ -305,10 +373,7 @@ def describe_job(job: Job, free: int) -> dict[str, Any]:
         Plain values; sizes in bytes.
     """
     described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
-    small_bytes = sum(len(content) for content in job.small_files().values())
-    needed = small_bytes
     if job.checkpoint is not None and job.plan is not None:
-        needed += job.plan.file_bytes
         described |= {
             "variant": job.checkpoint.identity.name,
             "flavor": job.checkpoint.identity.flavor,
@@ -320,7 +385,7 @@ def describe_job(job: Job, free: int) -> dict[str, Any]:
             "rope_theta": job.checkpoint.config.rope_theta,
             "vocab_size": job.checkpoint.config.vocab_size,
             "dropped": list(job.checkpoint.dropped),
-            "tile_bytes": job.plan.tile_bytes,
+            "largest_tile_bytes": max(job.plan.read_tile_bytes, job.plan.write_tile_bytes),
             "workers": job.plan.workers,
             "buffer_bytes": job.plan.buffer_bytes,
             "total_size": job.plan.tensor_bytes,
@@ -344,7 +409,11 @@ def describe_job(job: Job, free: int) -> dict[str, Any]:
                 for file in job.plan.files
             ],
         }
-    return described | {"disk_needed_bytes": needed, "disk_free_bytes": free}
+    return described | {"disk_needed_bytes": job.disk_bytes, "disk_free_bytes": free}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
@@ -360,8 +429,8 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     if "files" in described:
         yield f"model       {described['variant']}"
         yield (
-            f"weights     {described['parameters']:,} parameters, {described['ranks']} "
-            f"rank{'s' if described['ranks'] > 1 else ''}, {described['source_dtype']}"
+            f"weights     {described['parameters']:,} parameters, "
+            f"{_count(described['ranks'], 'rank')}, {described['source_dtype']}"
             + (
                 ""
                 if described["dtype"] == described["source_dtype"]
@@ -375,7 +444,7 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         if described["dropped"]:
             yield f"dropped     {len(described['dropped'])} x rope.freqs"
         yield ""
-        yield f"{'file':<36}{'tensors':>9}{'bytes':>18}{'':>3}"
+        yield f"{'file':<36}{'tensors':>9}{'bytes':>18}"
         for file in described["files"]:
             yield (
                 f"{file['name']:<36}{len(file['tensors']):>9}{file['bytes']:>18,}"
@@ -383,8 +452,9 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
             )
         yield ""
         yield (
-            f"memory      {format_size(described['buffer_bytes'])} of buffers: {described['workers']} "
-            f"workers x tiles of {format_size(described['tile_bytes'])}, read and write side"
+            f"memory      {format_size(described['buffer_bytes'])} of buffers "
+            f"({_count(described['workers'], 'worker')}, tiles up to "
+            f"{format_size(described['largest_tile_bytes'])})"
         )
     yield (
         f"disk        {format_size(described['disk_needed_bytes'])} needed, "

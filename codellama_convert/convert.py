@@ -13,7 +13,7 @@ import numpy as np
 
 from codellama_convert.cast import CastLoss, Mover, open_mover
 from codellama_convert.files import OutputFile, SpanWriter, aligned_buffer
-from codellama_convert.job import Job, Options, prepare
+from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.output import OutputFolder, refuse_same_folder
 from codellama_convert.plan import FilePlan, TensorPlan, Tile
 from codellama_convert.rank_reader import RankReader, Rows
@@ -34,6 +34,7 @@ class ConversionReport:
         tensor_bytes: Bytes of the written tensors.
         direct: Whether the page cache was passed by, on both sides.
         dropped: Names of tensors that were left out.
+        cast: Both dtypes where the elements were cast, such as "bfloat16 to float16".
         losses: What a cast lost.
         notes: What the user should know.
     """
@@ -43,6 +44,7 @@ class ConversionReport:
     tensor_bytes: int
     direct: bool
     dropped: tuple[str, ...]
+    cast: str | None
     losses: tuple[CastLoss, ...]
     notes: tuple[str, ...]
 
@@ -70,7 +72,7 @@ def convert_checkpoint(
     Raises:
         ConvertError: If anything is wrong; nothing that loads is left behind then.
     """
-    job = prepare(input_dir, options or Options())
+    job = plan_conversion(input_dir, options or Options())
     return run(job, output_dir, overwrite=overwrite, progress=progress)
 
 
@@ -94,6 +96,7 @@ def run(
         tensor_bytes=job.plan.tensor_bytes if job.plan else 0,
         direct=direct,
         dropped=job.checkpoint.dropped if job.checkpoint else (),
+        cast=job.cast,
         losses=losses,
         notes=job.notes,
     )
@@ -110,9 +113,10 @@ def _write_weights(
     checkpoint, plan = job.checkpoint, job.plan
     assert checkpoint is not None
     assert plan is not None
-    mover = open_mover(checkpoint.dtype, plan.dtype)
     direct = True
     with ExitStack() as stack:
+        mover = open_mover(checkpoint.dtype, plan.dtype)
+        stack.callback(mover.close)
         readers = [
             stack.enter_context(
                 RankReader(rank, _names_read(plan.tensors, number), io_mode=job.options.io_mode)
@@ -120,7 +124,7 @@ def _write_weights(
             for number, rank in enumerate(checkpoint.ranks)
         ]
         buffers = [
-            (aligned_buffer(plan.read_buffer_bytes), aligned_buffer(plan.write_buffer_bytes))
+            (aligned_buffer(plan.read_tile_bytes), aligned_buffer(plan.write_tile_bytes))
             for _ in range(plan.workers)
         ]
         for file in plan.files:
@@ -134,7 +138,7 @@ def _write_weights(
             finally:
                 output.abandon()
         for reader in readers:
-            reader.finish()
+            reader.finish(buffers[0][0])
             direct = direct and reader.direct
     return direct, mover.losses()
 

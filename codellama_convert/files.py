@@ -27,6 +27,8 @@ IoMode = Literal["auto", "direct", "buffered"]
 # Direct I/O wants offsets, lengths and addresses at multiples of the device's block. 4096 is a
 # multiple of every block size that Linux's file systems report, and the size of a page.
 BLOCK_BYTES = 4096
+# Whole blocks around a piece: up to one more at either end.
+SLACK_BYTES = 2 * BLOCK_BYTES
 
 _HAS_POSITIONAL_IO = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EPERM)
@@ -48,13 +50,12 @@ def aligned_buffer(n_bytes: int) -> memoryview:
     """Allocate page-aligned memory for direct I/O.
 
     Args:
-        n_bytes: Wanted size; two blocks are added, for the phase of a position in its block at
-            the beginning and at the end.
+        n_bytes: Wanted size; `SLACK_BYTES` are added.
 
     Returns:
         Writable bytes, zeroed; freed with the last reference.
     """
-    return memoryview(mmap.mmap(-1, block_ceil(max(1, n_bytes)) + 2 * BLOCK_BYTES))
+    return memoryview(mmap.mmap(-1, block_ceil(n_bytes) + SLACK_BYTES))
 
 
 def first_line(error: OSError) -> str:

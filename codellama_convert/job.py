@@ -6,6 +6,7 @@ shows and `convert` runs. Know nothing of how bytes are moved.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from codellama_convert.errors import TokenizerError
 from codellama_convert.files import IoMode
 from codellama_convert.plan import (
     DEFAULT_MAX_SHARD_BYTES,
-    DEFAULT_TILE_BYTES,
     ConversionPlan,
     build_plan,
+    fit_plan,
 )
 from codellama_convert.safetensors_io import INDEX_NAME
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
@@ -32,6 +33,11 @@ from codellama_convert.tokenizer import stop_token_ids, tokenizer_files, tokeniz
 from codellama_convert.variants import Flavor
 
 TOKENIZER_ONLY = "tokenizer_only"
+
+# tokenizer.json has 3.7 times the bytes of its tokenizer.model, which is copied beside it.
+_TOKENIZER_FILES_FACTOR = 5
+_MIN_DEFAULT_WORKERS, _MAX_DEFAULT_WORKERS = 2, 8
+_SMALL_FILES_BYTES = 1 << 18  # configs, and an index of 723 tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,10 @@ class Options:
         skip_tokenizer: Whether to convert the weights alone.
         tokenizer_class: What tokenizer_config.json names; None is the exact choice.
         io_mode: Whether the page cache is passed by.
-        workers: Tensors in flight.
-        tile_bytes: Largest tile.
+        workers: Tensors in flight; None chooses by the number of cores.
+        max_ram_bytes: Largest sum of all buffers; tile and workers are chosen to fit. None is
+            32 MB, unless more workers than fit were asked for.
+        tile_bytes: A tile of this size instead, whatever it costs; for tests and measurements.
     """
 
     model_size: str | None = None
@@ -61,8 +69,9 @@ class Options:
     skip_tokenizer: bool = False
     tokenizer_class: str | None = None
     io_mode: IoMode = "auto"
-    workers: int = 2
-    tile_bytes: int = DEFAULT_TILE_BYTES
+    workers: int | None = None
+    max_ram_bytes: int | None = None
+    tile_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,20 @@ class Job:
     plan: ConversionPlan | None
     tokenizer: SentencePieceModel | None
     notes: tuple[str, ...]
+
+    @property
+    def cast(self) -> str | None:
+        """Both dtypes where the elements are cast, such as "bfloat16 to float16"."""
+        if self.checkpoint is None or self.plan is None or self.checkpoint.dtype == self.plan.dtype:
+            return None
+        return f"{self.checkpoint.dtype.name} to {self.plan.dtype.name}"
+
+    @property
+    def disk_bytes(self) -> int:
+        """Disk that the output will take; the small files are estimated, to the safe side."""
+        weights = self.plan.file_bytes if self.plan else 0
+        tokenizer = len(self.tokenizer.raw) if self.tokenizer else 0
+        return weights + _TOKENIZER_FILES_FACTOR * tokenizer + _SMALL_FILES_BYTES
 
     def small_files(self) -> dict[str, bytes]:
         """Build every file beside the weights, by name."""
@@ -120,7 +143,7 @@ class Job:
         return self.options.tokenizer_class or alone
 
 
-def prepare(input_dir: Path, options: Options) -> Job:
+def plan_conversion(input_dir: Path, options: Options) -> Job:
     """Read and check everything that a conversion needs.
 
     Args:
@@ -145,15 +168,36 @@ def prepare(input_dir: Path, options: Options) -> Job:
         max_position_embeddings=options.max_position_embeddings,
         skip_tokenizer=options.skip_tokenizer,
     )
-    plan = build_plan(
-        checkpoint.layout,
-        dtype=options.dtype or checkpoint.dtype,
-        max_shard_bytes=options.max_shard_bytes,
-        tile_bytes=options.tile_bytes,
-        workers=options.workers,
-    )
+    plan = _plan(checkpoint, options)
     notes = checkpoint.notes + _tokenizer_notes(checkpoint.tokenizer, options)
     return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes)
+
+
+def default_workers() -> int:
+    """Choose how many tensors are in flight: measured on 1, 2 and more cores (README)."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_MAX_DEFAULT_WORKERS, max(_MIN_DEFAULT_WORKERS, usable or 1))
+
+
+def _plan(checkpoint: Checkpoint, options: Options) -> ConversionPlan:
+    dtype = options.dtype or checkpoint.dtype
+    workers = default_workers() if options.workers is None else options.workers
+    if options.tile_bytes is not None:
+        return build_plan(
+            checkpoint.layout,
+            dtype=dtype,
+            max_shard_bytes=options.max_shard_bytes,
+            tile_bytes=options.tile_bytes,
+            workers=workers,
+        )
+    return fit_plan(
+        checkpoint.layout,
+        dtype=dtype,
+        max_shard_bytes=options.max_shard_bytes,
+        max_ram_bytes=options.max_ram_bytes,
+        workers=workers,
+        keep_workers=options.workers is not None,
+    )
 
 
 def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:

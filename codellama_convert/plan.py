@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from codellama_convert.errors import ConfigError
+from codellama_convert.files import SLACK_BYTES, block_ceil
 from codellama_convert.layout import TensorLayout
 from codellama_convert.safetensors_io import encode_header, encode_index, shard_name
 from codellama_convert.tensors import Dtype, TensorSpec
 
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # transformers' "5GB", decimal
-DEFAULT_TILE_BYTES = 4 << 20
-DEFAULT_BUFFER_BYTES = 32 << 20
-# Direct I/O reads and writes whole blocks: a buffer holds up to one more at either end.
-_SLACK_BYTES = 2 * 4096
+DEFAULT_MAX_RAM_BYTES = 32_000_000
+# Larger tiles gained nothing in the benchmark; below the smallest, a second worker is worth less
+# than the system calls it costs.
+_LARGEST_TILE_BYTES = 4 << 20
+_SMALLEST_SHARED_TILE_BYTES = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,19 +150,22 @@ class ConversionPlan:
         return sum(file.n_bytes for file in self.files)
 
     @property
-    def read_buffer_bytes(self) -> int:
-        """Size of the buffer that a worker reads into."""
-        return max(tensor.read_bytes for tensor in self.tensors) + _SLACK_BYTES
+    def read_tile_bytes(self) -> int:
+        """Most bytes that a worker reads at once."""
+        return max(tensor.read_bytes for tensor in self.tensors)
 
     @property
-    def write_buffer_bytes(self) -> int:
-        """Size of the buffer that a worker writes from."""
-        return max(tensor.write_bytes for tensor in self.tensors) + _SLACK_BYTES
+    def write_tile_bytes(self) -> int:
+        """Most bytes that a worker writes at once."""
+        return max(tensor.write_bytes for tensor in self.tensors)
 
     @property
     def buffer_bytes(self) -> int:
-        """Peak memory of all buffers: workers x (one tile read + one tile written)."""
-        return self.workers * (self.read_buffer_bytes + self.write_buffer_bytes)
+        """Peak memory of all buffers: workers x (one tile read + one tile written + slack)."""
+        return self.workers * sum(
+            block_ceil(n_bytes) + SLACK_BYTES
+            for n_bytes in (self.read_tile_bytes, self.write_tile_bytes)
+        )
 
 
 def split_into_files(sizes: Sequence[int], max_bytes: int) -> tuple[tuple[int, ...], ...]:
@@ -193,7 +198,7 @@ def build_plan(
     *,
     dtype: Dtype,
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
-    tile_bytes: int = DEFAULT_TILE_BYTES,
+    tile_bytes: int = _LARGEST_TILE_BYTES,
     workers: int = 1,
 ) -> ConversionPlan:
     """Decide every byte's place before anything is written.
@@ -234,6 +239,59 @@ def build_plan(
     weight_map = {tensor.spec.name: file.name for file in files for tensor in file.tensors}
     index = encode_index(weight_map, total_bytes) if len(files) > 1 else None
     return ConversionPlan(tuple(files), index, dtype, tile_bytes, workers)
+
+
+def fit_plan(
+    layout: Sequence[TensorLayout],
+    *,
+    dtype: Dtype,
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    max_ram_bytes: int | None = None,
+    workers: int,
+    keep_workers: bool = False,
+) -> ConversionPlan:
+    """Choose tile and workers so that all buffers together stay within a budget.
+
+    Smaller tiles come first, fewer workers only where tiles would get too small to be worth it.
+
+    Args:
+        layout: The model's tensors, in the order of Hugging Face's state dict.
+        dtype: Of the written tensors.
+        max_shard_bytes: Largest sum of a file's tensors.
+        max_ram_bytes: Largest sum of all buffers; None is `DEFAULT_MAX_RAM_BYTES`, which so many
+            workers as were asked for may exceed.
+        workers: Tensors in flight, at most.
+        keep_workers: Whether there must be as many.
+
+    Returns:
+        The plan with the largest tiles that fit.
+
+    Raises:
+        ConfigError: If a size is not positive, or not even one row (or head) fits.
+    """
+    halvings = [_LARGEST_TILE_BYTES >> n for n in range(_LARGEST_TILE_BYTES.bit_length())]
+    worth_sharing = [size for size in halvings if size >= _SMALLEST_SHARED_TILE_BYTES]
+    fewest = workers if keep_workers else 1
+    choices = [(n, size) for n in range(workers, fewest - 1, -1) for size in worth_sharing]
+    choices += [(fewest, size) for size in halvings[len(worth_sharing) :]]
+    needed = 0
+    for n_workers, tile_bytes in choices or [(workers, _LARGEST_TILE_BYTES)]:
+        plan = build_plan(
+            layout,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+            tile_bytes=tile_bytes,
+            workers=n_workers,
+        )
+        needed = plan.buffer_bytes
+        asked_for = max_ram_bytes is None and keep_workers and tile_bytes == worth_sharing[-1]
+        if needed <= (max_ram_bytes or DEFAULT_MAX_RAM_BYTES) or asked_for:
+            return plan
+    raise ConfigError(
+        f"--max_ram {max_ram_bytes} bytes is too little: the largest row or head needs "
+        f"{needed} bytes of buffers",
+        hint="allow that much, or ask for fewer workers",
+    )
 
 
 def _tile_rows(layout: TensorLayout, spec: TensorSpec, tile_bytes: int) -> int:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from codellama_convert.crc32 import CrcLedger, combine
 from codellama_convert.errors import CheckpointError
-from codellama_convert.files import InputFile, IoMode, aligned_buffer
+from codellama_convert.files import SLACK_BYTES, InputFile, IoMode
 from codellama_convert.pth import RankIndex, Storage, StoredTensor
 
 Rows = npt.NDArray[Any]
@@ -28,7 +28,6 @@ Rows = npt.NDArray[Any]
 # Elements are moved, not calculated with: unsigned integers keep NaN payloads and the sign of zero.
 _UNSIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _MAX_SEGMENT_BYTES = 1 << 20
-_CLOSING_CHUNK_BYTES = 1 << 20
 
 
 class RankReader:
@@ -152,13 +151,15 @@ class RankReader:
                 hint="the file is corrupt, download it again",
             )
 
-    def finish(self) -> None:
+    def finish(self, buffer: memoryview) -> None:
         """Read what no tensor covered, so that every storage's CRC-32 is known and checked.
+
+        Args:
+            buffer: From `aligned_buffer`, to read into.
 
         Raises:
             CheckpointError: If a CRC-32 differs.
         """
-        buffer = aligned_buffer(_CLOSING_CHUNK_BYTES)
         for name, storage in self.index.storages.items():
             if storage.crc is None:
                 continue
@@ -171,6 +172,7 @@ class RankReader:
         self, storage: Storage, ledgers: Sequence[CrcLedger], buffer: memoryview
     ) -> None:
         """Read what each ledger lacks; what several lack is read once."""
+        chunk = len(buffer) - SLACK_BYTES
         gaps = [(ledger, start, end) for ledger in ledgers for start, end in ledger.gaps()]
         lacking: dict[int, int] = {}  # at each cut, how many more ledgers lack what follows
         for _, start, end in gaps:
@@ -180,8 +182,8 @@ class RankReader:
         n_lacking, crc, crc_until = 0, 0, dict.fromkeys(cuts[:1], 0)
         for start, end in pairwise(cuts):
             n_lacking += lacking[start]
-            for at in range(start, end if n_lacking else start, _CLOSING_CHUNK_BYTES):
-                n_bytes = min(_CLOSING_CHUNK_BYTES, end - at)
+            for at in range(start, end if n_lacking else start, chunk):
+                n_bytes = min(chunk, end - at)
                 crc = zlib.crc32(self._file.read_window(storage.offset + at, n_bytes, buffer), crc)
             crc_until[end] = crc
         for ledger, start, end in gaps:

@@ -20,6 +20,8 @@ class Dtype:
         storage: torch's storage class in a .pth file.
         itemsize: Bytes per element.
         max_finite: The largest finite value.
+        min_positive: The smallest positive value, a subnormal one.
+        infinity_bits: The bits of positive infinity; larger ones, without the sign, are NaN.
     """
 
     code: DtypeCode
@@ -28,13 +30,24 @@ class Dtype:
     storage: str
     itemsize: int
     max_finite: float
+    min_positive: float
+    infinity_bits: int
 
 
 # Codes: the safetensors format's list. Largest values: IEEE 754 binary16 and binary32; bfloat16 is
 # binary32 with the lower 16 bits of the significand cut off.
-BFLOAT16 = Dtype("BF16", "bfloat16", "bf16", "BFloat16Storage", 2, (2.0 - 2.0**-7) * 2.0**127)
-FLOAT16 = Dtype("F16", "float16", "fp16", "HalfStorage", 2, 65504.0)
-FLOAT32 = Dtype("F32", "float32", "fp32", "FloatStorage", 4, (2.0 - 2.0**-23) * 2.0**127)
+BFLOAT16 = Dtype(
+    "BF16", "bfloat16", "bf16", "BFloat16Storage", 2,
+    (2.0 - 2.0**-7) * 2.0**127, 2.0**-133, 0x7F80,
+)  # fmt: skip
+FLOAT16 = Dtype(
+    "F16", "float16", "fp16", "HalfStorage", 2,
+    65504.0, 2.0**-24, 0x7C00,
+)  # fmt: skip
+FLOAT32 = Dtype(
+    "F32", "float32", "fp32", "FloatStorage", 4,
+    (2.0 - 2.0**-23) * 2.0**127, 2.0**-149, 0x7F800000,
+)  # fmt: skip
 DTYPES: tuple[Dtype, ...] = (BFLOAT16, FLOAT16, FLOAT32)
 
 

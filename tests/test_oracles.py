@@ -178,8 +178,28 @@ def test_ranks_put_side_by_side_are_the_model(n_ranks):
         else:
             assert len(narrower) == 1
             assert same_bits(torch.cat(parts, narrower[0]), whole)
-    if n_ranks > 1:  # the one split that most scripts get wrong
-        assert ranks[0]["tok_embeddings.weight"].shape == (WIDE.vocab, WIDE.dim // n_ranks)
+
+
+def test_each_of_two_ranks_holds_the_halves_that_fairscale_gives_it():
+    """Literal shapes: a square matrix split along the wrong dimension joins up again unseen."""
+    shape = Shape(dim=16, n_layers=1, n_heads=4, n_kv_heads=2, hidden=48, vocab=20)
+    first, second = split_ranks(random_model(shape), 2)
+    sizes = {
+        "tok_embeddings.weight": (20, 8),
+        "layers.0.attention.wq.weight": (8, 16),
+        "layers.0.attention.wk.weight": (4, 16),
+        "layers.0.attention.wv.weight": (4, 16),
+        "layers.0.attention.wo.weight": (16, 8),
+        "layers.0.feed_forward.w1.weight": (24, 16),
+        "layers.0.feed_forward.w2.weight": (16, 24),
+        "layers.0.feed_forward.w3.weight": (24, 16),
+        "layers.0.attention_norm.weight": (16,),
+        "layers.0.ffn_norm.weight": (16,),
+        "norm.weight": (16,),
+        "output.weight": (10, 16),
+    }
+    for rank in (first, second):
+        assert {name: tuple(tensor.shape) for name, tensor in rank.items()} == sizes
 
 
 def test_a_model_that_does_not_divide_is_refused():

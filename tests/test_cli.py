@@ -1,0 +1,278 @@
+"""The command line as users meet it: words, folders, exit statuses, one line for each problem."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from codellama_convert.cli import main
+from tests.checkpoints import GQA, MHA, save_checkpoint, tokenizer_model
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def one_line(result: Result) -> str:
+    """The one line on stderr of a run that failed; notes may stand before it."""
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    *notes, line = result.stderr.splitlines()
+    assert all(note.startswith("note: ") for note in notes)
+    assert line.startswith("Error: ")
+    return line
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return save_checkpoint(tmp_path / "CodeLlama-7b", GQA, n_ranks=1)
+
+
+def test_the_bare_form_converts_beside_the_input(checkpoint):
+    result = run("--input_dir", checkpoint, "--model_size", "7B")
+    assert result.exit_code == 0, result.output
+    output = checkpoint.with_name("CodeLlama-7b-hf")
+    assert {path.name for path in output.iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    }  # fmt: skip
+    assert str(output) in result.stdout
+    notes = result.stderr.splitlines()
+    assert all(note.startswith("note: ") for note in notes)
+    assert sum("--model_size 7B" in note for note in notes) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "--input_dir", "{i}", "--output_dir", "{o}", "--max_shard_size", "30KB"),
+        ("convert", "--input-dir", "{i}", "--output-dir", "{o}", "--max-shard-size", "30KB"),
+        ("--output_dir={o}", "--input-dir={i}", "--max_shard-size=30KB"),
+        ("--quiet", "--input_dir", "{i}", "--output_dir", "{o}", "--max_shard_size", "30000"),
+    ],
+)
+def test_underscores_and_dashes_are_one(checkpoint, tmp_path, arguments):
+    output = tmp_path / "out"
+    result = run(*(text.format(i=checkpoint, o=output) for text in arguments))
+    assert result.exit_code == 0, result.output
+    assert (output / "model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer"),
+    [
+        ("CodeLlama-7b", "CodeLlama-7b/tokenizer.model"),  # Code Llama: inside
+        ("llama-2-7b", "tokenizer.model"),  # Llama 2: beside
+        ("7B", "tokenizer.model"),  # Llama 1: beside
+    ],
+)
+def test_the_folders_of_metas_download_scripts_are_understood(tmp_path, model, tokenizer):
+    downloads = tmp_path / "downloads"
+    save_checkpoint(downloads / model, MHA, tokenizer=False)
+    save_checkpoint(downloads / "13B", MHA, n_ranks=2, tokenizer=False)
+    (downloads / tokenizer).write_bytes(tokenizer_model(MHA.vocab))
+    inside = run("--input_dir", downloads / model, "--output_dir", tmp_path / "one")
+    assert inside.exit_code == 0, inside.output
+    above = run("--input_dir", downloads, "--model_size", "7B", "--output_dir", tmp_path / "two")
+    assert above.exit_code == 0, above.output
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()
+    assert "several checkpoints" in one_line(run("--input_dir", downloads))
+
+
+def test_a_dot_gets_an_output_folder_beside_it(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint)
+    assert run("--input_dir", ".").exit_code == 0
+    assert checkpoint.with_name("CodeLlama-7b-hf").is_dir()
+
+
+def test_the_number_of_files_contradicts_a_model_size(checkpoint):
+    line = one_line(run("--input_dir", checkpoint, "--model_size", "13B"))
+    assert "13B has 2" in line
+    assert not checkpoint.with_name("CodeLlama-7b-hf").exists()
+
+
+def test_the_tokenizer_alone(checkpoint, tmp_path):
+    result = run(
+        "--input_dir", checkpoint, "--model_size", "tokenizer_only", "--output_dir", tmp_path / "t"
+    )
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "t").iterdir()} == {
+        "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    }  # fmt: skip
+
+
+def test_a_missing_tokenizer_is_an_error_that_tells_both_ways_out(checkpoint, tmp_path):
+    moved = tmp_path / "elsewhere.model"
+    (checkpoint / "tokenizer.model").rename(moved)
+    line = one_line(run("--input_dir", checkpoint))
+    for fact in ("tokenizer.model", "--tokenizer_model", "--skip_tokenizer"):
+        assert fact in line
+    named = run(
+        "--input_dir", checkpoint, "--tokenizer_model", moved, "--output_dir", tmp_path / "named"
+    )
+    assert named.exit_code == 0
+    assert (tmp_path / "named" / "tokenizer.model").read_bytes() == moved.read_bytes()
+    without = run("--input_dir", checkpoint, "--skip_tokenizer", "--output_dir", tmp_path / "no")
+    assert without.exit_code == 0
+    assert not list((tmp_path / "no").glob("tok*"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(checkpoint):
+    (checkpoint / "tokenizer.model").write_bytes(tokenizer_model(GQA.vocab + 1))
+    line = one_line(run("--input_dir", checkpoint))
+    assert "321 pieces" in line
+    assert "320 rows" in line
+
+
+def corrupt(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "facts"),
+    [
+        (
+            lambda d: corrupt(d / "params.json", b"<!DOCTYPE html><p>Sign in"),
+            ["params.json", "HTML"],
+        ),
+        (lambda d: corrupt(d / "params.json", b""), ["params.json", "empty"]),
+        (lambda d: corrupt(d / "params.json", b"{'dim': 3}"), ["params.json", "JSON"]),
+        (lambda d: (d / "params.json").unlink(), ["params.json", "No such file"]),
+        (
+            lambda d: corrupt(
+                d / "params.json",
+                (d / "params.json").read_bytes().replace(b'"n_layers": 2', b'"n_layers": 3'),
+            ),
+            ["consolidated.00.pth", "layers.2."],
+        ),
+        (lambda d: (d / "consolidated.01.pth").unlink(), ["consolidated.01.pth", "missing"]),
+        (lambda d: (d / "consolidated.03.pth").unlink(), ["consolidated.00.pth", "4", "3"]),
+        (
+            lambda d: shutil.copy(d / "consolidated.00.pth", d / "consolidated.02.pth"),
+            ["consolidated.02.pth", "consolidated.00.pth"],
+        ),
+        (
+            lambda d: corrupt(
+                d / "consolidated.02.pth", (d / "consolidated.02.pth").read_bytes()[:-100]
+            ),
+            ["consolidated.02.pth", "truncated"],
+        ),
+        (lambda d: corrupt(d / "consolidated.02.pth", b""), ["consolidated.02.pth", "empty"]),
+        (lambda d: (d / "tokenizer.model").unlink(), ["tokenizer.model"]),
+        (lambda d: corrupt(d / "tokenizer.model", b"\x00" * 99), ["tokenizer.model"]),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_file_and_leaves_nothing(tmp_path, break_it, facts):
+    checkpoint = save_checkpoint(tmp_path / "in", GQA, n_ranks=4)
+    assert run("plan", "--input_dir", checkpoint).exit_code == 0
+    break_it(checkpoint)
+    line = one_line(run("--input_dir", checkpoint))
+    for fact in facts:
+        assert fact in line
+    assert not (tmp_path / "in-hf").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="FIFOs and links as POSIX has them")
+def test_an_unreadable_file_is_named(tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "in", GQA)
+    rank = checkpoint / "consolidated.00.pth"
+    rank.unlink()
+    rank.symlink_to("gone")
+    assert "No such file" in one_line(run("--input_dir", checkpoint))
+    rank.unlink()
+    rank.symlink_to(rank)
+    assert "symbolic links" in one_line(run("--input_dir", checkpoint))
+    rank.unlink()
+    os.mkfifo(rank)
+    assert "not a regular file" in one_line(run("--input_dir", checkpoint))
+    rank.unlink()
+    rank.mkdir()
+    assert "folder" in one_line(run("--input_dir", checkpoint))
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    line = one_line(run("--input_dir", checkpoint, "--output_dir", tmp_path / "file" / "out"))
+    assert str(tmp_path / "file" / "out") in line
+    line = one_line(run("--input_dir", checkpoint, "--output_dir", "/proc/nowhere/out"))
+    assert "/proc/nowhere/out" in line
+
+
+def test_a_wrong_option_is_a_usage_error(checkpoint):
+    for arguments in (
+        ("--input_dir", checkpoint, "--dtype", "int8"),
+        ("--input_dir", checkpoint, "--max_shard_size", "5XB"),
+        ("--input_dir", checkpoint / "nowhere"),
+        ("--output_dir", "x"),
+    ):
+        assert run(*arguments).exit_code == 2, arguments
+
+
+def test_the_plan_is_a_table_for_people_and_json_for_machines(checkpoint):
+    table = run("plan", "--input_dir", checkpoint, "--max_shard_size", "60KB")
+    assert table.exit_code == 0
+    assert all(len(line) <= 80 for line in table.stdout.splitlines() if "CodeLlama" not in line)
+    assert "model-00001-of-00006.safetensors" in table.stdout
+    described = json.loads(
+        run("plan", "--input_dir", checkpoint, "--max_shard_size", "60KB", "--json").stdout
+    )
+    assert [file["name"] for file in described["files"]] == [
+        f"model-0000{n}-of-00006.safetensors" for n in (1, 2, 3, 4, 5, 6)
+    ]
+    assert not checkpoint.with_name("CodeLlama-7b-hf").exists()
+    converted = run("--input_dir", checkpoint, "--max_shard_size", "60KB", "--json")
+    assert json.loads(converted.stdout)["tensor_bytes"] == described["total_size"]
+    for file in described["files"]:
+        path = checkpoint.with_name("CodeLlama-7b-hf") / file["name"]
+        assert path.stat().st_size == file["bytes"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["convert", "-h"], ["plan", "--help"], ["--version"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom codellama_convert.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'tqdm', 'sentencepiece', 'safetensors', 'pickletools'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_the_control_of_that_test_fails():
+    code = "import sys, numpy\nassert 'numpy' not in sys.modules\n"
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
+
+
+def test_every_command_has_help_and_an_example():
+    for name, command in main.commands.items():
+        assert "Example:" in (command.help or ""), name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def test_the_bar_is_for_terminals_only(checkpoint):
+    result = run("--input_dir", checkpoint)
+    assert "%" not in result.stderr
+    assert "converting" not in result.stderr
