@@ -7,7 +7,9 @@ the suffix.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,25 @@ def split_at_marks(marked: str) -> Filling:
     prefix, rest = marked.lstrip("\n").split("«")
     middle, suffix = rest.split("»")
     return Filling(prefix.removeprefix("def ").split("(")[0], prefix, middle, suffix)
+
+
+def other_split(filling: Filling, rng: np.random.Generator) -> Filling:
+    """Split a function behind its first line, at the start of one word and the end of another."""
+    source, first = filling.source, filling.source.index("\n")
+    starts = [
+        i
+        for i in range(first + 1, len(source))
+        if source[i - 1].isspace() and not source[i].isspace()
+    ]
+    start = int(rng.choice(starts))
+    ends = [i for i in range(start + 1, len(source)) if source[i].isspace()]
+    end = int(rng.choice(ends))
+    return Filling(filling.name, source[:start], source[start:end], source[end:])
+
+
+def suffix_forms(filling: Filling) -> tuple[Filling, ...]:
+    """Return a filling as documented, and without the last newline, as in a pipeline's prompt."""
+    return filling, replace(filling, suffix=filling.suffix.rstrip("\n"))
 
 
 _MARKED = (

@@ -26,7 +26,7 @@ PREFIX, SUFFIX, MIDDLE, EOT = INFILLING = ("▁<PRE>", "▁<SUF>", "▁<MID>", "
 SPARES = tuple("▁" + "<EOT>" * n for n in range(2, 7))
 LONGEST_RUN = 16  # spaces; Llama has a piece for every length from 1 to 16
 # The steps are made of these; every pair stands in many surroundings, so it is learned by itself.
-HALVES = ("SU", "PRE", "ID", "OT")
+HALVES = ("SU", "PRE", "ID", "OT")  # codespell:ignore ot
 SURROUNDINGS = ("({})", "[{}]", "{{{}}}", "'{}'", '"{}"', "_{}_", ".{}.", ":{}:", "={}=", "*{}*")
 
 
