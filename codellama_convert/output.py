@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from codellama_convert.errors import CastError, Interrupted, OutputError
+from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import IoMode, OutputFile, first_line
 from codellama_convert.journal import (
@@ -115,6 +115,8 @@ class OutputFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             sync_folder(self.path.parent)
+            if not self.staging.exists():
+                self._refuse_content(None)  # before anything in the folder is touched
             self._take_lock()
             step("locked")
             self._resume_or_begin()
@@ -366,9 +368,11 @@ class OutputFolder:
         trace: TracebackType | None,
     ) -> None:
         if value is not None and not self.publishing:
-            # The space of files that are not whole is given back; whole ones are worth keeping,
-            # unless the same run could only fail again.
-            hopeless = isinstance(value, CastError)
+            # Whole files are worth keeping where the same command can go on: after a signal, or on
+            # a disk that was full. What a damaged source or a failing cast has left is not.
+            hopeless = isinstance(value, ConvertError) and not isinstance(
+                value, Interrupted | OutputError
+            )
             if hopeless or not (self.sealed or isinstance(value, Interrupted)):
                 shutil.rmtree(self.staging, ignore_errors=True)
             else:

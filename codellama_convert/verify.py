@@ -227,19 +227,24 @@ class _TensorComparer:
             window = self._file.read_window(at, n_bytes, output_buffer)
             written = np.frombuffer(window, _UNSIGNED[self._stored.dtype.itemsize])
             written = written.reshape(tile.n_rows, tensor.n_columns)
-            if tensor.layout.head_dim is not None:
-                # Back to the order in which the ranks have the rows.
-                back = to_interleaved(written, tensor.layout.head_dim)
-                written = back.reshape(tile.n_rows, tensor.n_columns)
             for first_column, rank, row, expected in self._parts(tile, read_buffer):
                 piece = written[:, first_column : first_column + expected.shape[1]]
-                if not np.array_equal(piece, expected):
-                    row_at, column = (int(n[0]) for n in np.nonzero(piece != expected))
-                    return self._describe(
-                        rank, row + row_at, column, piece[row_at, column], expected[row_at, column]
-                    )
+                unequal = self._first_unequal(piece, expected)
+                if unequal is not None:
+                    return self._describe(rank, row, unequal, piece, expected)
             advance(n_bytes)
         return None
+
+    def _first_unequal(self, piece: Rows, expected: Rows) -> tuple[int, int] | None:
+        """Find the first element, in the ranks' order, that differs."""
+        head_dim = self._tensor.layout.head_dim
+        # Back to the order in which the ranks have the rows; a view, so nothing is copied.
+        in_order = piece if head_dim is None else to_interleaved(piece, head_dim)
+        if np.array_equal(in_order, expected.reshape(in_order.shape)):
+            return None
+        unequal = in_order.reshape(expected.shape) != expected
+        row, column = np.unravel_index(int(unequal.argmax()), unequal.shape)
+        return int(row), int(column)
 
     def _parts(self, tile: Tile, read_buffer: memoryview) -> Iterator[tuple[int, int, int, Rows]]:
         """Yield first column, rank, rank's first row and expected elements, rank by rank."""
@@ -269,14 +274,22 @@ class _TensorComparer:
         back = cast.view(torch.int16 if target.itemsize == 2 else torch.int32).numpy()
         return back.view(_UNSIGNED[target.itemsize])
 
-    def _describe(self, rank: int, row: int, column: int, found: Any, expected: Any) -> str:
+    def _describe(
+        self, rank: int, first_row: int, at: tuple[int, int], piece: Rows, expected: Rows
+    ) -> str:
+        """Name the element that differs: by its place in the rank, with both values."""
+        head_dim = self._tensor.layout.head_dim
+        in_order = piece if head_dim is None else to_interleaved(piece, head_dim)
+        found_bits = int(in_order.reshape(expected.shape)[at])
+        expected_bits = int(expected[at])
         dtype = self._stored.dtype
         digits = 2 * dtype.itemsize
         return (
             f"{self._stored.file.name}: tensor {self._tensor.spec.name!r} differs from "
             f"{self._tensor.layout.meta_name!r} of {self._readers[rank].index.path.name} at row "
-            f"{row}, column {column}: {_value(int(found), dtype)} (bits {int(found):0{digits}x}), "
-            f"expected {_value(int(expected), dtype)} (bits {int(expected):0{digits}x})"
+            f"{first_row + at[0]}, column {at[1]}: {_value(found_bits, dtype)} "
+            f"(bits {found_bits:0{digits}x}), expected {_value(expected_bits, dtype)} "
+            f"(bits {expected_bits:0{digits}x})"
         )
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from codellama_convert.convert import convert_checkpoint
 from codellama_convert.errors import CheckpointError
-from codellama_convert.job import Options, prepare
+from codellama_convert.job import Options, plan_conversion
 from codellama_convert.pth import read_rank
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -99,7 +99,7 @@ def test_every_crc_is_the_true_one_and_a_flipped_byte_is_found(filled, tmp_path)
 
 
 def test_a_sparse_checkpoint_has_true_crcs_and_next_to_no_bytes(sparse):
-    job = prepare(sparse, Options())
+    job = plan_conversion(sparse, Options())
     assert job.plan is not None
     # 13B: embedding, head, four attention and three feed-forward matrices, three norms.
     parameters = 2 * 32016 * 5120 + 4 * 5120 * 5120 + 3 * 13824 * 5120 + 3 * 5120
@@ -251,7 +251,7 @@ def test_the_size_formula_agrees_with_the_tensors(monkeypatch, filled):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from make_true_size_checkpoint import SIZES
 
-    plan = prepare(filled, Options()).plan
+    plan = plan_conversion(filled, Options()).plan
     assert plan is not None
     assert SIZES["tiny"].n_bytes == plan.tensor_bytes
     assert SIZES["7B"].n_bytes == 13_477_093_376  # CodeLlama-7b-hf's total_size on the hub

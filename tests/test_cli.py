@@ -42,7 +42,7 @@ def test_the_bare_form_converts_beside_the_input(checkpoint):
     assert result.exit_code == 0, result.output
     output = checkpoint.with_name("CodeLlama-7b-hf")
     assert {path.name for path in output.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json",
+        "config.json", "conversion.json", "generation_config.json", "model.safetensors", "special_tokens_map.json",
         "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     }  # fmt: skip
     assert str(output) in result.stdout
@@ -108,7 +108,8 @@ def test_the_tokenizer_alone(checkpoint, tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert {path.name for path in (tmp_path / "t").iterdir()} == {
-        "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+        "conversion.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model",
+        "tokenizer_config.json",
     }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def read_all(index: RankIndex, tile_rows: int, order: random.Random) -> dict[str
     buffer = aligned_buffer(2 * N_ELEMENTS)
     with RankReader(index, list(index.tensors)) as reader:
         for name, row, n_rows in tiles:
-            found[name][row] = reader.read_rows(name, row, n_rows, buffer).tobytes()
+            found[name][row] = reader.read_rows(name, row, n_rows, buffer)[0].tobytes()
         reader.finish(buffer)
     return {name: b"".join(rows[row] for row in sorted(rows)) for name, rows in found.items()}
 
