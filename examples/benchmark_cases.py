@@ -132,9 +132,7 @@ def planned(bench: Bench, tool_has: frozenset[str]) -> dict[str, Any]:
     if shown.returncode:
         raise click.ClickException(f"plan: {shown.stderr.strip()}")
     plan: dict[str, Any] = json.loads(shown.stdout)
-    return {
-        key: plan[key] for key in ("workers", "largest_tile_bytes", "buffer_bytes", "total_size")
-    }
+    return {key: plan[key] for key in ("workers", "buffer_bytes", "total_size")}
 
 
 def build_cases(

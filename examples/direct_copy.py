@@ -44,7 +44,7 @@ def block_ceil(n_bytes: int) -> int:
 def files_of(paths: Sequence[Path]) -> Iterator[Path]:
     """Replace every folder by the files in it."""
     for path in paths:
-        yield from sorted(path.iterdir()) if path.is_dir() else (path,)
+        yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else (path,)
 
 
 def cut(sources: Sequence[int], tile_bytes: int, write_times: int) -> Iterator[Chunk]:
