@@ -32,12 +32,10 @@ class ListedSum:
     """One line of a list.
 
     Attributes:
-        path: The file that it speaks of.
         md5: The sum that it expects.
         list_path: The list.
     """
 
-    path: Path
     md5: str
     list_path: Path
 
@@ -64,8 +62,7 @@ def read_lists(folders: Sequence[Path]) -> tuple[dict[str, ListedSum], tuple[str
                 notes.append(f"{name} was not used: {problem.message}")
                 continue
             for md5, listed in lines:
-                sum_of = ListedSum(path.with_name(listed), md5.lower(), path)
-                found.setdefault(listed, sum_of)
+                found.setdefault(listed, ListedSum(md5.lower(), path))
     return found, tuple(notes)
 
 
@@ -124,9 +121,7 @@ def file_md5(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """Give a file's MD5 in hexadecimal; the errors of `check_sums`."""
     digest = hashlib.md5(usedforsecurity=False)
     with InputFile(path, io_mode="auto") as file:
-        buffer = aligned_buffer(_CHUNK_BYTES)
-        for at in range(0, file.n_bytes, _CHUNK_BYTES):
-            piece = file.read_window(at, min(_CHUNK_BYTES, file.n_bytes - at), buffer)
+        for piece in file.read_pieces(aligned_buffer(_CHUNK_BYTES)):
             digest.update(piece)
             if progress is not None:
                 progress(len(piece))

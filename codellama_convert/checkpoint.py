@@ -26,6 +26,7 @@ from codellama_convert.layout import (
 from codellama_convert.pth import PickleCache, RankIndex, read_rank, read_vector
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.tensors import Dtype
+from codellama_convert.tokenizer import check_embedding_rows
 from codellama_convert.variants import Flavor, Identity, check_model_size, identify
 
 PARAMS_NAME = "params.json"
@@ -281,13 +282,7 @@ def _open_tokenizer(files: CheckpointFiles, config: ModelConfig) -> SentencePiec
             hint="name it with --tokenizer_model, or convert the weights alone with --skip_tokenizer",
         )
     model = read_sentencepiece_model(files.tokenizer)
-    if model.n_pieces != config.vocab_size:
-        raise TokenizerError(
-            f"has {model.n_pieces} pieces but the checkpoint's embedding has {config.vocab_size} "
-            "rows: they do not belong together",
-            path=files.tokenizer,
-            hint="name the right one with --tokenizer_model",
-        )
+    check_embedding_rows(model, config.vocab_size)
     return model
 
 
@@ -327,18 +322,19 @@ def _compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) 
             for name, content in expected.items():
                 found = read_vector(file, rank.tensors[name])
                 if found != content:
-                    itemsize = rank.tensors[name].dtype.itemsize
-                    at = next(
-                        i
-                        for i, pair in enumerate(zip(content, found, strict=True))
-                        if pair[0] != pair[1]
-                    )
-                    element = at // itemsize
-                    where = slice(element * itemsize, (element + 1) * itemsize)
-                    raise LayoutError(
-                        f"tensor {name!r} differs from that of {ranks[0].path.name} at element "
-                        f"{element} (bits {found[where].hex()}, there {content[where].hex()}); "
-                        "every rank must have the same copy",
-                        path=rank.path,
-                        hint="the files are of different models, or one is corrupt",
-                    )
+                    raise _unequal_copy(rank, name, found, content, of=ranks[0])
+
+
+def _unequal_copy(
+    rank: RankIndex, name: str, found: bytes, content: bytes, *, of: RankIndex
+) -> LayoutError:
+    itemsize = rank.tensors[name].dtype.itemsize
+    at = next(i for i, pair in enumerate(zip(content, found, strict=True)) if pair[0] != pair[1])
+    element = at // itemsize
+    where = slice(element * itemsize, (element + 1) * itemsize)
+    return LayoutError(
+        f"tensor {name!r} differs from that of {of.path.name} at element {element} (bits "
+        f"{found[where].hex()}, there {content[where].hex()}); every rank must have the same copy",
+        path=rank.path,
+        hint="the files are of different models, or one is corrupt",
+    )

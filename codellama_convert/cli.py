@@ -16,17 +16,15 @@ import click
 from codellama_convert import __version__
 from codellama_convert.errors import ConvertError, Interrupted
 from codellama_convert.sizes import format_size, parse_size
+from codellama_convert.tokenizer import TOKENIZER_CLASSES
+from codellama_convert.variants import FLAVORS, MODEL_SIZES
 
 if TYPE_CHECKING:
     from codellama_convert.convert import ConversionReport
     from codellama_convert.job import Job, Options
     from codellama_convert.verify_record import VerifyReport
 
-_MODEL_SIZES = ("7B", "13B", "30B", "34B", "65B", "70B", "7Bf", "13Bf", "70Bf", "tokenizer_only")
 _DTYPES = ("auto", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float")
-_TOKENIZER_CLASSES = (
-    "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
-)  # fmt: skip
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -104,12 +102,12 @@ _INPUT = click.option(
 _MODEL_OPTIONS = _options(
     click.option(
         "--model_size",
-        type=click.Choice(_MODEL_SIZES),
+        type=click.Choice((*MODEL_SIZES, "tokenizer_only")),
         help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
     ),
     click.option(
         "--variant",
-        type=click.Choice(("base", "python", "instruct", "chat")),
+        type=click.Choice(FLAVORS),
         help="What the model was tuned for, where the folder's name does not tell.",
     ),
     click.option(
@@ -146,7 +144,7 @@ _MODEL_OPTIONS = _options(
     click.option("--skip_tokenizer", is_flag=True, help="Convert the weights alone."),
     click.option(
         "--tokenizer_class",
-        type=click.Choice(_TOKENIZER_CLASSES),
+        type=click.Choice(TOKENIZER_CLASSES),
         help="What tokenizer_config.json names; by default nothing, which is exact everywhere.",
     ),
 )
@@ -232,7 +230,10 @@ def convert(
     check = _verify_staged if verify_too else None
     run_options = RunOptions(overwrite, restart, sha256, check)
     started = time.monotonic()
-    with stop_on_signals() as stop, _progress_bar(job, "converting", hidden=quiet) as progress:
+    with (
+        stop_on_signals() as stop,
+        _bar("converting", _weight_bytes(job), hidden=quiet) as progress,
+    ):
         report = run(job, output_dir, run_options, progress=progress, stop=stop)
     described = describe_report(report, time.monotonic() - started)
     _print_report(described, as_json=as_json, quiet=quiet)
@@ -271,7 +272,7 @@ def verify(
 
     job = None if input_dir is None else _plan(input_dir, choices, hidden=quiet)
     started = time.monotonic()
-    with _progress_bar(job, "verifying", hidden=quiet) as progress:
+    with _bar("verifying", _weight_bytes(job), hidden=quiet) as progress:
         report = verify_output(output_dir, job, progress=progress)
     seconds = time.monotonic() - started
     if as_json:
@@ -374,13 +375,8 @@ def _print_notes(notes: Sequence[str]) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-@contextmanager
-def _progress_bar(
-    job: Job | None, what: str, *, hidden: bool
-) -> Iterator[Callable[[int], None] | None]:
-    total = None if job is None or job.plan is None else job.plan.tensor_bytes
-    with _bar(what, total, hidden=hidden) as progress:
-        yield progress
+def _weight_bytes(job: Job | None) -> int | None:
+    return None if job is None or job.plan is None else job.plan.tensor_bytes
 
 
 @contextmanager

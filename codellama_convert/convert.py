@@ -16,7 +16,6 @@ from codellama_convert.cast import CastLoss, Mover, open_mover
 from codellama_convert.crc32 import combine
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.files import (
-    SLACK_BYTES,
     InputFile,
     IoMode,
     OutputFile,
@@ -29,12 +28,10 @@ from codellama_convert.journal import SealedFile
 from codellama_convert.output import OutputFolder, refuse_same_folder
 from codellama_convert.plan import FilePlan, TensorPlan, Tile
 from codellama_convert.provenance import CONVERSION_NAME, conversion_json
-from codellama_convert.rank_reader import RankReader, Rows
+from codellama_convert.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.rope import to_half_split
 
 Progress = Callable[[int], None]
-
-_UNSIGNED = {2: "<u2", 4: "<u4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,15 +282,13 @@ def _is_whole(path: Path, file: FilePlan, sealed: SealedFile, buffer: memoryview
     """Tell whether a staged file still has the size, the header and the bytes of its journal line."""
     if not path.is_file():
         return False
-    chunk = len(buffer) - SLACK_BYTES
     crc = 0
     with InputFile(path, io_mode="auto", error=OutputError) as staged:
         if staged.n_bytes != sealed.n_bytes or staged.n_bytes != file.n_bytes:
             return False
         if staged.read_exact(0, len(file.header)) != file.header:
             return False
-        for at in range(0, staged.n_bytes, chunk):
-            piece = staged.read_window(at, min(chunk, staged.n_bytes - at), buffer)
+        for piece in staged.read_pieces(buffer):
             crc = zlib.crc32(piece, crc)
     return crc == sealed.crc32
 
@@ -404,7 +399,7 @@ class TileSource:
         Raises:
             ConvertError: If reading or casting fails.
         """
-        elements = np.frombuffer(target, _UNSIGNED[tensor.spec.dtype.itemsize])
+        elements = np.frombuffer(target, UNSIGNED[tensor.spec.dtype.itemsize])
         elements = elements.reshape(tile.n_rows, tensor.n_columns)
         name, head_dim = tensor.spec.name, tensor.layout.head_dim
         crcs = []

@@ -14,7 +14,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -141,11 +141,7 @@ class InputFile:
                 return
             os.close(direct_fd)
         if io_mode == "direct":
-            raise self._error(
-                "its file system refuses direct I/O",
-                path=self.path,
-                hint="use --io auto or --io buffered",
-            )
+            raise _no_direct_io(self.path, self._error)
 
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fill `target` from a position, through the page cache.
@@ -189,6 +185,27 @@ class InputFile:
         whole_blocks = buffer[: block_ceil(phase + n_bytes)]
         self._fill(self._direct_fd, whole_blocks, start, wanted=phase + n_bytes)
         return whole_blocks[phase : phase + n_bytes]
+
+    def read_pieces(
+        self, buffer: memoryview, start: int = 0, end: int | None = None
+    ) -> Iterator[memoryview]:
+        """Read a range from front to back through one reused buffer.
+
+        Args:
+            buffer: From `aligned_buffer`; its size less `SLACK_BYTES` is the size of a piece.
+            start: First byte's position in the file.
+            end: Behind the last one; None is the end of the file.
+
+        Yields:
+            Parts of `buffer`, each good until the next one is asked for.
+
+        Raises:
+            ConvertError: If the file ends before, or cannot be read.
+        """
+        stop = self.n_bytes if end is None else end
+        piece_bytes = len(buffer) - SLACK_BYTES
+        for at in range(start, stop, piece_bytes):
+            yield self.read_window(at, min(piece_bytes, stop - at), buffer)
 
     def _fill(self, fd: int, target: memoryview, offset: int, *, wanted: int) -> None:
         done = 0
@@ -271,6 +288,12 @@ def open_past_cache(open_with: Callable[[int], int], error: type[ConvertError]) 
     return None
 
 
+def _no_direct_io(path: Path, error: type[ConvertError]) -> ConvertError:
+    return error(
+        "its file system refuses direct I/O", path=path, hint="use --io auto or --io buffered"
+    )
+
+
 def _direct_read_works(fd: int) -> bool:
     """Try one block: some file systems accept the flag and refuse the read."""
     if not _HAS_POSITIONAL_IO:
@@ -313,7 +336,8 @@ class OutputFile:
         try:
             if io_mode != "buffered" and _HAS_POSITIONAL_IO:
                 self._direct_fd = open_past_cache(self._open, OutputError)
-            self._require_direct(io_mode)
+            if io_mode == "direct" and self._direct_fd is None:
+                raise _no_direct_io(path, OutputError)  # noqa: TRY301 - the cleanup is below
         except BaseException:
             self.abandon()
             raise
@@ -322,14 +346,6 @@ class OutputFile:
     def direct(self) -> bool:
         """Whether `write_blocks` goes past the page cache."""
         return self._direct_fd is not None
-
-    def _require_direct(self, io_mode: IoMode) -> None:
-        if io_mode == "direct" and self._direct_fd is None:
-            raise OutputError(
-                "its file system refuses direct I/O",
-                path=self.path,
-                hint="use --io auto or --io buffered",
-            )
 
     def _failed(self, what: str, problem: OSError) -> OutputError:
         return OutputError(f"cannot {what}: {first_line(problem)}", path=self.path)

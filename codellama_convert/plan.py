@@ -140,11 +140,6 @@ class ConversionPlan:
         return sum(tensor.spec.n_bytes for tensor in self.tensors)
 
     @property
-    def source_bytes(self) -> int:
-        """Bytes of the tensors as the ranks hold them, copies not counted."""
-        return sum(tensor.layout.spec.n_bytes for tensor in self.tensors)
-
-    @property
     def file_bytes(self) -> int:
         """Bytes of all safetensors files, headers included."""
         return sum(file.n_bytes for file in self.files)

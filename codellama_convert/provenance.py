@@ -15,7 +15,7 @@ from typing import Any
 from codellama_convert import __version__
 from codellama_convert.config import json_bytes
 from codellama_convert.errors import OutputError
-from codellama_convert.files import InputFile
+from codellama_convert.files import InputFile, aligned_buffer
 from codellama_convert.job import Job
 from codellama_convert.journal import SealedFile
 
@@ -99,6 +99,6 @@ def file_sha256(path: Path) -> str:
     """
     digest = hashlib.sha256()
     with InputFile(path, error=OutputError) as file:
-        for at in range(0, file.n_bytes, _HASH_CHUNK_BYTES):
-            digest.update(file.read_exact(at, min(_HASH_CHUNK_BYTES, file.n_bytes - at)))
+        for piece in file.read_pieces(aligned_buffer(_HASH_CHUNK_BYTES)):
+            digest.update(piece)
     return digest.hexdigest()

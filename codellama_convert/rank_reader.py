@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from codellama_convert.crc32 import CrcLedger, combine
 from codellama_convert.errors import CheckpointError
-from codellama_convert.files import SLACK_BYTES, InputFile, IoMode
+from codellama_convert.files import InputFile, IoMode
 from codellama_convert.journal import SourceSums
 from codellama_convert.pth import RankIndex, Storage, StoredTensor
 
 Rows = npt.NDArray[Any]
 
 # Elements are moved, not calculated with: unsigned integers keep NaN payloads and the sign of zero.
-_UNSIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+UNSIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _MAX_SEGMENT_BYTES = 1 << 20
 
 
@@ -119,7 +119,7 @@ class RankReader:
             # A re-zipped file may hold its records at odd positions, and direct I/O keeps them.
             buffer[:n_bytes] = window
             window = buffer[:n_bytes]
-        return np.frombuffer(window, _UNSIGNED[itemsize]), crc
+        return np.frombuffer(window, UNSIGNED[itemsize]), crc
 
     def _gather(
         self, tensor: StoredTensor, start_row: int, n_rows: int, buffer: memoryview
@@ -127,7 +127,7 @@ class RankReader:
         """Read rows of a transposed or stepped view: segment by segment, each byte once."""
         itemsize = tensor.dtype.itemsize
         n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
-        dtype = _UNSIGNED[itemsize]
+        dtype = UNSIGNED[itemsize]
         rows = np.frombuffer(buffer[: n_rows * n_columns * itemsize], dtype)
         rows = rows.reshape(n_rows, n_columns)
         for segment in _segments(tensor, start_row, n_rows):
@@ -174,7 +174,6 @@ class RankReader:
 
     def _fill_gaps(self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview) -> None:
         """Read what ledgers of a range that begins at `offset` lack; what several lack, once."""
-        chunk = len(buffer) - SLACK_BYTES
         gaps = [(ledger, start, end) for ledger in ledgers for start, end in ledger.gaps()]
         lacking: dict[int, int] = {}  # at each cut, how many more ledgers lack what follows
         for _, start, end in gaps:
@@ -184,9 +183,9 @@ class RankReader:
         n_lacking, crc, crc_until = 0, 0, dict.fromkeys(cuts[:1], 0)
         for start, end in pairwise(cuts):
             n_lacking += lacking[start]
-            for at in range(start, end if n_lacking else start, chunk):
-                n_bytes = min(chunk, end - at)
-                crc = zlib.crc32(self._file.read_window(offset + at, n_bytes, buffer), crc)
+            if n_lacking:
+                for piece in self._file.read_pieces(buffer, offset + start, offset + end):
+                    crc = zlib.crc32(piece, crc)
             crc_until[end] = crc
         for ledger, start, end in gaps:
             # The CRC-32 of a part follows from those of what lies before it and of both.

@@ -13,8 +13,8 @@ from codellama_convert.chat import chat_template
 from codellama_convert.errors import TokenizerError
 from codellama_convert.sentencepiece_model import Piece, PieceType, SentencePieceModel
 from codellama_convert.tokenizer_json import INFILLING_PIECES, STEP_PIECE, tokenizer_json
+from codellama_convert.variants import Flavor
 
-Flavor = Literal["base", "python", "instruct", "chat"]
 TokenizerClass = Literal[
     "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast"
 ]
@@ -122,10 +122,10 @@ def check_embedding_rows(model: SentencePieceModel, n_rows: int) -> None:
     """
     if model.n_pieces != n_rows:
         raise TokenizerError(
-            f"the tokenizer has {model.n_pieces} pieces but the checkpoint's embedding has {n_rows}"
-            " rows: they do not belong together",
+            f"has {model.n_pieces} pieces but the checkpoint's embedding has {n_rows} rows: "
+            "they do not belong together",
             path=model.path,
-            hint="take tokenizer.model and weights from the same download",
+            hint="name the right one with --tokenizer_model",
         )
 
 

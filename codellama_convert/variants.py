@@ -109,7 +109,12 @@ VARIANTS: tuple[Variant, ...] = (
 
 _SIZES = {variant.size: variant.shape for variant in VARIANTS}
 # `--model_size` as the reference converter spells it: "f" is Llama 2's chat tuning.
-MODEL_SIZES: tuple[str, ...] = (*_SIZES, "7Bf", "13Bf", "70Bf")
+MODEL_SIZES: tuple[str, ...] = (
+    *sorted(_SIZES, key=lambda size: int(size.removesuffix("B"))),
+    "7Bf",
+    "13Bf",
+    "70Bf",
+)
 
 _UNKNOWN_CONTEXT = 2048  # the shortest that any of the families was trained for
 _CODE_LLAMA_CONTEXT = 16384

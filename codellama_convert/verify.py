@@ -22,12 +22,10 @@ from codellama_convert.files import InputFile, aligned_buffer, first_line
 from codellama_convert.job import Job
 from codellama_convert.output_reader import StoredOutput, json_file, read_output
 from codellama_convert.plan import TensorPlan, Tile
-from codellama_convert.rank_reader import RankReader, Rows
+from codellama_convert.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.rope import to_interleaved
 from codellama_convert.tensors import Dtype
 from codellama_convert.verify_record import Problems, Progress, VerifyReport, verify_record
-
-_UNSIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
 def verify_output(
@@ -225,7 +223,7 @@ class _TensorComparer:
             n_bytes = tile.n_rows * row_bytes
             at = self._stored.offset + tile.start_row * row_bytes
             window = self._file.read_window(at, n_bytes, output_buffer)
-            written = np.frombuffer(window, _UNSIGNED[self._stored.dtype.itemsize])
+            written = np.frombuffer(window, UNSIGNED[self._stored.dtype.itemsize])
             written = written.reshape(tile.n_rows, tensor.n_columns)
             for first_column, rank, row, expected in self._parts(tile, read_buffer):
                 piece = written[:, first_column : first_column + expected.shape[1]]
@@ -272,7 +270,7 @@ class _TensorComparer:
         values = torch.from_numpy(rows.view(signed)).view(getattr(torch, source.name))
         cast = values.to(getattr(torch, target.name))
         back = cast.view(torch.int16 if target.itemsize == 2 else torch.int32).numpy()
-        return back.view(_UNSIGNED[target.itemsize])
+        return back.view(UNSIGNED[target.itemsize])
 
     def _describe(
         self, rank: int, first_row: int, at: tuple[int, int], piece: Rows, expected: Rows

@@ -209,8 +209,7 @@ def _sums(file: InputFile, spans: list[_Span], progress: Progress | None) -> Ite
         if buffer is None:
             buffer = own.buffer = aligned_buffer(_CHUNK_BYTES)
         crc = 0
-        for at in range(span.start, span.end, _CHUNK_BYTES):
-            piece = file.read_window(at, min(_CHUNK_BYTES, span.end - at), buffer)
+        for piece in file.read_pieces(buffer, span.start, span.end):
             crc = zlib.crc32(piece, crc)
             if progress is not None:
                 progress(len(piece))

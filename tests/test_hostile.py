@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import signal
 import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from click.testing import CliRunner
 
 from codellama_convert.cli import main
 from tests.checkpoints import expected_state_dict, read_output, same_bits
+from tests.fuzz import time_limit
 from tests.hostile import CASES, RANK, Case
 
 ROOT = Path(__file__).parent.parent
@@ -77,22 +76,6 @@ class Outcome:
     status: int
     stdout: str
     stderr: str
-
-
-@contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """Break a hang; the exception is none that the package handles."""
-
-    def stop(number: int, frame: object) -> None:
-        raise TimeoutError(f"still running after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def run_here(arguments: list[str]) -> Outcome:
