@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from codellama_convert.errors import CheckpointError
-from codellama_convert.files import InputFile
+from codellama_convert.input_file import InputFile
 
 # Sources: PKWARE APPNOTE.TXT 6.3 sections 4.3.7 to 4.5.3; torch's caffe2/serialize/inline_container.
 _END = struct.Struct("<4s4H2IH")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from codellama_convert.errors import CheckpointError
-from codellama_convert.files import InputFile, aligned_buffer
+from codellama_convert.files import aligned_buffer
+from codellama_convert.input_file import InputFile
 
 ChecksumMode = Literal["off", "warn", "strict"]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from codellama_convert.archive import describe_other_kind
 from codellama_convert.config import ModelConfig, build_config, parse_params
 from codellama_convert.errors import CheckpointError, ConfigError, LayoutError, TokenizerError
-from codellama_convert.files import InputFile, first_line
+from codellama_convert.files import first_line
+from codellama_convert.input_file import InputFile
 from codellama_convert.layout import (
     TensorLayout,
     build_layout,

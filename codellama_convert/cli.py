@@ -1,4 +1,4 @@
-"""Own the words: options, tables, the progress bar, exit codes; decide nothing about models."""
+"""Own the commands: parse, call, report; the progress bar and the exit codes."""
 
 from __future__ import annotations
 
@@ -9,37 +9,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from codellama_convert import __version__
+from codellama_convert.cli_options import CONTEXT, FOLDER, INPUT, JSON, MODEL_OPTIONS, SPEED_OPTIONS
 from codellama_convert.errors import ConvertError, Interrupted
-from codellama_convert.sizes import format_size, parse_size
-from codellama_convert.tokenizer import TOKENIZER_CLASSES
-from codellama_convert.variants import FLAVORS, MODEL_SIZES
+from codellama_convert.reports import (
+    count,
+    describe_job,
+    describe_report,
+    plan_lines,
+    summary_line,
+    verify_lines,
+)
 
 if TYPE_CHECKING:
-    from codellama_convert.convert import ConversionReport
     from codellama_convert.job import Job, Options
-    from codellama_convert.verify_record import VerifyReport
-
-_DTYPES = ("auto", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float")
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Size(click.ParamType[int]):
-    """A size such as 5GB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it; what click asks of a parameter type."""
-        try:
-            return value if isinstance(value, int) else parse_size(str(value))
-        except ValueError as problem:
-            self.fail(str(problem), param, ctx)
 
 
 class ConvertGroup(click.Group):
@@ -72,107 +59,7 @@ class ConvertGroup(click.Group):
             raise click.ClickException(str(problem)) from problem
 
 
-def _with_dashes_too(name: str) -> str:
-    return name.replace("-", "_")
-
-
-_CONTEXT = {
-    "help_option_names": ["-h", "--help"],
-    "token_normalize_func": _with_dashes_too,
-    "max_content_width": 100,
-}
-
-
-def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_INPUT = click.option(
-    "--input_dir",
-    type=_FOLDER,
-    required=True,
-    help="Meta's folder: consolidated.NN.pth and params.json, or a folder that holds such folders.",
-)
-_MODEL_OPTIONS = _options(
-    click.option(
-        "--model_size",
-        type=click.Choice((*MODEL_SIZES, "tokenizer_only")),
-        help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
-    ),
-    click.option(
-        "--variant",
-        type=click.Choice(FLAVORS),
-        help="What the model was tuned for, where the folder's name does not tell.",
-    ),
-    click.option(
-        "--dtype",
-        type=click.Choice(_DTYPES),
-        default="auto",
-        show_default=True,
-        help="Of the written weights; auto keeps the checkpoint's.",
-    ),
-    click.option(
-        "--max_shard_size",
-        type=Size(),
-        default="5GB",
-        show_default=True,
-        help="Largest output file.",
-    ),
-    click.option(
-        "--max_position_embeddings",
-        type=click.IntRange(min=1),
-        help="Context length, where the checkpoint does not tell.",
-    ),
-    click.option(
-        "--tokenizer_model",
-        type=click.Path(path_type=Path),
-        help="tokenizer.model, if it is neither in the folder nor beside it.",
-    ),
-    click.option(
-        "--checksums",
-        type=click.Choice(("off", "warn", "strict")),
-        default="off",
-        show_default=True,
-        help="Compare the ranks with Meta's checklist.chk (MD5) first; small files always are.",
-    ),
-    click.option("--skip_tokenizer", is_flag=True, help="Convert the weights alone."),
-    click.option(
-        "--tokenizer_class",
-        type=click.Choice(TOKENIZER_CLASSES),
-        help="What tokenizer_config.json names; by default nothing, which is exact everywhere.",
-    ),
-)
-_SPEED_OPTIONS = _options(
-    click.option(
-        "--io",
-        "io_mode",
-        type=click.Choice(("auto", "direct", "buffered")),
-        default="auto",
-        show_default=True,
-        help="Past the page cache or through it; auto goes past it where the file system can.",
-    ),
-    click.option(
-        "--workers",
-        type=click.IntRange(min=1, max=256),
-        help="Tensors in flight; by default chosen by the number of cores.",
-    ),
-    click.option(
-        "--max_ram",
-        type=Size(),
-        help="Most memory of all buffers together, by default 32MB; tiles and workers are chosen "
-        "to fit.",
-    ),
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-@click.group(cls=ConvertGroup, context_settings=_CONTEXT)
+@click.group(cls=ConvertGroup, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="codellama-convert")
 def main() -> None:
     """Convert Meta's Code Llama and Llama checkpoints to Hugging Face folders.
@@ -185,15 +72,15 @@ def main() -> None:
     """  # noqa: D301 - \b is click's mark for "do not wrap"
 
 
-@main.command(context_settings=_CONTEXT)
-@_INPUT
+@main.command(context_settings=CONTEXT)
+@INPUT
 @click.option(
     "--output_dir",
     type=click.Path(path_type=Path),
     help="The new folder; by default the input folder's name with -hf added, beside it.",
 )
-@_MODEL_OPTIONS
-@_SPEED_OPTIONS
+@MODEL_OPTIONS
+@SPEED_OPTIONS
 @click.option("--overwrite", is_flag=True, help="Replace the model that the output folder holds.")
 @click.option("--restart", is_flag=True, help="Drop the staged work of an earlier run.")
 @click.option(
@@ -203,7 +90,7 @@ def main() -> None:
 @click.option(
     "--quiet", is_flag=True, help="No progress bar and no summary; notes and errors stay."
 )
-@_JSON
+@JSON
 def convert(
     input_dir: Path,
     output_dir: Path | None,
@@ -248,17 +135,17 @@ def _verify_staged(job: Job, staged: Path) -> None:
         raise VerifyError(report.problems[0], path=staged, hint="nothing was published")
 
 
-@main.command(context_settings=_CONTEXT)
+@main.command(context_settings=CONTEXT)
 @click.option(
     "--input_dir",
-    type=_FOLDER,
+    type=FOLDER,
     help="The checkpoint; without it the output is held against its own conversion.json.",
 )
-@click.option("--output_dir", type=_FOLDER, required=True, help="The converted folder.")
-@_MODEL_OPTIONS
-@_SPEED_OPTIONS
+@click.option("--output_dir", type=FOLDER, required=True, help="The converted folder.")
+@MODEL_OPTIONS
+@SPEED_OPTIONS
 @click.option("--quiet", is_flag=True, help="No progress bar; the report stays.")
-@_JSON
+@JSON
 def verify(
     input_dir: Path | None, output_dir: Path, *, quiet: bool, as_json: bool, **choices: Any
 ) -> None:
@@ -284,34 +171,14 @@ def verify(
         raise SystemExit(1)
 
 
-def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:
-    """Say what a verification found.
-
-    Args:
-        report: What it found.
-        seconds: How long it took.
-
-    Yields:
-        One line for each problem, and a last one.
-    """
-    yield from report.problems
-    against = "the checkpoint" if report.against == "source" else "conversion.json"
-    verdict = "DIFFERS from" if report.problems else "equals"
-    rate = f" ({report.n_bytes / seconds / 1e9:.2f} GB/s)" if seconds else ""
-    yield (
-        f"{report.output_dir} {verdict} {against}: {_count(report.n_tensors, 'tensor')}, "
-        f"{format_size(report.n_bytes)} read in {seconds:.1f} s{rate}"
-    )
-
-
-@main.command(context_settings=_CONTEXT)
-@_INPUT
+@main.command(context_settings=CONTEXT)
+@INPUT
 @click.option(
     "--output_dir", type=click.Path(path_type=Path), help="Where the free space is looked up."
 )
-@_MODEL_OPTIONS
-@_SPEED_OPTIONS
-@_JSON
+@MODEL_OPTIONS
+@SPEED_OPTIONS
+@JSON
 def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: Any) -> None:
     """Show what convert would write: files, bytes, memory, disk. Writes nothing.
 
@@ -395,62 +262,11 @@ def _bar(what: str, total: int | None, *, hidden: bool) -> Iterator[Callable[[in
         yield advance
 
 
-def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
-    """Describe what a conversion did, for machines.
-
-    Args:
-        report: What it did.
-        seconds: How long it took.
-
-    Returns:
-        Plain values; sizes in bytes.
-    """
-    from codellama_convert.usage import peak_rss_bytes
-
-    return {
-        "output_dir": str(report.output_dir),
-        "files": list(report.files),
-        "tensor_bytes": report.tensor_bytes,
-        "seconds": round(seconds, 3),
-        "bytes_per_second": round(report.tensor_bytes / seconds) if seconds else None,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "direct_io": report.direct,
-        "dropped": list(report.dropped),
-        "cast": report.cast,
-        "became_zero": {loss.name: loss.n_became_zero for loss in report.losses},
-        "notes": list(report.notes),
-    }
-
-
-def summary_line(described: Mapping[str, Any]) -> str:
-    """Say in one line what a conversion did.
-
-    Args:
-        described: From `describe_report`.
-
-    Returns:
-        Such as "wrote CodeLlama-7b-hf: 13.5 GB in 18.2 s (0.74 GB/s), peak memory 61.3 MB".
-    """
-    parts = [f"wrote {described['output_dir']}: {format_size(described['tensor_bytes'])}"]
-    if described["tensor_bytes"] and described["seconds"]:
-        rate = described["tensor_bytes"] / described["seconds"] / 1e9
-        parts[0] += f" in {described['seconds']:.1f} s ({rate:.2f} GB/s)"
-    if described["peak_rss_bytes"]:
-        parts.append(f"peak memory {format_size(described['peak_rss_bytes'])}")
-    if described["cast"]:
-        parts.append(f"cast {described['cast']}")
-    if described["dropped"]:
-        parts.append(f"dropped {len(described['dropped'])} x rope.freqs")
-    if described["notes"]:
-        parts.append(_count(len(described["notes"]), "note"))
-    return ", ".join(parts)
-
-
 def _print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
     lost = described["became_zero"]
     if lost:
         click.echo(
-            f"note: {_count(sum(lost.values()), 'value')} of {_count(len(lost), 'tensor')} too "
+            f"note: {count(sum(lost.values()), 'value')} of {count(len(lost), 'tensor')} too "
             f"small for the new dtype became zero (first in {next(iter(lost))})",
             err=True,
         )
@@ -458,103 +274,3 @@ def _print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -
         click.echo(json.dumps(described, indent=2))
     elif not quiet:
         click.echo(summary_line(described))
-
-
-def describe_job(job: Job, free: int) -> dict[str, Any]:
-    """Describe what a job will write, for machines.
-
-    Args:
-        job: The job.
-        free: Bytes that the output's file system has.
-
-    Returns:
-        Plain values; sizes in bytes.
-    """
-    described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
-    if job.checkpoint is not None and job.plan is not None:
-        described |= {
-            "variant": job.checkpoint.identity.name,
-            "flavor": job.checkpoint.identity.flavor,
-            "ranks": len(job.checkpoint.ranks),
-            "parameters": job.plan.n_parameters,
-            "source_dtype": job.checkpoint.dtype.name,
-            "dtype": job.plan.dtype.name,
-            "max_position_embeddings": job.checkpoint.identity.max_position_embeddings,
-            "rope_theta": job.checkpoint.config.rope_theta,
-            "vocab_size": job.checkpoint.config.vocab_size,
-            "dropped": list(job.checkpoint.dropped),
-            "largest_tile_bytes": max(job.plan.read_tile_bytes, job.plan.write_tile_bytes),
-            "workers": job.plan.workers,
-            "buffer_bytes": job.plan.buffer_bytes,
-            "total_size": job.plan.tensor_bytes,
-            "files": [
-                {
-                    "name": file.name,
-                    "bytes": file.n_bytes,
-                    "tensors": [
-                        {
-                            "name": tensor.spec.name,
-                            "source": tensor.layout.meta_name,
-                            "dtype": tensor.spec.dtype.code,
-                            "shape": list(tensor.spec.shape),
-                            "offset": tensor.offset,
-                            "bytes": tensor.spec.n_bytes,
-                            "tile_rows": tensor.tile_rows,
-                        }
-                        for tensor in file.tensors
-                    ],
-                }
-                for file in job.plan.files
-            ],
-        }
-    return described | {"disk_needed_bytes": job.disk_bytes, "disk_free_bytes": free}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
-    """Lay a described job out for a terminal of 80 columns.
-
-    Args:
-        described: From `describe_job`.
-
-    Yields:
-        Lines.
-    """
-    yield f"checkpoint  {described['input_dir']}"
-    if "files" in described:
-        yield f"model       {described['variant']}"
-        yield (
-            f"weights     {described['parameters']:,} parameters, "
-            f"{_count(described['ranks'], 'rank')}, {described['source_dtype']}"
-            + (
-                ""
-                if described["dtype"] == described["source_dtype"]
-                else f" -> {described['dtype']}"
-            )
-        )
-        yield (
-            f"context     {described['max_position_embeddings']} positions, rope_theta "
-            f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
-        )
-        if described["dropped"]:
-            yield f"dropped     {len(described['dropped'])} x rope.freqs"
-        yield ""
-        yield f"{'file':<36}{'tensors':>9}{'bytes':>18}"
-        for file in described["files"]:
-            yield (
-                f"{file['name']:<36}{len(file['tensors']):>9}{file['bytes']:>18,}"
-                f"{format_size(file['bytes']):>12}"
-            )
-        yield ""
-        yield (
-            f"memory      {format_size(described['buffer_bytes'])} of buffers "
-            f"({_count(described['workers'], 'worker')}, tiles up to "
-            f"{format_size(described['largest_tile_bytes'])})"
-        )
-    yield (
-        f"disk        {format_size(described['disk_needed_bytes'])} needed, "
-        f"{format_size(described['disk_free_bytes'])} free"
-    )

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from codellama_convert.cast import CastLoss, Mover, open_mover
+from codellama_convert.cast import CastLoss, open_mover
 from codellama_convert.crc32 import combine
 from codellama_convert.errors import Interrupted, OutputError
-from codellama_convert.files import (
-    InputFile,
-    IoMode,
-    OutputFile,
-    SpanWriter,
-    aligned_buffer,
-)
+from codellama_convert.files import IoMode, aligned_buffer
+from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.journal import SealedFile
 from codellama_convert.output import OutputFolder, refuse_same_folder
-from codellama_convert.plan import FilePlan, TensorPlan, Tile
+from codellama_convert.plan import FilePlan, TensorPlan
 from codellama_convert.provenance import CONVERSION_NAME, conversion_json
-from codellama_convert.rank_reader import UNSIGNED, RankReader, Rows
-from codellama_convert.rope import to_half_split
-
-Progress = Callable[[int], None]
+from codellama_convert.rank_reader import RankReader
+from codellama_convert.tiles import Progress, TileSource, write_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,135 +285,3 @@ def _is_whole(path: Path, file: FilePlan, sealed: SealedFile, buffer: memoryview
 def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:
     """Name the tensors whose rows are taken from a rank: copies are taken from the first."""
     return [t.layout.meta_name for t in tensors if rank == 0 or t.layout.tp_dim is not None]
-
-
-def write_tensors(
-    file: FilePlan,
-    output: OutputFile,
-    source: TileSource,
-    *,
-    buffers: Sequence[tuple[memoryview, memoryview]],
-    progress: Progress,
-    stop: StopRequest,
-) -> dict[str, int]:
-    """Write the data of one output file; its header is not written here.
-
-    Args:
-        file: What it holds.
-        output: The open file, of its final size.
-        source: The open ranks.
-        buffers: For each worker, one to read into and one to write from.
-        progress: Called with the bytes of each tile that was written.
-        stop: Looked at between tiles; when it is set, the file is left unfinished.
-
-    Returns:
-        The CRC-32 of each tensor's bytes.
-
-    Raises:
-        ConvertError: If reading, casting or writing fails.
-    """
-    queue = iter(file.tensors)
-    lock = threading.Lock()
-    failed = threading.Event()
-    crcs: dict[str, int] = {}
-
-    def next_tensor() -> TensorPlan | None:
-        with lock:
-            return next(queue, None)
-
-    def work(read_buffer: memoryview, write_buffer: memoryview) -> None:
-        try:
-            while (tensor := next_tensor()) is not None:
-                span = SpanWriter(output, tensor.offset, write_buffer)
-                crc = 0
-                for tile in tensor.tiles():
-                    if failed.is_set() or stop.is_set():
-                        return
-                    n_bytes = tile.n_rows * tensor.row_bytes
-                    tile_crc = source.fill(span.space(n_bytes), tensor, tile, read_buffer)
-                    crc = combine(crc, tile_crc, n_bytes)
-                    span.commit(n_bytes)
-                    progress(n_bytes)
-                span.finish()
-                crcs[tensor.spec.name] = crc
-        except BaseException:
-            failed.set()
-            raise
-
-    if len(buffers) == 1:
-        work(*buffers[0])
-    else:
-        with ThreadPoolExecutor(len(buffers)) as pool:
-            _wait_for_all([pool.submit(work, *pair) for pair in buffers], failed)
-    return crcs
-
-
-def _wait_for_all(futures: Sequence[Future[None]], failed: threading.Event) -> None:
-    """Wait for the workers; a problem of one stops the others."""
-    try:
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-    except BaseException:
-        failed.set()
-        raise
-
-
-@dataclass(frozen=True, slots=True)
-class TileSource:
-    """The open ranks and the way from their elements to the output's.
-
-    Attributes:
-        readers: One a rank, in order.
-        mover: How elements are moved.
-    """
-
-    readers: Sequence[RankReader]
-    mover: Mover
-
-    def fill(
-        self, target: memoryview, tensor: TensorPlan, tile: Tile, read_buffer: memoryview
-    ) -> int:
-        """Read a tile from its rank or ranks and put it together.
-
-        Args:
-            target: Where it goes; exactly the tile's bytes.
-            tensor: The tensor that it is of.
-            tile: Which rows.
-            read_buffer: To read into, of the plan's size.
-
-        Returns:
-            The CRC-32 of the tile's bytes.
-
-        Raises:
-            ConvertError: If reading or casting fails.
-        """
-        elements = np.frombuffer(target, UNSIGNED[tensor.spec.dtype.itemsize])
-        elements = elements.reshape(tile.n_rows, tensor.n_columns)
-        name, head_dim = tensor.spec.name, tensor.layout.head_dim
-        crcs = []
-        for rows, part, crc in self._parts(tensor, tile, elements, read_buffer):
-            crcs.append(crc)
-            if head_dim is None:
-                self.mover.move(rows, part, name=name)
-            else:
-                reordered = to_half_split(rows, head_dim)
-                self.mover.move(reordered, part.reshape(reordered.shape), name=name)
-        if len(crcs) == 1 and crcs[0] is not None and head_dim is None and self.mover.keeps_bits:
-            return crcs[0]  # the tile is what was read: its sum is known
-        return zlib.crc32(target)
-
-    def _parts(
-        self, tensor: TensorPlan, tile: Tile, target: Rows, read_buffer: memoryview
-    ) -> Iterator[tuple[Rows, Rows, int | None]]:
-        """Yield each rank's rows of a tile, the part of the tile that they fill, and their sum."""
-        name = tensor.layout.meta_name
-        if tensor.layout.tp_dim == 1:
-            width = tensor.n_columns // len(self.readers)
-            for rank, reader in enumerate(self.readers):
-                rows, crc = reader.read_rows(name, tile.start_row, tile.n_rows, read_buffer)
-                yield rows, target[:, rank * width : (rank + 1) * width], crc
-        else:
-            rank, row = divmod(tile.start_row, tensor.layout.part_shape[0])
-            rows, crc = self.readers[rank].read_rows(name, row, tile.n_rows, read_buffer)
-            yield rows, target, crc

@@ -20,7 +20,7 @@ from typing import Any
 
 from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.faults import step
-from codellama_convert.files import IoMode, OutputFile, first_line
+from codellama_convert.files import IoMode, first_line
 from codellama_convert.journal import (
     Journal,
     SealedFile,
@@ -30,6 +30,7 @@ from codellama_convert.journal import (
     read_journal,
     write_journal,
 )
+from codellama_convert.output_file import OutputFile
 from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
 
 STAGING_NAME = ".codellama-convert.partial"

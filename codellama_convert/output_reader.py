@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import VerifyError
-from codellama_convert.files import InputFile, first_line
+from codellama_convert.files import first_line
+from codellama_convert.input_file import InputFile
 from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.tensors import DTYPES, Dtype
 

@@ -15,7 +15,8 @@ from typing import Any
 from codellama_convert import __version__
 from codellama_convert.config import json_bytes
 from codellama_convert.errors import OutputError
-from codellama_convert.files import InputFile, aligned_buffer
+from codellama_convert.files import aligned_buffer
+from codellama_convert.input_file import InputFile
 from codellama_convert.job import Job
 from codellama_convert.journal import SealedFile
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from codellama_convert.archive import Archive, read_archive, read_entry
 from codellama_convert.errors import CheckpointError
-from codellama_convert.files import InputFile
+from codellama_convert.input_file import InputFile
 from codellama_convert.tensors import Dtype
 from codellama_convert.weights_pickle import (
     DeclaredStorage,

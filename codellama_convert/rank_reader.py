@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from codellama_convert.crc32 import CrcLedger, combine
 from codellama_convert.errors import CheckpointError
-from codellama_convert.files import InputFile, IoMode
+from codellama_convert.files import IoMode
+from codellama_convert.input_file import InputFile
 from codellama_convert.journal import SourceSums
 from codellama_convert.pth import RankIndex, Storage, StoredTensor
 

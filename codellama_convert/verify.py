@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from codellama_convert.errors import VerifyError
-from codellama_convert.files import InputFile, aligned_buffer, first_line
+from codellama_convert.files import aligned_buffer, first_line
+from codellama_convert.input_file import InputFile
 from codellama_convert.job import Job
 from codellama_convert.output_reader import StoredOutput, json_file, read_output
 from codellama_convert.plan import TensorPlan, Tile

@@ -15,7 +15,8 @@ from typing import Any
 
 from codellama_convert.crc32 import combine
 from codellama_convert.errors import ConvertError, VerifyError
-from codellama_convert.files import InputFile, aligned_buffer
+from codellama_convert.files import aligned_buffer
+from codellama_convert.input_file import InputFile
 from codellama_convert.output_reader import StoredOutput, json_file, read_output
 from codellama_convert.provenance import CONVERSION_NAME, file_sha256
 

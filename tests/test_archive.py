@@ -15,7 +15,7 @@ import torch
 from codellama_convert.archive import Archive, Entry, describe_other_kind, read_archive, read_entry
 from codellama_convert.convert import convert_checkpoint
 from codellama_convert.errors import CheckpointError
-from codellama_convert.files import InputFile
+from codellama_convert.input_file import InputFile
 from codellama_convert.job import Options
 from codellama_convert.pth import read_rank
 from tests.checkpoints import expected_state_dict, read_output, same_bits, save_checkpoint

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from codellama_convert.convert import convert_checkpoint
 from codellama_convert.errors import CastError, ConvertError, OutputError
-from codellama_convert.files import OutputFile
 from codellama_convert.job import Options
+from codellama_convert.output_file import OutputFile
 from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from tests.checkpoints import (
     GQA,
@@ -170,7 +170,7 @@ def test_asking_for_direct_io_where_there_is_none_is_refused_and_auto_is_quiet(
     odd_checkpoint, tmp_path
 ):
     """A file system that refuses O_DIRECT; procfs is one that every Linux has."""
-    from codellama_convert.files import InputFile
+    from codellama_convert.input_file import InputFile
 
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():

@@ -17,16 +17,9 @@ from hypothesis import strategies as st
 
 from codellama_convert import files
 from codellama_convert.errors import CheckpointError, ConfigError, OutputError
-from codellama_convert.files import (
-    BLOCK_BYTES,
-    InputFile,
-    IoMode,
-    OutputFile,
-    SpanWriter,
-    aligned_buffer,
-    block_ceil,
-    block_floor,
-)
+from codellama_convert.files import BLOCK_BYTES, IoMode, aligned_buffer, block_ceil, block_floor
+from codellama_convert.input_file import InputFile
+from codellama_convert.output_file import OutputFile, SpanWriter
 
 ROOT = Path(__file__).parent.parent
 CONTENT = random.Random(3).randbytes(5 * BLOCK_BYTES + 1234)
@@ -291,7 +284,7 @@ _BEYOND_THE_LIMIT = """
 import resource, signal, sys
 from pathlib import Path
 from codellama_convert.errors import OutputError
-from codellama_convert.files import OutputFile
+from codellama_convert.output_file import OutputFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 output = OutputFile(Path(sys.argv[1]))

@@ -288,7 +288,7 @@ def test_the_command_reports_and_exits_with_one_where_something_differs(converte
 
 def test_verify_on_convert_publishes_nothing_that_differs(converted, tmp_path, monkeypatch):
     """A fault planted in the writer: the reordering left out."""
-    monkeypatch.setattr("codellama_convert.convert.to_half_split", lambda rows, head_dim: rows)
+    monkeypatch.setattr("codellama_convert.tiles.to_half_split", lambda rows, head_dim: rows)
     result = CliRunner().invoke(
         main,
         ["--input_dir", str(converted / "in"), "--output_dir", str(tmp_path / "out"), "--verify"],

@@ -1,0 +1,130 @@
+"""Own the options that several commands share: their names, types, defaults and help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from codellama_convert.sizes import parse_size
+from codellama_convert.tokenizer import TOKENIZER_CLASSES
+from codellama_convert.variants import FLAVORS, MODEL_SIZES
+
+_DTYPES = ("auto", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[int]):
+    """A size such as 5GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it; what click asks of a parameter type."""
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except ValueError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+def _with_dashes_too(name: str) -> str:
+    return name.replace("-", "_")
+
+
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": _with_dashes_too,
+    "max_content_width": 100,
+}
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+INPUT = click.option(
+    "--input_dir",
+    type=FOLDER,
+    required=True,
+    help="Meta's folder: consolidated.NN.pth and params.json, or a folder that holds such folders.",
+)
+MODEL_OPTIONS = _options(
+    click.option(
+        "--model_size",
+        type=click.Choice((*MODEL_SIZES, "tokenizer_only")),
+        help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
+    ),
+    click.option(
+        "--variant",
+        type=click.Choice(FLAVORS),
+        help="What the model was tuned for, where the folder's name does not tell.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(_DTYPES),
+        default="auto",
+        show_default=True,
+        help="Of the written weights; auto keeps the checkpoint's.",
+    ),
+    click.option(
+        "--max_shard_size",
+        type=Size(),
+        default="5GB",
+        show_default=True,
+        help="Largest output file.",
+    ),
+    click.option(
+        "--max_position_embeddings",
+        type=click.IntRange(min=1),
+        help="Context length, where the checkpoint does not tell.",
+    ),
+    click.option(
+        "--tokenizer_model",
+        type=click.Path(path_type=Path),
+        help="tokenizer.model, if it is neither in the folder nor beside it.",
+    ),
+    click.option(
+        "--checksums",
+        type=click.Choice(("off", "warn", "strict")),
+        default="off",
+        show_default=True,
+        help="Compare the ranks with Meta's checklist.chk (MD5) first; small files always are.",
+    ),
+    click.option("--skip_tokenizer", is_flag=True, help="Convert the weights alone."),
+    click.option(
+        "--tokenizer_class",
+        type=click.Choice(TOKENIZER_CLASSES),
+        help="What tokenizer_config.json names; by default nothing, which is exact everywhere.",
+    ),
+)
+SPEED_OPTIONS = _options(
+    click.option(
+        "--io",
+        "io_mode",
+        type=click.Choice(("auto", "direct", "buffered")),
+        default="auto",
+        show_default=True,
+        help="Past the page cache or through it; auto goes past it where the file system can.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1, max=256),
+        help="Tensors in flight; by default chosen by the number of cores.",
+    ),
+    click.option(
+        "--max_ram",
+        type=Size(),
+        help="Most memory of all buffers together, by default 32MB; tiles and workers are chosen "
+        "to fit.",
+    ),
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

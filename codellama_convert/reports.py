@@ -1,0 +1,184 @@
+"""Own the words about what will be done, was done and was found; print nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from codellama_convert.sizes import format_size
+from codellama_convert.usage import peak_rss_bytes
+
+if TYPE_CHECKING:
+    from codellama_convert.convert import ConversionReport
+    from codellama_convert.job import Job
+    from codellama_convert.verify_record import VerifyReport
+
+
+def describe_job(job: Job, free: int) -> dict[str, Any]:
+    """Describe what a job will write, for machines.
+
+    Args:
+        job: The job.
+        free: Bytes that the output's file system has.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
+    if job.checkpoint is not None and job.plan is not None:
+        described |= {
+            "variant": job.checkpoint.identity.name,
+            "flavor": job.checkpoint.identity.flavor,
+            "ranks": len(job.checkpoint.ranks),
+            "parameters": job.plan.n_parameters,
+            "source_dtype": job.checkpoint.dtype.name,
+            "dtype": job.plan.dtype.name,
+            "max_position_embeddings": job.checkpoint.identity.max_position_embeddings,
+            "rope_theta": job.checkpoint.config.rope_theta,
+            "vocab_size": job.checkpoint.config.vocab_size,
+            "dropped": list(job.checkpoint.dropped),
+            "largest_tile_bytes": max(job.plan.read_tile_bytes, job.plan.write_tile_bytes),
+            "workers": job.plan.workers,
+            "buffer_bytes": job.plan.buffer_bytes,
+            "total_size": job.plan.tensor_bytes,
+            "files": [
+                {
+                    "name": file.name,
+                    "bytes": file.n_bytes,
+                    "tensors": [
+                        {
+                            "name": tensor.spec.name,
+                            "source": tensor.layout.meta_name,
+                            "dtype": tensor.spec.dtype.code,
+                            "shape": list(tensor.spec.shape),
+                            "offset": tensor.offset,
+                            "bytes": tensor.spec.n_bytes,
+                            "tile_rows": tensor.tile_rows,
+                        }
+                        for tensor in file.tensors
+                    ],
+                }
+                for file in job.plan.files
+            ],
+        }
+    return described | {"disk_needed_bytes": job.disk_bytes, "disk_free_bytes": free}
+
+
+def count(number: int, noun: str) -> str:
+    """Say how many of something, in English."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """Lay a described job out for a terminal of 80 columns.
+
+    Args:
+        described: From `describe_job`.
+
+    Yields:
+        Lines.
+    """
+    yield f"checkpoint  {described['input_dir']}"
+    if "files" in described:
+        yield f"model       {described['variant']}"
+        yield (
+            f"weights     {described['parameters']:,} parameters, "
+            f"{count(described['ranks'], 'rank')}, {described['source_dtype']}"
+            + (
+                ""
+                if described["dtype"] == described["source_dtype"]
+                else f" -> {described['dtype']}"
+            )
+        )
+        yield (
+            f"context     {described['max_position_embeddings']} positions, rope_theta "
+            f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
+        )
+        if described["dropped"]:
+            yield f"dropped     {len(described['dropped'])} x rope.freqs"
+        yield ""
+        yield f"{'file':<36}{'tensors':>9}{'bytes':>18}"
+        for file in described["files"]:
+            yield (
+                f"{file['name']:<36}{len(file['tensors']):>9}{file['bytes']:>18,}"
+                f"{format_size(file['bytes']):>12}"
+            )
+        yield ""
+        yield (
+            f"memory      {format_size(described['buffer_bytes'])} of buffers "
+            f"({count(described['workers'], 'worker')}, tiles up to "
+            f"{format_size(described['largest_tile_bytes'])})"
+        )
+    yield (
+        f"disk        {format_size(described['disk_needed_bytes'])} needed, "
+        f"{format_size(described['disk_free_bytes'])} free"
+    )
+
+
+def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
+    """Describe what a conversion did, for machines.
+
+    Args:
+        report: What it did.
+        seconds: How long it took.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    return {
+        "output_dir": str(report.output_dir),
+        "files": list(report.files),
+        "tensor_bytes": report.tensor_bytes,
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(report.tensor_bytes / seconds) if seconds else None,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "direct_io": report.direct,
+        "dropped": list(report.dropped),
+        "cast": report.cast,
+        "became_zero": {loss.name: loss.n_became_zero for loss in report.losses},
+        "notes": list(report.notes),
+    }
+
+
+def summary_line(described: Mapping[str, Any]) -> str:
+    """Say in one line what a conversion did.
+
+    Args:
+        described: From `describe_report`.
+
+    Returns:
+        Such as "wrote CodeLlama-7b-hf: 13.5 GB in 18.2 s (0.74 GB/s), peak memory 61.3 MB".
+    """
+    parts = [f"wrote {described['output_dir']}: {format_size(described['tensor_bytes'])}"]
+    if described["tensor_bytes"] and described["seconds"]:
+        rate = described["tensor_bytes"] / described["seconds"] / 1e9
+        parts[0] += f" in {described['seconds']:.1f} s ({rate:.2f} GB/s)"
+    if described["peak_rss_bytes"]:
+        parts.append(f"peak memory {format_size(described['peak_rss_bytes'])}")
+    if described["cast"]:
+        parts.append(f"cast {described['cast']}")
+    if described["dropped"]:
+        parts.append(f"dropped {len(described['dropped'])} x rope.freqs")
+    if described["notes"]:
+        parts.append(count(len(described["notes"]), "note"))
+    return ", ".join(parts)
+
+
+def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:
+    """Say what a verification found.
+
+    Args:
+        report: What it found.
+        seconds: How long it took.
+
+    Yields:
+        One line for each problem, and a last one.
+    """
+    yield from report.problems
+    against = "the checkpoint" if report.against == "source" else "conversion.json"
+    verdict = "DIFFERS from" if report.problems else "equals"
+    rate = f" ({report.n_bytes / seconds / 1e9:.2f} GB/s)" if seconds else ""
+    yield (
+        f"{report.output_dir} {verdict} {against}: {count(report.n_tensors, 'tensor')}, "
+        f"{format_size(report.n_bytes)} read in {seconds:.1f} s{rate}"
+    )
