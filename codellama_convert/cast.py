@@ -1,11 +1,13 @@
-"""Own the change of an element type, and what it may lose; know nothing of files.
+"""Own the change of an element type, and what is odd about the values; know nothing of files.
 
-torch's kernels do the work, and torch is imported only here, only when a dtype changes.
+torch's kernels do the casts, and torch is imported only here, only when a dtype changes.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,16 +24,41 @@ _SIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
 
 
 @dataclass(frozen=True, slots=True)
-class CastLoss:
-    """What a cast lost in one tensor.
+class ValueCounts:
+    """Values that a user should hear of, by tensor; a tensor without any is left out.
 
     Attributes:
-        name: The tensor.
-        n_became_zero: Values that were not zero before.
+        became_zero: How many values a cast made zero that were not zero before.
+        nonfinite: How many infinities and NaNs the checkpoint holds; they are kept.
     """
 
-    name: str
-    n_became_zero: int
+    became_zero: dict[str, int]
+    nonfinite: dict[str, int]
+
+
+class _Tally:
+    """Counts as they are found, from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._became_zero: Counter[str] = Counter()
+        self._nonfinite: Counter[str] = Counter()
+
+    def add(self, name: str, *, became_zero: int = 0, nonfinite: int = 0) -> None:
+        """Add to a tensor's counts."""
+        with self._lock:
+            self._became_zero[name] += became_zero
+            self._nonfinite[name] += nonfinite
+
+    def counts(self, names: Container[str]) -> ValueCounts:
+        """Give what was counted in some tensors, in the order of their names."""
+        with self._lock:
+            return ValueCounts(
+                *(
+                    {name: n for name, n in sorted(counted.items()) if n and name in names}
+                    for counted in (self._became_zero, self._nonfinite)
+                )
+            )
 
 
 class Mover(Protocol):
@@ -46,8 +73,8 @@ class Mover(Protocol):
     def move(self, source: npt.NDArray[Any], target: npt.NDArray[Any], *, name: str) -> None:
         """Copy `source` to `target`, of one shape; both hold elements as unsigned integers."""
 
-    def losses(self) -> tuple[CastLoss, ...]:
-        """List what was lost so far, by tensor."""
+    def counts(self, names: Container[str]) -> ValueCounts:
+        """Tell what was odd so far about the values of these tensors."""
 
     def close(self) -> None:
         """Give back what was taken from the process."""
@@ -58,20 +85,26 @@ class KeepBits:
 
     keeps_bits = True
 
+    def __init__(self, dtype: Dtype) -> None:
+        """Prepare to move elements of one dtype."""
+        self._dtype = dtype
+        self._tally = _Tally()
+
     def move(self, source: npt.NDArray[Any], target: npt.NDArray[Any], *, name: str) -> None:
         """Copy `source` to `target`.
 
         Args:
             source: Elements as unsigned integers, any strides.
             target: The same shape.
-            name: Not used.
+            name: The tensor, for the counts.
         """
-        del name
         np.copyto(target, source)
+        if _has_nonfinite(target, self._dtype):
+            self._tally.add(name, nonfinite=_count_nonfinite(target, self._dtype))
 
-    def losses(self) -> tuple[CastLoss, ...]:
-        """Nothing is ever lost."""
-        return ()
+    def counts(self, names: Container[str]) -> ValueCounts:
+        """Tell which of these tensors hold infinities or NaNs; no value became zero."""
+        return self._tally.counts(names)
 
     def close(self) -> None:
         """Nothing was taken."""
@@ -96,8 +129,7 @@ class Cast:
         torch.set_num_threads(1)
         self._torch = torch
         self._source, self._target = source, target
-        self._lock = threading.Lock()
-        self._became_zero: dict[str, int] = {}
+        self._tally = _Tally()
 
     def _tensor(self, elements: npt.NDArray[Any], dtype: Dtype) -> torch.Tensor:
         signed = elements.view(_SIGNED[dtype.itemsize])
@@ -118,15 +150,13 @@ class Cast:
         before, after = self._tensor(source, self._source), self._tensor(target, self._target)
         after.copy_(before)
         # The checks look at bits through numpy: ten times faster than torch's isinf, no copies.
-        if self._target.max_finite < self._source.max_finite and _has_infinity(
-            target, self._target
-        ):
-            self._refuse_overflow(before, after, name)
+        if _has_nonfinite(target, self._target):
+            if self._target.max_finite < self._source.max_finite:
+                self._refuse_overflow(before, after, name)
+            self._tally.add(name, nonfinite=_count_nonfinite(target, self._target))
         if self._target.min_positive > self._source.min_positive:
             lost = _count_nonzero(source) - _count_nonzero(target)
-            if lost:
-                with self._lock:
-                    self._became_zero[name] = self._became_zero.get(name, 0) + lost
+            self._tally.add(name, became_zero=lost)
 
     def _refuse_overflow(self, before: torch.Tensor, after: torch.Tensor, name: str) -> None:
         torch = self._torch
@@ -141,22 +171,27 @@ class Cast:
                 hint=f"use {wider}",
             )
 
-    def losses(self) -> tuple[CastLoss, ...]:
-        """List the tensors in which values that were not zero became zero."""
-        with self._lock:
-            return tuple(CastLoss(name, n) for name, n in sorted(self._became_zero.items()))
+    def counts(self, names: Container[str]) -> ValueCounts:
+        """Tell in which of these tensors values became zero, or were no numbers before."""
+        return self._tally.counts(names)
 
     def close(self) -> None:
         """Give torch the threads back that it had."""
         self._torch.set_num_threads(self._threads_before)
 
 
-def _has_infinity(elements: npt.NDArray[Any], dtype: Dtype) -> bool:
+def _has_nonfinite(elements: npt.NDArray[Any], dtype: Dtype) -> bool:
     """Tell whether any element is infinite or NaN, of either sign, by the order of the bits."""
     sign = 1 << (8 * dtype.itemsize - 1)
     largest_negative = int(elements.max())  # the sign makes a negative one the larger integer
     largest_positive = int(elements.view(_SIGNED[dtype.itemsize]).max())
     return max(largest_positive, largest_negative & ~sign) >= dtype.infinity_bits
+
+
+def _count_nonfinite(elements: npt.NDArray[Any], dtype: Dtype) -> int:
+    """Count the elements that are infinite or NaN; slower than asking whether there are any."""
+    sign = 1 << (8 * dtype.itemsize - 1)
+    return int(np.count_nonzero((elements & ~elements.dtype.type(sign)) >= dtype.infinity_bits))
 
 
 def _count_nonzero(elements: npt.NDArray[Any]) -> int:
@@ -179,4 +214,4 @@ def open_mover(source: Dtype, target: Dtype) -> Mover:
     Returns:
         A mover that threads may share.
     """
-    return KeepBits() if source == target else Cast(source, target)
+    return KeepBits(source) if source == target else Cast(source, target)

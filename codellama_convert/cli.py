@@ -17,11 +17,11 @@ from codellama_convert import __version__
 from codellama_convert.cli_options import CONTEXT, FOLDER, INPUT, JSON, MODEL_OPTIONS, SPEED_OPTIONS
 from codellama_convert.errors import ConvertError, Interrupted
 from codellama_convert.reports import (
-    count,
     describe_job,
     describe_report,
     plan_lines,
     summary_line,
+    value_notes,
     verify_lines,
 )
 
@@ -263,13 +263,8 @@ def _bar(what: str, total: int | None, *, hidden: bool) -> Iterator[Callable[[in
 
 
 def _print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
-    lost = described["became_zero"]
-    if lost:
-        click.echo(
-            f"note: {count(sum(lost.values()), 'value')} of {count(len(lost), 'tensor')} too "
-            f"small for the new dtype became zero (first in {next(iter(lost))})",
-            err=True,
-        )
+    for note in value_notes(described):
+        click.echo(f"note: {note}", err=True)
     if as_json:
         click.echo(json.dumps(described, indent=2))
     elif not quiet:

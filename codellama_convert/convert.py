@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codellama_convert.cast import CastLoss, open_mover
+from codellama_convert.cast import open_mover
 from codellama_convert.crc32 import combine
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.files import IoMode, aligned_buffer
@@ -51,7 +51,8 @@ class ConversionReport:
         direct: Whether the page cache was passed by, on both sides.
         dropped: Names of tensors that were left out.
         cast: Both dtypes where the elements were cast, such as "bfloat16 to float16".
-        losses: What a cast lost.
+        became_zero: By tensor, how many values a cast made zero.
+        nonfinite: By tensor, how many values are infinities or NaNs; they are kept.
         notes: What the user should know.
     """
 
@@ -61,7 +62,8 @@ class ConversionReport:
     direct: bool
     dropped: tuple[str, ...]
     cast: str | None
-    losses: tuple[CastLoss, ...]
+    became_zero: dict[str, int]
+    nonfinite: dict[str, int]
     notes: tuple[str, ...]
 
 
@@ -147,9 +149,15 @@ def run(
         direct=written.direct,
         dropped=job.checkpoint.dropped if job.checkpoint else (),
         cast=job.cast,
-        losses=written.losses,
+        became_zero=_by_tensor(one.became_zero for one in written.sealed.values()),
+        nonfinite=_by_tensor(one.nonfinite for one in written.sealed.values()),
         notes=job.notes,
     )
+
+
+def _by_tensor(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Join the counts of several files; a tensor lies in one of them."""
+    return {name: n for one in counts for name, n in one.items()}
 
 
 def _ignore(n_bytes: int) -> None:
@@ -163,7 +171,6 @@ class _Written:
     sealed: dict[str, SealedFile] = field(default_factory=dict)
     rank_crcs: tuple[int, ...] = ()
     direct: bool = False
-    losses: tuple[CastLoss, ...] = ()
 
 
 class _WeightWriter:
@@ -205,13 +212,7 @@ class _WeightWriter:
             for reader in readers:
                 reader.finish(buffers[0][0])
             rank_crcs = tuple(reader.file_crc(buffers[0][0]) for reader in readers)
-            sealed = dict(self._folder.sealed)
-            losses = tuple(
-                CastLoss(name, count)
-                for one in sealed.values()
-                for name, count in sorted(one.became_zero.items())
-            )
-            return _Written(sealed, rank_crcs, direct, losses)
+            return _Written(dict(self._folder.sealed), rank_crcs, direct)
 
     def _keep_whole_files(
         self, files: Sequence[FilePlan], readers: Sequence[RankReader], buffer: memoryview
@@ -254,8 +255,13 @@ class _WeightWriter:
             reader.sums(_names_read(file.tensors, rank))
             for rank, reader in enumerate(source.readers)
         ]
-        lost = {n.name: n.n_became_zero for n in source.mover.losses() if n.name in crcs}
-        self._folder.note_sealed(SealedFile(file.name, file.n_bytes, whole, crcs, lost, sums))
+        counts = source.mover.counts(crcs)
+        self._folder.note_sealed(
+            SealedFile(
+                name=file.name, n_bytes=file.n_bytes, crc32=whole, tensors=crcs,
+                became_zero=counts.became_zero, nonfinite=counts.nonfinite, source=sums,
+            )
+        )  # fmt: skip
         return was_direct
 
     def _refuse_to_go_on(self) -> None:

@@ -32,6 +32,7 @@ class SealedFile:
         crc32: Of all its bytes.
         tensors: CRC-32 of each tensor's bytes.
         became_zero: By tensor, how many values a cast made zero.
+        nonfinite: By tensor, how many values are infinities or NaNs.
         source: For each rank, what was read to write it.
     """
 
@@ -40,6 +41,7 @@ class SealedFile:
     crc32: int
     tensors: dict[str, int]
     became_zero: dict[str, int]
+    nonfinite: dict[str, int]
     source: list[SourceSums]
 
 

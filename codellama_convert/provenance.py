@@ -86,10 +86,20 @@ def _tensors(job: Job, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
             "shape": list(tensor.spec.shape),
             "size": tensor.spec.n_bytes,
             "crc32": f"{sealed[file.name].tensors[tensor.spec.name]:08x}",
+            **_value_counts(sealed[file.name], tensor.spec.name),
         }
         for file in job.plan.files
         for tensor in file.tensors
     }
+
+
+def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
+    """Give a tensor's counts of odd values, where there are any."""
+    counts = {
+        "became_zero": sealed.became_zero.get(name, 0),
+        "nonfinite": sealed.nonfinite.get(name, 0),
+    }
+    return {kind: n for kind, n in counts.items() if n}
 
 
 def file_sha256(path: Path) -> str:

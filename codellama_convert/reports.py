@@ -135,9 +135,30 @@ def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
         "direct_io": report.direct,
         "dropped": list(report.dropped),
         "cast": report.cast,
-        "became_zero": {loss.name: loss.n_became_zero for loss in report.losses},
+        "became_zero": report.became_zero,
+        "nonfinite": report.nonfinite,
         "notes": list(report.notes),
     }
+
+
+def value_notes(described: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is odd about the values of a conversion's tensors.
+
+    Args:
+        described: From `describe_report`.
+
+    Yields:
+        One note for values that became zero, and one for infinities and NaNs.
+    """
+    for counts, what in (
+        (described["became_zero"], "too small for the new dtype became zero"),
+        (described["nonfinite"], "infinite or NaN, kept as stored"),
+    ):
+        if counts:
+            yield (
+                f"{count(sum(counts.values()), 'value')} in {count(len(counts), 'tensor')} {what} "
+                f"(first in {next(iter(counts))})"
+            )
 
 
 def summary_line(described: Mapping[str, Any]) -> str:

@@ -138,6 +138,8 @@ class _TensorRecord:
     shape: list[int]
     size: int
     crc32: str
+    became_zero: int = 0
+    nonfinite: int = 0
 
 
 def _compare_places(

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from codellama_convert.cli import main
-from tests.checkpoints import GQA, MHA, save_checkpoint, tokenizer_model
+from tests.checkpoints import GQA, MHA, random_model, save_checkpoint, tokenizer_model
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -277,3 +278,23 @@ def test_the_bar_is_for_terminals_only(checkpoint):
     result = run("--input_dir", checkpoint)
     assert "%" not in result.stderr
     assert "converting" not in result.stderr
+
+
+def test_values_that_are_odd_are_a_note_with_their_number_and_the_first_name(tmp_path):
+    state = {name: torch.ones_like(t) for name, t in random_model(MHA, torch.bfloat16, 5).items()}
+    state["norm.weight"][:2] = torch.tensor([float("inf"), float("nan")])
+    state["output.weight"][0, :20] = 2e-8
+    save_checkpoint(tmp_path / "in", MHA, state)
+    result = run("--input_dir", tmp_path / "in", "--dtype", "fp16", "--quiet")
+    assert result.exit_code == 0, result.output
+    odd = [line for line in result.stderr.splitlines() if "value" in line]
+    assert odd == [
+        (
+            "note: 20 values in 1 tensor too small for the new dtype became zero "
+            "(first in lm_head.weight)"
+        ),
+        "note: 2 values in 1 tensor infinite or NaN, kept as stored (first in model.norm.weight)",
+    ]
+    plain = run("--input_dir", tmp_path / "in", "--output_dir", tmp_path / "plain", "--quiet")
+    assert [line for line in plain.stderr.splitlines() if "value" in line] == odd[1:]
+    assert run("verify", "--output_dir", tmp_path / "in-hf").exit_code == 0

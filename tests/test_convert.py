@@ -361,8 +361,49 @@ def test_values_that_become_zero_are_counted(tmp_path):
     state["layers.0.attention.wq.weight"][1, 1] = -1e-9
     save_checkpoint(tmp_path / "in", MHA, state)
     report = convert_checkpoint(tmp_path / "in", tmp_path / "out", options=Options(dtype=FLOAT16))
-    lost = {loss.name: loss.n_became_zero for loss in report.losses}
-    assert lost == {"lm_head.weight": 3, "model.layers.0.self_attn.q_proj.weight": 1}
+    assert report.became_zero == {
+        "lm_head.weight": 3,
+        "model.layers.0.self_attn.q_proj.weight": 1,
+    }
+    assert report.nonfinite == {}
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("target", [None, FLOAT16, FLOAT32])
+def test_values_that_are_no_numbers_are_kept_counted_and_named(tmp_path, target, workers):
+    state = {name: torch.ones_like(t) for name, t in random_model(MHA, torch.bfloat16, 5).items()}
+    infinity, nan = float("inf"), float("nan")
+    state["output.weight"][0, :3] = torch.tensor([infinity, -infinity, nan])
+    state["output.weight"][-1, -1] = -nan
+    state["layers.0.attention.wq.weight"][1, 1] = nan
+    save_checkpoint(tmp_path / "in", MHA, state)
+    options = Options(dtype=target, tile_bytes=256, workers=workers)
+    report = convert_checkpoint(tmp_path / "in", tmp_path / "out", options=options)
+    assert report.nonfinite == {
+        "lm_head.weight": 4,
+        "model.layers.0.self_attn.q_proj.weight": 1,
+    }
+    assert report.became_zero == {}
+    head = read_output(tmp_path / "out")["lm_head.weight"]
+    assert head[0, 0] == infinity
+    assert head[0, 1] == -infinity
+    assert head[0, 2].isnan()
+    assert head[-1, -1].isnan()
+    recorded = json.loads((tmp_path / "out" / "conversion.json").read_bytes())["tensors"]
+    assert {name: t["nonfinite"] for name, t in recorded.items() if "nonfinite" in t} == {
+        "lm_head.weight": 4,
+        "model.layers.0.self_attn.q_proj.weight": 1,
+    }
+
+
+@pytest.mark.parametrize("bits", [0x7F7F, 0xFF7F, 0x0001, 0x8001, 0x8000])
+def test_the_largest_and_smallest_numbers_are_numbers(tmp_path, bits):
+    state = random_model(MHA, torch.bfloat16, 5)
+    signed = bits - (1 << 16 if bits >= 1 << 15 else 0)
+    state["norm.weight"] = torch.full((32,), signed, dtype=torch.int16).view(torch.bfloat16)
+    save_checkpoint(tmp_path / "in", MHA, state)
+    report = convert_checkpoint(tmp_path / "in", tmp_path / "out")
+    assert report.nonfinite == {}
 
 
 # --- ranks that do not belong together ------------------------------------------------------------

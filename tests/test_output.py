@@ -247,6 +247,31 @@ def test_a_torn_journal_line_means_nothing(converted, tmp_path, tail):
     assert content(target) == content(converted / "out")
 
 
+def test_odd_values_in_files_that_were_kept_are_still_reported(tmp_path):
+    state = {name: torch.ones_like(t) for name, t in random_model(MHA, torch.bfloat16, 5).items()}
+    state["tok_embeddings.weight"][0, 0] = float("nan")  # in the first file
+    state["tok_embeddings.weight"][0, 1] = 2e-8
+    save_checkpoint(tmp_path / "in", MHA, state)
+    options = Options(max_shard_bytes=20_000, dtype=FLOAT16, workers=1)
+    job = plan_conversion(tmp_path / "in", options)
+    stop = StopRequest()
+    first_file_bytes = sum(tensor.spec.n_bytes for tensor in job.plan.files[0].tensors)
+    done = 0
+
+    def stop_after_the_first_file(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        if done > first_file_bytes:
+            stop.ask(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(job, tmp_path / "out", progress=stop_after_the_first_file, stop=stop)
+    assert (tmp_path / "out" / STAGING / job.plan.files[0].name).exists()
+    report = run(job, tmp_path / "out")
+    assert report.nonfinite == {"model.embed_tokens.weight": 1}
+    assert report.became_zero == {"model.embed_tokens.weight": 1}
+
+
 def test_one_storage_behind_several_files_is_still_checked_after_a_resume(tmp_path):
     """A rank with one storage for all tensors: its sum spans files of both runs."""
     state = random_model(GQA, torch.bfloat16, 3)
