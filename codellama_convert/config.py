@@ -99,6 +99,18 @@ class ModelConfig:
         """Rows of the key and of the value projection."""
         return self.num_key_value_heads * self.head_dim
 
+    def kv_cache_bytes(self, n_tokens: int, itemsize: int) -> int:
+        """Compute what the keys and values of a context take while the model runs.
+
+        Args:
+            n_tokens: Length of the context.
+            itemsize: Bytes of one value.
+
+        Returns:
+            Bytes, over all layers.
+        """
+        return 2 * self.num_hidden_layers * self.key_value_size * n_tokens * itemsize
+
 
 def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...]]:
     """Read params.json.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from codellama_convert.sizes import format_size
+from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 from codellama_convert.usage import peak_rss_bytes
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ def describe_job(job: Job, free: int) -> dict[str, Any]:
             "workers": job.plan.workers,
             "buffer_bytes": job.plan.buffer_bytes,
             "total_size": job.plan.tensor_bytes,
+            "run_memory": {
+                dtype.name: {
+                    "weight_bytes": job.plan.n_parameters * dtype.itemsize,
+                    "kv_cache_bytes_per_1000_tokens": job.checkpoint.config.kv_cache_bytes(
+                        1000, dtype.itemsize
+                    ),
+                }
+                for dtype in (BFLOAT16, FLOAT16, FLOAT32)
+            },
             "files": [
                 {
                     "name": file.name,
@@ -80,29 +90,9 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """
     yield f"checkpoint  {described['input_dir']}"
     if "files" in described:
-        yield f"model       {described['variant']}"
-        yield (
-            f"weights     {described['parameters']:,} parameters, "
-            f"{count(described['ranks'], 'rank')}, {described['source_dtype']}"
-            + (
-                ""
-                if described["dtype"] == described["source_dtype"]
-                else f" -> {described['dtype']}"
-            )
-        )
-        yield (
-            f"context     {described['max_position_embeddings']} positions, rope_theta "
-            f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
-        )
-        if described["dropped"]:
-            yield f"dropped     {len(described['dropped'])} x rope.freqs"
+        yield from _model_lines(described)
         yield ""
-        yield f"{'file':<36}{'tensors':>9}{'bytes':>18}"
-        for file in described["files"]:
-            yield (
-                f"{file['name']:<36}{len(file['tensors']):>9}{file['bytes']:>18,}"
-                f"{format_size(file['bytes']):>12}"
-            )
+        yield from _file_lines(described)
         yield ""
         yield (
             f"memory      {format_size(described['buffer_bytes'])} of buffers "
@@ -112,6 +102,45 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"disk        {format_size(described['disk_needed_bytes'])} needed, "
         f"{format_size(described['disk_free_bytes'])} free"
+    )
+    if "run_memory" in described:
+        yield from _run_memory_lines(described["run_memory"])
+
+
+def _model_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    dtype, source_dtype = described["dtype"], described["source_dtype"]
+    yield f"model       {described['variant']}"
+    yield (
+        f"weights     {described['parameters']:,} parameters, "
+        f"{count(described['ranks'], 'rank')}, {source_dtype}"
+        + ("" if dtype == source_dtype else f" -> {dtype}")
+    )
+    yield (
+        f"context     {described['max_position_embeddings']} positions, rope_theta "
+        f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
+    )
+    if described["dropped"]:
+        yield f"dropped     {len(described['dropped'])} x rope.freqs"
+
+
+def _file_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{'file':<36}{'tensors':>9}{'bytes':>18}"
+    for file in described["files"]:
+        yield (
+            f"{file['name']:<36}{len(file['tensors']):>9}{file['bytes']:>18,}"
+            f"{format_size(file['bytes']):>12}"
+        )
+
+
+def _run_memory_lines(run_memory: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    half, single = run_memory["bfloat16"], run_memory["float32"]
+    yield (
+        f"to run it   {format_size(half['weight_bytes'])} of weights in bfloat16 or float16, "
+        f"{format_size(single['weight_bytes'])} in float32;"
+    )
+    yield (
+        f"            {format_size(half['kv_cache_bytes_per_1000_tokens'])} more per 1,000 tokens of "
+        f"context, {format_size(single['kv_cache_bytes_per_1000_tokens'])} in float32"
     )
 
 

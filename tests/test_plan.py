@@ -18,6 +18,7 @@ from codellama_convert.errors import ConfigError, LayoutError
 from codellama_convert.job import Options, plan_conversion
 from codellama_convert.layout import RULES, build_layout
 from codellama_convert.plan import build_plan, fit_plan, split_into_files
+from codellama_convert.reports import describe_job, plan_lines
 from codellama_convert.tensors import BFLOAT16, FLOAT32
 from tests.checkpoints import (
     CODE_LLAMA_7B,
@@ -156,6 +157,46 @@ def test_code_llama_7b_is_split_as_the_published_files_are(tmp_path):
     for file, n_bytes in zip(plan.files, published, strict=True):
         assert 0 <= file.n_bytes - n_bytes + 1024 <= 2048
     assert sum(t.spec.n_bytes for t in plan.tensors) == 13_477_093_376
+
+
+# By hand: parameters x bytes; 2 (key, value) x layers x key/value heads x 128 x bytes x 1,000.
+@pytest.mark.parametrize(
+    ("name", "shape", "ranks", "lines", "float32"),
+    [
+        (
+            "CodeLlama-7b", CODE_LLAMA_7B, 1,
+            [
+                "to run it   13.5 GB of weights in bfloat16 or float16, 27.0 GB in float32;",
+                "            524.3 MB more per 1,000 tokens of context, 1.0 GB in float32",
+            ],
+            (26_954_186_752, 1_048_576_000),
+        ),
+        (
+            "CodeLlama-70b", CODE_LLAMA_70B, 8,
+            [
+                "to run it   138.0 GB of weights in bfloat16 or float16, 275.9 GB in float32;",
+                "            327.7 MB more per 1,000 tokens of context, 655.4 MB in float32",
+            ],
+            (275_907_641_344, 655_360_000),
+        ),
+    ],
+)  # fmt: skip
+def test_a_plan_says_what_the_model_needs_to_run(tmp_path, name, shape, ranks, lines, float32):
+    write_sparse_checkpoint(tmp_path / name, shape, ranks, tokenizer=False)
+    job = plan_conversion(tmp_path / name, Options(skip_tokenizer=True))
+    described = describe_job(job, free=0)
+    assert described["run_memory"]["float32"] == {
+        "weight_bytes": float32[0],
+        "kv_cache_bytes_per_1000_tokens": float32[1],
+    }
+    for half in ("bfloat16", "float16"):
+        assert described["run_memory"][half] == {
+            "weight_bytes": float32[0] // 2,
+            "kv_cache_bytes_per_1000_tokens": float32[1] // 2,
+        }
+    shown = list(plan_lines(described))
+    start = shown.index(lines[0])
+    assert shown[start : start + 2] == lines
 
 
 def run_measured(*arguments: str) -> tuple[str, int]:
