@@ -26,6 +26,8 @@ from codellama_convert.reports import (
 )
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from codellama_convert.job import Job, Options
 
 
@@ -38,6 +40,20 @@ class ConvertGroup(click.Group):
         if args and args[0] not in self.commands and args[0].startswith("-") and args[0] not in own:
             args = ["convert", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the options of `convert` too: they are those of the bare form."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            convert = self.commands["convert"]
+            bare = click.Context(convert, parent=ctx, info_name="convert")
+            listed = {item.value for item in found}
+            found += [
+                item
+                for item in convert.shell_complete(bare, incomplete)
+                if item.value not in listed
+            ]
+        return found
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the options of `convert` too: they are those of the bare form."""
@@ -87,6 +103,7 @@ def main() -> None:
     "--verify", "verify_too", is_flag=True, help="Verify bit for bit before anything is published."
 )
 @click.option("--sha256", is_flag=True, help="Add the files' SHA-256 to conversion.json.")
+@click.option("--model_card", is_flag=True, help="Write a README.md about the model too.")
 @click.option(
     "--quiet", is_flag=True, help="No progress bar and no summary; notes and errors stay."
 )
@@ -99,6 +116,7 @@ def convert(
     restart: bool,
     verify_too: bool,
     sha256: bool,
+    model_card: bool,
     quiet: bool,
     as_json: bool,
     **choices: Any,
@@ -112,10 +130,17 @@ def convert(
     from codellama_convert.convert import RunOptions, run
     from codellama_convert.interrupt import stop_on_signals
 
+    if model_card and choices["model_size"] == "tokenizer_only":
+        raise click.UsageError("--model_card describes a model; tokenizer_only converts none")
     output_dir = output_dir or default_output_dir(input_dir)
     job = _plan(input_dir, choices, hidden=quiet)
-    check = _verify_staged if verify_too else None
-    run_options = RunOptions(overwrite, restart, sha256, check)
+    run_options = RunOptions(
+        overwrite=overwrite,
+        restart=restart,
+        sha256=sha256,
+        model_card=model_card,
+        check_staged=_verify_staged if verify_too else None,
+    )
     started = time.monotonic()
     with (
         stop_on_signals() as stop,

@@ -16,6 +16,7 @@ from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.journal import SealedFile
+from codellama_convert.model_card import CARD_NAME
 from codellama_convert.output import OutputFolder, refuse_same_folder
 from codellama_convert.plan import FilePlan, TensorPlan
 from codellama_convert.provenance import CONVERSION_NAME, conversion_json
@@ -31,12 +32,14 @@ class RunOptions:
         overwrite: Whether a model that it holds may be replaced.
         restart: Whether staged work is dropped.
         sha256: Whether conversion.json gets the SHA-256 of every file, at one more reading.
+        model_card: Whether the output gets a README.md about the model.
         check_staged: Called with the staged folder before anything is published.
     """
 
     overwrite: bool = False
     restart: bool = False
     sha256: bool = False
+    model_card: bool = False
     check_staged: Callable[[Job, Path], None] | None = None
 
 
@@ -138,6 +141,9 @@ def run(
                 sha256_of=folder.staging if chosen.sha256 else None,
             )  # fmt: skip
             folder.add(CONVERSION_NAME, record)
+            card = job.model_card() if chosen.model_card else None
+            if card is not None:  # for people, who may edit it: not in the record
+                folder.add(CARD_NAME, card)
             if chosen.check_staged is not None:
                 chosen.check_staged(job, folder.staging)
             folder.commit()

@@ -25,6 +25,7 @@ from codellama_convert.checkpoint import (
 from codellama_convert.config import config_json, generation_config_json
 from codellama_convert.errors import CheckpointError, TokenizerError
 from codellama_convert.files import IoMode
+from codellama_convert.model_card import model_card
 from codellama_convert.plan import (
     DEFAULT_MAX_SHARD_BYTES,
     ConversionPlan,
@@ -170,6 +171,20 @@ class Job:
             if self.plan.index is not None:
                 content[INDEX_NAME] = self.plan.index
         return content
+
+    def model_card(self) -> bytes | None:
+        """Write the model card; None where only the tokenizer is converted."""
+        if self.checkpoint is None or self.plan is None:
+            return None
+        return model_card(
+            self.checkpoint.config,
+            self.checkpoint.identity,
+            self.tokenizer,
+            source_dtype=self.checkpoint.dtype,
+            dtype=self.plan.dtype,
+            n_parameters=self.plan.n_parameters,
+            n_ranks=len(self.checkpoint.ranks),
+        )
 
     def _context(self) -> int | None:
         if self.checkpoint is None:

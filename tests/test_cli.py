@@ -298,3 +298,77 @@ def test_values_that_are_odd_are_a_note_with_their_number_and_the_first_name(tmp
     plain = run("--input_dir", tmp_path / "in", "--output_dir", tmp_path / "plain", "--quiet")
     assert [line for line in plain.stderr.splitlines() if "value" in line] == odd[1:]
     assert run("verify", "--output_dir", tmp_path / "in-hf").exit_code == 0
+
+
+# --- the model card -------------------------------------------------------------------------------
+
+
+def test_a_model_card_says_what_the_folder_holds(tmp_path):
+    save_checkpoint(tmp_path / "in", GQA, random_model(GQA, torch.bfloat16, 5), n_ranks=2)
+    result = run("--input_dir", tmp_path / "in", "--model_card", "--variant", "instruct")
+    assert result.exit_code == 0, result.output
+    card = (tmp_path / "in-hf" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n")
+    # 2 x 320 x 64, twice (2 x 64 x 64 + 2 x 32 x 64 + 3 x 176 x 64 + 2 x 64), and 64 of the norm.
+    assert "| parameters | 133,440 |" in card
+    assert "| base model | no released model |" in card
+    assert "| weights | bfloat16, the bits of the checkpoint |" in card
+    assert "| vocabulary | 320 |" in card
+    assert "| converted from | 2 x `consolidated.NN.pth` |" in card
+    assert "AutoTokenizer.from_pretrained" in card
+    assert "apply_chat_template" in card
+    recorded = json.loads((tmp_path / "in-hf" / "conversion.json").read_bytes())
+    assert "README.md" not in recorded["files"], "people edit it"
+    assert run("verify", "--output_dir", tmp_path / "in-hf").exit_code == 0
+
+
+def test_a_model_card_of_cast_weights_without_a_tokenizer_says_so(tmp_path):
+    save_checkpoint(tmp_path / "in", MHA, random_model(MHA, torch.float32, 5), tokenizer=False)
+    result = run(
+        "--input_dir", tmp_path / "in", "--model_card", "--skip_tokenizer", "--dtype", "bf16"
+    )
+    assert result.exit_code == 0, result.output
+    card = (tmp_path / "in-hf" / "README.md").read_text(encoding="utf-8")
+    assert "| weights | bfloat16, cast from float32 |" in card
+    assert "AutoTokenizer" not in card
+    assert "apply_chat_template" not in card
+
+
+def test_no_model_card_is_written_unasked_and_an_own_readme_is_left_alone(checkpoint):
+    output = checkpoint.with_name("CodeLlama-7b-hf")
+    assert run("--input_dir", checkpoint).exit_code == 0
+    assert not (output / "README.md").exists()
+    (output / "README.md").write_text("mine")
+    assert run("--input_dir", checkpoint, "--overwrite").exit_code == 0
+    assert (output / "README.md").read_text() == "mine"
+    assert run("--input_dir", checkpoint, "--overwrite", "--model_card").exit_code == 0
+    assert (output / "README.md").read_text() != "mine"
+
+
+def test_a_tokenizer_alone_gets_no_model_card(checkpoint):
+    result = run("--input_dir", checkpoint, "--model_size", "tokenizer_only", "--model_card")
+    assert result.exit_code == 2
+    assert "--model_card" in result.stderr
+
+
+# --- shells and terminals -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "offered"),
+    [
+        ("codellama-convert ", 1, {"convert", "plan", "verify"}),
+        ("codellama-convert --mod", 1, {"--model_size", "--model_card"}),
+        ("codellama-convert --input_dir x --dt", 3, {"--dtype"}),
+        ("codellama-convert plan --max_r", 2, {"--max_ram"}),
+        ("codellama-convert --dtype fl", 2, {"float16", "float32", "float"}),
+    ],
+)
+def test_a_shell_can_complete_commands_options_and_values(words, number, offered):
+    done = subprocess.run(
+        [sys.executable, "-m", "codellama_convert"], check=False, capture_output=True, text=True,
+        cwd=REPOSITORY, timeout=60,
+        env={**os.environ, "_CODELLAMA_CONVERT_COMPLETE": "bash_complete", "COMP_WORDS": words,
+             "COMP_CWORD": str(number)},
+    )  # fmt: skip
+    assert {line.split(",")[1] for line in done.stdout.split()} == offered, done.stderr

@@ -41,6 +41,7 @@ ROOMS: dict[str, int] = {
     "pth": 4,
     "tokenizer": 4,
     "meta_codec": 4,
+    "model_card": 5,
     "rank_reader": 5,
     "layout": 5,
     "code_llama_tokenizer": 5,
@@ -66,7 +67,7 @@ DOORS = {
 }
 
 # They decide and calculate; whoever wants to move bytes or print imports another room.
-PURE = {"errors", "tensors", "config", "variants", "layout", "plan", "job"}
+PURE = {"errors", "tensors", "config", "variants", "layout", "model_card", "plan", "job"}
 HEAVY = {"torch", "numpy", "click", "tqdm", "safetensors", "sentencepiece"}
 
 

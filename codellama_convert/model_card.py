@@ -1,0 +1,115 @@
+"""Own the model card, README.md in the output: what the folder holds and how it came to be.
+
+Know nothing of files. `conversion.json` is the record; the card is for people, and may be edited.
+"""
+
+from __future__ import annotations
+
+from codellama_convert import __version__
+from codellama_convert.config import ModelConfig
+from codellama_convert.sentencepiece_model import SentencePieceModel
+from codellama_convert.tensors import Dtype
+from codellama_convert.tokenizer import CHAT_FLAVORS, has_infilling
+from codellama_convert.variants import Identity
+
+CARD_NAME = "README.md"
+
+_TEMPLATE = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- llama
+---
+
+# A converted Llama checkpoint
+
+Meta's weights in the layout that Hugging Face's transformers reads.
+
+| | |
+|---|---|
+| base model | {base_model} |
+| parameters | {parameters:,} |
+| weights | {weights} |
+| context | {context} tokens |
+| rope_theta | {rope_theta:g} |
+| vocabulary | {vocabulary} |
+| converted from | {n_ranks} x `consolidated.NN.pth` |
+| converted by | codellama-convert {version} |
+
+## Use
+
+```python
+{loading}
+```
+{more_uses}
+## Proof
+
+`conversion.json` records the options, and the size and CRC-32 of every tensor, file and source rank.
+`codellama-convert verify --output_dir FOLDER` compares the folder with it.
+
+## Licence
+
+Weights and tokenizer stay under the licence that came with the checkpoint.
+"""
+_LOADING_WEIGHTS = """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")"""
+_LOADING_BOTH = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")"""
+_INFILLING = """
+`codellama_convert.CodeLlamaTokenizer` builds infilling prompts from a text with `<FILL_ME>` in it.
+"""
+_CHAT = """
+`tokenizer.apply_chat_template` encodes a dialogue as Meta's code does.
+"""
+
+
+def model_card(
+    config: ModelConfig,
+    identity: Identity,
+    tokenizer: SentencePieceModel | None,
+    *,
+    source_dtype: Dtype,
+    dtype: Dtype,
+    n_parameters: int,
+    n_ranks: int,
+) -> bytes:
+    """Write the card.
+
+    Args:
+        config: The model.
+        identity: What it was recognised as.
+        tokenizer: What the folder holds of one; None for weights alone.
+        source_dtype: Of the checkpoint's tensors.
+        dtype: Of the written tensors.
+        n_parameters: Elements of all tensors.
+        n_ranks: Files that the checkpoint had.
+
+    Returns:
+        Markdown with a YAML head, as model hubs read it.
+    """
+    weights = f"{dtype.name}, the bits of the checkpoint"
+    if dtype != source_dtype:
+        weights = f"{dtype.name}, cast from {source_dtype.name}"
+    more_uses = ""
+    if tokenizer is not None and has_infilling(tokenizer):
+        more_uses += _INFILLING
+    if tokenizer is not None and identity.flavor in CHAT_FLAVORS:
+        more_uses += _CHAT
+    return _TEMPLATE.format(
+        base_model=identity.name,
+        parameters=n_parameters,
+        weights=weights,
+        context=identity.max_position_embeddings,
+        rope_theta=config.rope_theta,
+        vocabulary=config.vocab_size,
+        n_ranks=n_ranks,
+        version=__version__,
+        loading=_LOADING_WEIGHTS if tokenizer is None else _LOADING_BOTH,
+        more_uses=more_uses,
+    ).encode()
