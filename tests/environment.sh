@@ -26,6 +26,10 @@ make_environment() {
     "$python" -m venv --clear --without-pip "$folder" || return
     "$python" -m pip --python "$folder/bin/python" install --quiet pip || return
   fi
+  # Windows calls the folder of programs Scripts; everything here calls it bin.
+  if [[ -d $folder/Scripts && ! -e $folder/bin ]]; then
+    cmd //c mklink //J "${folder//\//\\}\\bin" "${folder//\//\\}\\Scripts" >/dev/null || return
+  fi
   # Dependency groups came with pip 25.1.
   "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 }
