@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +15,7 @@ from codellama_convert.output_file import OutputFile, SpanWriter
 from codellama_convert.plan import FilePlan, TensorPlan, Tile
 from codellama_convert.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.rope import to_half_split
+from codellama_convert.workers import share_out
 
 Progress = Callable[[int], None]
 
@@ -46,51 +45,27 @@ def write_tensors(
     Raises:
         ConvertError: If reading, casting or writing fails.
     """
-    queue = iter(file.tensors)
-    lock = threading.Lock()
-    failed = threading.Event()
     crcs: dict[str, int] = {}
 
-    def next_tensor() -> TensorPlan | None:
-        with lock:
-            return next(queue, None)
+    def write_tensor(
+        tensor: TensorPlan, pair: tuple[memoryview, memoryview], failed: Callable[[], bool]
+    ) -> None:
+        read_buffer, write_buffer = pair
+        span = SpanWriter(output, tensor.offset, write_buffer)
+        crc = 0
+        for tile in tensor.tiles():
+            if failed() or stop.is_set():
+                return
+            n_bytes = tile.n_rows * tensor.row_bytes
+            tile_crc = source.fill(span.space(n_bytes), tensor, tile, read_buffer)
+            crc = combine(crc, tile_crc, n_bytes)
+            span.commit(n_bytes)
+            progress(n_bytes)
+        span.finish()
+        crcs[tensor.spec.name] = crc
 
-    def work(read_buffer: memoryview, write_buffer: memoryview) -> None:
-        try:
-            while (tensor := next_tensor()) is not None:
-                span = SpanWriter(output, tensor.offset, write_buffer)
-                crc = 0
-                for tile in tensor.tiles():
-                    if failed.is_set() or stop.is_set():
-                        return
-                    n_bytes = tile.n_rows * tensor.row_bytes
-                    tile_crc = source.fill(span.space(n_bytes), tensor, tile, read_buffer)
-                    crc = combine(crc, tile_crc, n_bytes)
-                    span.commit(n_bytes)
-                    progress(n_bytes)
-                span.finish()
-                crcs[tensor.spec.name] = crc
-        except BaseException:
-            failed.set()
-            raise
-
-    if len(buffers) == 1:
-        work(*buffers[0])
-    else:
-        with ThreadPoolExecutor(len(buffers)) as pool:
-            _wait_for_all([pool.submit(work, *pair) for pair in buffers], failed)
+    share_out(file.tensors, buffers, write_tensor)
     return crcs
-
-
-def _wait_for_all(futures: Sequence[Future[None]], failed: threading.Event) -> None:
-    """Wait for the workers; a problem of one stops the others."""
-    try:
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-    except BaseException:
-        failed.set()
-        raise
 
 
 @dataclass(frozen=True, slots=True)

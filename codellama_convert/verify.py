@@ -8,9 +8,7 @@ is torch's own. Print nothing.
 from __future__ import annotations
 
 import struct
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from codellama_convert.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.rope import to_interleaved
 from codellama_convert.tensors import Dtype
 from codellama_convert.verify_record import Problems, Progress, VerifyReport, verify_record
+from codellama_convert.workers import share_out
 
 
 def verify_output(
@@ -165,31 +164,23 @@ def _compare_weights(
             path: stack.enter_context(InputFile(path, io_mode=io_mode, error=VerifyError))
             for path in sorted({one.file for one in stored.values()})
         }
-        queue = iter(plans)
-        lock = threading.Lock()
 
-        def work(read_buffer: memoryview, output_buffer: memoryview) -> None:
-            while True:
-                with lock:
-                    tensor = next(queue, None)
-                if tensor is None:
-                    return
-                one = stored[tensor.spec.name]
-                comparer = _TensorComparer(tensor, one, files[one.file], readers)
-                difference = comparer.first_difference(read_buffer, output_buffer, advance)
-                if difference is not None:
-                    problems.add(difference)
+        def compare(
+            tensor: TensorPlan, pair: tuple[memoryview, memoryview], failed: Callable[[], bool]
+        ) -> None:
+            del failed  # a tensor is soon read
+            one = stored[tensor.spec.name]
+            comparer = _TensorComparer(tensor, one, files[one.file], readers)
+            difference = comparer.first_difference(*pair, advance)
+            if difference is not None:
+                problems.add(difference)
 
+        output_tile_bytes = _output_tile_bytes(plans, stored)
         buffers = [
-            (
-                aligned_buffer(job.plan.read_tile_bytes),
-                aligned_buffer(_output_tile_bytes(plans, stored)),
-            )
+            (aligned_buffer(job.plan.read_tile_bytes), aligned_buffer(output_tile_bytes))
             for _ in range(job.plan.workers)
         ]
-        with ThreadPoolExecutor(len(buffers)) as pool:
-            for future in [pool.submit(work, *pair) for pair in buffers]:
-                future.result()
+        share_out(plans, buffers, compare)
         for reader in readers:
             reader.finish(buffers[0][0])
     return sum(2 * one.n_bytes for one in stored.values())

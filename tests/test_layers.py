@@ -22,6 +22,7 @@ ROOMS: dict[str, int] = {
     "interrupt": 0,
     "protobuf": 0,
     "chat": 0,
+    "workers": 0,
     "files": 1,
     "config": 1,
     "weights_pickle": 1,
