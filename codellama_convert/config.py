@@ -20,6 +20,7 @@ _BOS_ID, _EOS_ID = 1, 2  # of every tokenizer.model that Meta released for Llama
 _MAX_DIMENSION = 1 << 24
 _MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
 _MAX_REAL = 1e30  # times any dimension it is still finite
+SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
 # What Meta's loaders take for themselves; they do not change the weights' meaning.
 _RUNTIME_KEYS = frozenset({"max_batch_size", "max_seq_len"})
 
@@ -49,6 +50,10 @@ class MetaParams:
     ffn_dim_multiplier: float | None = None
     rope_theta: float | None = None
     vocab_size: int | None = None
+
+    def key_value_heads(self) -> int:
+        """Give the key and value heads; as many as query heads where the file says nothing."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     def feed_forward_width(self) -> int:
         """Compute the feed-forward width that Meta's code builds.
@@ -221,8 +226,35 @@ def build_config(
     Raises:
         ConfigError: If the two contradict each other, or the heads do not divide the width.
     """
-    hint = "params.json and the .pth files must come from the same model directory"
-    n_kv_heads = params.n_heads if params.n_kv_heads is None else params.n_kv_heads
+    _check_heads(params, path)
+    expected = params.feed_forward_width()
+    if expected != intermediate_size:
+        raise ConfigError(
+            f"dim {params.dim}, multiple_of {params.multiple_of} and ffn_dim_multiplier "
+            f"{params.ffn_dim_multiplier} give a feed-forward width of {expected}, but the "
+            f"tensors have {intermediate_size}",
+            path=path,
+            hint=SAME_FOLDER_HINT,
+        )
+    if params.vocab_size not in (None, vocab_size):
+        raise ConfigError(
+            f"vocab_size is {params.vocab_size}, but the embedding has {vocab_size} rows",
+            path=path,
+            hint=SAME_FOLDER_HINT,
+        )
+    return ModelConfig(
+        hidden_size=params.dim,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=params.n_layers,
+        num_attention_heads=params.n_heads,
+        num_key_value_heads=params.key_value_heads(),
+        rms_norm_eps=params.norm_eps,
+        rope_theta=_DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
+        vocab_size=vocab_size,
+    )
+
+
+def _check_heads(params: MetaParams, path: Path) -> None:
     if params.dim % params.n_heads or (params.dim // params.n_heads) % 2:
         raise ConfigError(
             f"dim {params.dim} is not n_heads {params.n_heads} times an even head size", path=path
@@ -232,37 +264,12 @@ def build_config(
             f"dim {params.dim} over n_heads {params.n_heads} gives heads of "
             f"{params.dim // params.n_heads}, more than {_MAX_HEAD_SIZE}",
             path=path,
-            hint=hint,
+            hint=SAME_FOLDER_HINT,
         )
-    if params.n_heads % n_kv_heads:
+    if params.n_heads % params.key_value_heads():
         raise ConfigError(
-            f"n_heads {params.n_heads} is no multiple of n_kv_heads {n_kv_heads}", path=path
+            f"n_heads {params.n_heads} is no multiple of n_kv_heads {params.n_kv_heads}", path=path
         )
-    expected = params.feed_forward_width()
-    if expected != intermediate_size:
-        raise ConfigError(
-            f"dim {params.dim}, multiple_of {params.multiple_of} and ffn_dim_multiplier "
-            f"{params.ffn_dim_multiplier} give a feed-forward width of {expected}, but the "
-            f"tensors have {intermediate_size}",
-            path=path,
-            hint=hint,
-        )
-    if params.vocab_size not in (None, vocab_size):
-        raise ConfigError(
-            f"vocab_size is {params.vocab_size}, but the embedding has {vocab_size} rows",
-            path=path,
-            hint=hint,
-        )
-    return ModelConfig(
-        hidden_size=params.dim,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=params.n_layers,
-        num_attention_heads=params.n_heads,
-        num_key_value_heads=n_kv_heads,
-        rms_norm_eps=params.norm_eps,
-        rope_theta=_DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
-        vocab_size=vocab_size,
-    )
 
 
 def config_json(config: ModelConfig, *, dtype: Dtype, max_position_embeddings: int) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from codellama_convert.config import ModelConfig
+from codellama_convert.config import SAME_FOLDER_HINT, ModelConfig
 from codellama_convert.errors import LayoutError
 from codellama_convert.pth import RankIndex, StoredTensor
 from codellama_convert.tensors import Dtype, TensorSpec
@@ -141,7 +141,7 @@ def _refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
         if size % n_ranks:
             raise LayoutError(
                 f"{size} {what} cannot be split over {n_ranks} ranks",
-                hint="params.json and the .pth files must come from the same model directory",
+                hint=SAME_FOLDER_HINT,
             )
 
 
@@ -184,7 +184,7 @@ def _missing(rank: RankIndex, name: str) -> LayoutError:
     return LayoutError(
         f"tensor {name!r} is missing",
         path=rank.path,
-        hint="params.json and the .pth files must come from the same model directory",
+        hint=SAME_FOLDER_HINT,
     )
 
 
@@ -250,7 +250,7 @@ def _compare_head_size(
             raise LayoutError(
                 f"tensor {name!r} has shape {found}, expected {expected} for heads of {head_dim}",
                 path=rank.path,
-                hint="params.json and the .pth files must come from the same model directory",
+                hint=SAME_FOLDER_HINT,
             )
 
 
@@ -262,7 +262,7 @@ def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:
         raise LayoutError(
             f"tensor {tensor.meta_name!r} has shape {found.shape}, expected {tensor.part_shape}",
             path=rank.path,
-            hint="params.json and the .pth files must come from the same model directory",
+            hint=SAME_FOLDER_HINT,
         )
     if found.dtype != tensor.spec.dtype:
         raise LayoutError(

@@ -10,8 +10,10 @@ from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 from codellama_convert.usage import peak_rss_bytes
 
 if TYPE_CHECKING:
+    from codellama_convert.checkpoint import Checkpoint
     from codellama_convert.convert import ConversionReport
     from codellama_convert.job import Job
+    from codellama_convert.plan import ConversionPlan, TensorPlan
     from codellama_convert.verify_record import VerifyReport
 
 
@@ -27,51 +29,56 @@ def describe_job(job: Job, free: int) -> dict[str, Any]:
     """
     described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
     if job.checkpoint is not None and job.plan is not None:
-        described |= {
-            "variant": job.checkpoint.identity.name,
-            "flavor": job.checkpoint.identity.flavor,
-            "ranks": len(job.checkpoint.ranks),
-            "parameters": job.plan.n_parameters,
-            "source_dtype": job.checkpoint.dtype.name,
-            "dtype": job.plan.dtype.name,
-            "max_position_embeddings": job.checkpoint.identity.max_position_embeddings,
-            "rope_theta": job.checkpoint.config.rope_theta,
-            "vocab_size": job.checkpoint.config.vocab_size,
-            "dropped": list(job.checkpoint.dropped),
-            "largest_tile_bytes": max(job.plan.read_tile_bytes, job.plan.write_tile_bytes),
-            "workers": job.plan.workers,
-            "buffer_bytes": job.plan.buffer_bytes,
-            "total_size": job.plan.tensor_bytes,
-            "run_memory": {
-                dtype.name: {
-                    "weight_bytes": job.plan.n_parameters * dtype.itemsize,
-                    "kv_cache_bytes_per_1000_tokens": job.checkpoint.config.kv_cache_bytes(
-                        1000, dtype.itemsize
-                    ),
-                }
-                for dtype in (BFLOAT16, FLOAT16, FLOAT32)
-            },
-            "files": [
-                {
-                    "name": file.name,
-                    "bytes": file.n_bytes,
-                    "tensors": [
-                        {
-                            "name": tensor.spec.name,
-                            "source": tensor.layout.meta_name,
-                            "dtype": tensor.spec.dtype.code,
-                            "shape": list(tensor.spec.shape),
-                            "offset": tensor.offset,
-                            "bytes": tensor.spec.n_bytes,
-                            "tile_rows": tensor.tile_rows,
-                        }
-                        for tensor in file.tensors
-                    ],
-                }
-                for file in job.plan.files
-            ],
-        }
+        described |= _describe_model(job.checkpoint, job.plan)
     return described | {"disk_needed_bytes": job.disk_bytes, "disk_free_bytes": free}
+
+
+def _describe_model(checkpoint: Checkpoint, plan: ConversionPlan) -> dict[str, Any]:
+    return {
+        "variant": checkpoint.identity.name,
+        "flavor": checkpoint.identity.flavor,
+        "ranks": len(checkpoint.ranks),
+        "parameters": plan.n_parameters,
+        "source_dtype": checkpoint.dtype.name,
+        "dtype": plan.dtype.name,
+        "max_position_embeddings": checkpoint.identity.max_position_embeddings,
+        "rope_theta": checkpoint.config.rope_theta,
+        "vocab_size": checkpoint.config.vocab_size,
+        "dropped": list(checkpoint.dropped),
+        "largest_tile_bytes": max(plan.read_tile_bytes, plan.write_tile_bytes),
+        "workers": plan.workers,
+        "buffer_bytes": plan.buffer_bytes,
+        "total_size": plan.tensor_bytes,
+        "run_memory": {
+            dtype.name: {
+                "weight_bytes": plan.n_parameters * dtype.itemsize,
+                "kv_cache_bytes_per_1000_tokens": checkpoint.config.kv_cache_bytes(
+                    1000, dtype.itemsize
+                ),
+            }
+            for dtype in (BFLOAT16, FLOAT16, FLOAT32)
+        },
+        "files": [
+            {
+                "name": file.name,
+                "bytes": file.n_bytes,
+                "tensors": [_describe_tensor(tensor) for tensor in file.tensors],
+            }
+            for file in plan.files
+        ],
+    }
+
+
+def _describe_tensor(tensor: TensorPlan) -> dict[str, Any]:
+    return {
+        "name": tensor.spec.name,
+        "source": tensor.layout.meta_name,
+        "dtype": tensor.spec.dtype.code,
+        "shape": list(tensor.spec.shape),
+        "offset": tensor.offset,
+        "bytes": tensor.spec.n_bytes,
+        "tile_rows": tensor.tile_rows,
+    }
 
 
 def count(number: int, noun: str) -> str:
