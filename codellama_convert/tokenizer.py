@@ -150,7 +150,7 @@ def tokenizer_notes(
     user_defined = [piece.text for piece in model.pieces if piece.type is PieceType.USER_DEFINED]
     if user_defined:
         notes.append(
-            f"{len(user_defined)} user-defined pieces ({user_defined[0]!r}, ...): Hugging Face puts a"
+            f"user-defined pieces ({user_defined[0]!r}; {len(user_defined)} in all): Hugging Face puts a"
             " space after each one, sentencepiece does not"
         )
     normal = [piece for piece in model.pieces if piece.type is PieceType.NORMAL]
@@ -158,13 +158,13 @@ def tokenizer_notes(
     orphans = sorted({c for piece in normal if len(piece.text) > 1 for c in piece.text} - alone)
     if orphans:
         notes.append(
-            f"{len(orphans)} characters ({orphans[0]!r}, ...) occur in longer pieces only:"
+            f"characters in longer pieces only ({orphans[0]!r}; {len(orphans)} in all):"
             " Hugging Face writes them as bytes, sentencepiece merges them"
         )
     tied = _tied_pieces(normal)
     if tied:
         notes.append(
-            f"{len(tied)} pieces ({tied[0]!r}, ...) share their score with others: sentencepiece merges"
+            f"pieces of one score ({tied[0]!r}; {len(tied)} in all): sentencepiece merges"
             " the leftmost first, Hugging Face the first in its list"
         )
     return tuple(notes)

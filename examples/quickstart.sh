@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# Convert a tiny checkpoint, with all set-up, on a machine that has Python 3.10 or newer and pip.
+# Convert the tiny Code Llama that lies here, verify it, and let it fill in a function: with all
+# set-up, on a machine that has Python 3.10 or newer and pip.
 #
 #   bash examples/quickstart.sh
 #
-# Makes .venv, tiny-checkpoint/ (random weights as Meta would store them) and tiny-checkpoint-hf/.
+# Makes .venv and examples/tiny-codellama-hf/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tests/environment.sh
 
-prepare .venv tests/constraints-transformers5.txt
+activate .venv tests/constraints-transformers5.txt examples
 
-rm -rf tiny-checkpoint tiny-checkpoint-hf
-.venv/bin/python examples/make_tiny_checkpoint.py tiny-checkpoint --n-kv-heads 4 --infill
-.venv/bin/codellama-convert --input_dir tiny-checkpoint --model_size 7B
+show() {
+  echo "\$ $*"
+  "$@"
+  echo
+}
 
-echo "tiny-checkpoint-hf:"
-ls -l tiny-checkpoint-hf
+show codellama-convert --input_dir examples/tiny-codellama --overwrite
+show codellama-convert verify --input_dir examples/tiny-codellama \
+  --output_dir examples/tiny-codellama-hf
+show python examples/infill.py examples/tiny-codellama-hf

@@ -57,3 +57,14 @@ prepare() {
     --constraint "$constraints" torch --editable . "${arguments[@]+"${arguments[@]}"}" || return
   for group in "${groups[@]}"; do printf '%s\n' "$fingerprint" >"$folder/.prepared-$group"; done
 }
+
+# activate FOLDER CONSTRAINTS [GROUP...]: prepare it and put its programs first on PATH. One that
+# CODELLAMA_CONVERT_ENVIRONMENT names is taken as it is: the suite runs scripts in its own.
+activate() {
+  local folder=${CODELLAMA_CONVERT_ENVIRONMENT:-}
+  if [[ -z $folder ]]; then
+    prepare "$@" || return
+    folder=$PWD/$1
+  fi
+  PATH=$folder/bin:$PATH
+}
