@@ -59,7 +59,7 @@ def auto_of(folder_of: Any) -> Callable[..., Any]:
 # Modules whose every test meets transformers: they run once more with version 4.
 MEETS_TRANSFORMERS = {
     "test_chat_templates", "test_infilling", "test_tokenizer_files", "test_tokenizer_ids",
-    "test_tiny_conversion", "test_transformers_loaders",
+    "test_readme", "test_tiny_conversion", "test_transformers_loaders",
 }  # fmt: skip
 
 

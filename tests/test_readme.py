@@ -1,0 +1,208 @@
+"""README.md is true: every code block in it runs, and prints what it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints import (
+    CODE_LLAMA_7B,
+    CODE_LLAMA_70B,
+    MHA,
+    WIDE,
+    random_model,
+    save_checkpoint,
+    tokenizer_model,
+    write_sparse_checkpoint,
+)
+from tests.readme import README, blocks, with_help
+from tests.test_tiny_training import DOCUMENTED_MIDDLE, merged
+
+REPOSITORY = README.parent
+TINY = REPOSITORY / "examples" / "tiny-codellama"
+BIN = Path(sys.prefix) / "bin"
+TEXT = README.read_text(encoding="utf-8")
+BLOCKS = list(blocks(TEXT))
+
+# Blocks that something else runs: this suite itself, its set-up, or test_scripts.py.
+ELSEWHERE = {
+    "bash tests/run.sh\n",
+    "bash examples/quickstart.sh\n",
+    "pip install .\n",
+}
+needs_commands = pytest.mark.skipif(
+    not (BIN / "codellama-convert").exists() or shutil.which("bash") is None,
+    reason="needs bash, and the package installed in a virtual environment with a bin folder",
+)
+
+
+def run(script: str, folder: Path) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], check=False, cwd=folder, text=True, timeout=250,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{script}\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the README's reader has: tiny checkpoints under the names that Meta's have."""
+    folder = tmp_path_factory.mktemp("reader")
+    # The trained model, in one rank as 7B is.
+    ranks = [torch.load(TINY / f"consolidated.0{n}.pth", weights_only=True) for n in (0, 1)]
+    (folder / "CodeLlama-7b").mkdir()
+    whole = {name: tensor.bfloat16() for name, tensor in merged(ranks).items()}
+    torch.save(whole, folder / "CodeLlama-7b" / "consolidated.00.pth")
+    for name in ("params.json", "tokenizer.model"):
+        shutil.copy(TINY / name, folder / "CodeLlama-7b" / name)
+    save_checkpoint(folder / "CodeLlama-70b", WIDE, random_model(WIDE, torch.bfloat16), n_ranks=8)
+    for name in ("llama-2-7b-chat", "LLaMA/7B", "downloads/llama-2-7b"):
+        save_checkpoint(folder / name, MHA, random_model(MHA, torch.float16), tokenizer=False)
+    for parent in (folder, folder / "LLaMA", folder / "downloads"):
+        (parent / "tokenizer.model").write_bytes(tokenizer_model(MHA.vocab))
+    (folder / "examples").symlink_to(REPOSITORY / "examples")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def true_size(tmp_path_factory):
+    """The same names at true size, all holes."""
+    folder = tmp_path_factory.mktemp("true_size")
+    write_sparse_checkpoint(folder / "CodeLlama-7b", CODE_LLAMA_7B, 1)
+    write_sparse_checkpoint(folder / "CodeLlama-70b", CODE_LLAMA_70B, 8)
+    return folder
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    assert len(BLOCKS) > 20
+    assert {block.language for block in BLOCKS} == {"bash", "console", "python", "text"}
+    bash = {block.text for block in BLOCKS if block.language == "bash"}
+    assert bash >= ELSEWHERE
+
+
+@needs_commands
+def test_the_commands_and_the_python_run_in_the_order_of_the_page(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names: dict[str, object] = {}
+    printed = io.StringIO()
+    for block in BLOCKS:
+        if block.language == "bash" and block.text not in ELSEWHERE:
+            run(block.text, folder)
+        elif block.language == "python":
+            with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+                warnings.simplefilter("ignore")
+                exec(compile(block.text, f"README.md, {block.heading}", "exec"), names)
+    expected = (
+        f'def remove_non_ascii(s: str) -> str:\n    """ {DOCUMENTED_MIDDLE}\n    return result\n'
+    )
+    assert expected in printed.getvalue()
+    # What the commands were to leave behind.
+    for output in (
+        "CodeLlama-7b-hf", "converted/CodeLlama-70b", "llama-2-7b-chat-hf", "llama-7b-hf",
+        "downloads/llama-2-7b-hf",
+    ):  # fmt: skip
+        assert (folder / output / "config.json").exists(), output
+        assert (folder / output / "model.safetensors").exists(), output
+    assert (folder / "CodeLlama-7b-tokenizer" / "tokenizer.json").exists()
+    assert not (folder / "CodeLlama-7b-tokenizer" / "config.json").exists()
+    from transformers import AutoTokenizer
+
+    # The recipe, defined on the page, gives the prompt of the class.
+    ours = names["CodeLlamaTokenizer"].from_pretrained("CodeLlama-7b-hf")
+    names["tokenizer"] = AutoTokenizer.from_pretrained("CodeLlama-7b-hf")
+    assert names["infilling_prompt"]("x = ", " + 1") == ours.infilling_prompt("x = ", " + 1")
+    text = "    return\n"
+    told = ours.encode("☺" + text, add_special_tokens=False)[2:]
+    assert names["decode_infilling"](told) == text
+
+
+def transcript(text: str) -> list[tuple[str, str]]:
+    """Each command of a transcript with what it printed."""
+    parts = re.split(r"^\$ (.*)\n", text, flags=re.MULTILINE)
+    assert parts[0] == ""
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def masked(printed: str) -> str:
+    """Leave out what differs from machine to machine."""
+    return re.sub(r"[0-9.]+ [kMG]B free", "SIZE free", printed)
+
+
+@needs_commands
+def test_a_plan_prints_what_the_page_shows(true_size):
+    plans = [b for b in BLOCKS if b.language == "console" and "codellama-convert plan" in b.text]
+    assert len(plans) == 2
+    for block in plans:
+        for command, shown in transcript(block.text):
+            assert masked(run(command, true_size)) == masked(shown)
+
+
+def test_true_size_commands_of_the_page_can_be_planned(true_size):
+    """What ran on tiny models would run on those that it is written for."""
+    for block in BLOCKS:
+        for options in re.findall(r"codellama-convert (--input_dir CodeLlama-70b.*)", block.text):
+            run(f"codellama-convert plan {options}", true_size)
+
+
+def test_verification_prints_what_the_page_shows(folder):
+    """The page shows a model of true size; sizes and seconds are another matter."""
+
+    def without_figures(text: str) -> str:
+        return re.sub(r"[0-9.,]+( [kMG]B)?", "N", text)
+
+    run(
+        "codellama-convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf --overwrite",
+        folder,
+    )
+    found = [b for b in BLOCKS if b.language == "console" and "convert verify" in b.text]
+    pages = [one for b in found for one in transcript(b.text) if "CodeLlama-7b-hf" in one[0]]
+    assert len(pages) == 1
+    command, shown = pages[0]
+    printed = run(f"{command} 2>/dev/null", folder)
+    assert without_figures(printed) == without_figures(shown)
+
+
+def test_the_help_is_what_the_program_prints():
+    assert with_help(TEXT) == TEXT, "write it anew: python -m tests.readme"
+    outdated = TEXT.replace("Usage: codellama-convert plan", "Usage: codellama-convert plot")
+    assert outdated != TEXT
+    assert with_help(outdated) == TEXT
+
+
+def test_links_within_the_page_lead_somewhere():
+    anchors = {
+        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
+    }
+    links = re.findall(r"\]\(#([^)]*)\)", TEXT)
+    assert links
+    assert set(links) <= anchors
+    for path in re.findall(r"\]\((?!#|https?:)([^)]*)\)", TEXT):
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_the_table_of_models_is_that_of_the_releases():
+    from codellama_convert.variants import VARIANTS
+
+    lines = [line for line in TEXT.splitlines() if line.startswith("| ")]
+    for variant in VARIANTS:
+        facts = (
+            variant.family,
+            variant.size,
+            f"| {variant.max_position_embeddings} |",
+            f"| {variant.rope_theta:,.0f} |",
+        )
+        assert any(all(fact in line for fact in facts) for line in lines), variant.name
