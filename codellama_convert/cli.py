@@ -211,7 +211,7 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     Example:
       codellama-convert plan --input_dir CodeLlama-70b
     """  # noqa: D301
-    from codellama_convert.output import free_bytes
+    from codellama_convert.folders import free_bytes
 
     job = _plan(input_dir, choices, hidden=as_json)
     description = describe_job(job, free_bytes(output_dir or default_output_dir(input_dir)))

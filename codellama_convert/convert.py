@@ -12,12 +12,13 @@ from codellama_convert.cast import open_mover
 from codellama_convert.crc32 import combine
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.files import IoMode, aligned_buffer
+from codellama_convert.folders import refuse_same_folder
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.journal import SealedFile
 from codellama_convert.model_card import CARD_NAME
-from codellama_convert.output import OutputFolder, refuse_same_folder
+from codellama_convert.output import OutputFolder
 from codellama_convert.plan import FilePlan, TensorPlan
 from codellama_convert.provenance import CONVERSION_NAME, conversion_json
 from codellama_convert.rank_reader import RankReader

@@ -6,9 +6,7 @@ what the files hold.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import secrets
 import shutil
@@ -21,6 +19,8 @@ from typing import Any
 from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import IoMode, first_line
+from codellama_convert.folder_lock import LOCK_NAME, FolderLock
+from codellama_convert.folders import sync_folder
 from codellama_convert.journal import (
     Journal,
     SealedFile,
@@ -34,7 +34,6 @@ from codellama_convert.output_file import OutputFile
 from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
 
 STAGING_NAME = ".codellama-convert.partial"
-LOCK_NAME = ".codellama-convert.lock"
 JOURNAL_NAME = "journal.jsonl"
 # What a conversion writes beside the weights; of an older model, these are removed.
 OWN_SMALL_FILES = frozenset(
@@ -46,28 +45,6 @@ OWN_SMALL_FILES = frozenset(
 _SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # A loader begins with one of these: they are removed first and appear last.
 _ENTRANCES = (INDEX_NAME, SINGLE_FILE_NAME)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk; nothing to do where folders cannot be opened.
-
-    Raises:
-        OutputError: If the disk says that they are not.
-    """
-    if os.name == "nt":
-        return
-    try:
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as problem:
-        if problem.errno in (errno.EINVAL, errno.ENOTSUP):  # some network mounts
-            return
-        raise OutputError(
-            f"cannot save to disk (fsync): {first_line(problem)}", path=folder
-        ) from problem
 
 
 class OutputFolder:
@@ -100,7 +77,7 @@ class OutputFolder:
         self._journal = Journal(json.loads(json.dumps(identity)))
         self._overwrite, self._restart = overwrite, restart
         self._parts: dict[str, Path] = {}
-        self._lock_fd: int | None = None
+        self._lock = FolderLock(path)
 
     @property
     def sealed(self) -> Mapping[str, SealedFile]:
@@ -118,14 +95,14 @@ class OutputFolder:
             sync_folder(self.path.parent)
             if not self.staging.exists():
                 self._refuse_content(None)  # before anything in the folder is touched
-            self._take_lock()
+            self._lock.take()
             step("locked")
             self._resume_or_begin()
         except OSError as problem:
-            self._release_lock()
+            self._lock.release()
             raise OutputError(f"cannot create: {first_line(problem)}", path=self.path) from problem
         except BaseException:
-            self._release_lock()
+            self._lock.release()
             raise
         return self
 
@@ -169,37 +146,6 @@ class OutputFolder:
                 path=self.path,
                 hint="name another with --output_dir, or replace the model in it with --overwrite",
             )
-
-    def _take_lock(self) -> None:
-        try:
-            import fcntl  # noqa: PLC0415 - the module does not exist on Windows
-        except ImportError:
-            return
-        path = self.path / LOCK_NAME
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        self._lock_fd = fd
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between open and flock the other run may have finished and removed its lock.
-            is_held = os.fstat(fd).st_ino == path.stat().st_ino
-        except (BlockingIOError, FileNotFoundError):
-            is_held = False
-        except OSError as problem:
-            # Some network mounts have no locks: unique names still keep two runs apart.
-            is_held = problem.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-        if not is_held:
-            os.close(fd)
-            self._lock_fd = None
-            raise OutputError(
-                "another conversion is running in this folder", path=self.path, hint="wait for it"
-            )
-
-    def _release_lock(self) -> None:
-        if self._lock_fd is not None:
-            with suppress(OSError):
-                (self.path / LOCK_NAME).unlink()
-            os.close(self._lock_fd)
-            self._lock_fd = None
 
     def forget(self, name: str) -> None:
         """Drop a sealed file that is not what its journal line says; it is written anew."""
@@ -379,7 +325,7 @@ class OutputFolder:
             else:
                 for part in self.staging.glob("*.part"):
                     part.unlink(missing_ok=True)
-        self._release_lock()
+        self._lock.release()
         if value is not None:
             with suppress(OSError):
                 self.path.rmdir()  # only if it is empty
@@ -389,32 +335,3 @@ def cause_of(problem: OutputError) -> str:
     """Give the system's words behind a problem, or its own."""
     cause = problem.__cause__
     return first_line(cause) if isinstance(cause, OSError) else problem.message
-
-
-def refuse_same_folder(output_dir: Path, input_dir: Path) -> None:
-    """Refuse to write into the checkpoint's own folder.
-
-    Raises:
-        OutputError: If the two are one folder.
-    """
-    if output_dir.exists() and output_dir.resolve() == input_dir.resolve():
-        raise OutputError(
-            "the output folder is the input folder",
-            path=output_dir,
-            hint="name another with --output_dir",
-        )
-
-
-def free_bytes(folder: Path) -> int:
-    """Tell how much space a folder's file system has for this user.
-
-    Args:
-        folder: It need not exist yet; the nearest parent that does is asked.
-
-    Returns:
-        Bytes.
-    """
-    for place in (folder.absolute(), *folder.absolute().parents):
-        if place.exists():
-            return shutil.disk_usage(place).free
-    return 0

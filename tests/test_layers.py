@@ -33,6 +33,8 @@ ROOMS: dict[str, int] = {
     "input_file": 2,
     "output_file": 2,
     "journal": 2,
+    "folders": 2,
+    "folder_lock": 2,
     "variants": 2,
     "sentencepiece_model": 2,
     "archive": 3,
