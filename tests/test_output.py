@@ -23,33 +23,9 @@ from codellama_convert.job import Options, plan_conversion
 from codellama_convert.pth import read_rank
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.checkpoints import GQA, MHA, Shape, random_model, save_checkpoint
-
-REPOSITORY = Path(__file__).parents[1]
-STAGING = ".codellama-convert.partial"
-SHARDS = "60KB"
+from tests.outputs import ROOT, STAGING, command, content, environment, loads
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and signals as POSIX has them")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def loads(folder: Path) -> bool:
-    """Whether a loader would find a model to begin with."""
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    return bool(names & {"model.safetensors", "model.safetensors.index.json"})
-
-
-def command(source: Path, target: Path, *more: str) -> list[str]:
-    return [
-        sys.executable, "-m", "codellama_convert", "--input_dir", str(source), "--output_dir",
-        str(target), "--max_shard_size", SHARDS, "--quiet", *more,
-    ]  # fmt: skip
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **more}
 
 
 def start(source: Path, target: Path, *more: str, kill_at: int | None = None) -> int:
@@ -57,7 +33,7 @@ def start(source: Path, target: Path, *more: str, kill_at: int | None = None) ->
     extra = {} if kill_at is None else {KILL_AT: str(kill_at)}
     done = subprocess.run(
         command(source, target, *more), check=False, capture_output=True, text=True,
-        cwd=REPOSITORY, env=environment(**extra), timeout=120,
+        cwd=ROOT, env=environment(**extra), timeout=120,
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
@@ -359,7 +335,7 @@ def test_a_limit_on_file_sizes_is_met_before_any_data_is_written(converted, tmp_
     target = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, "-c", code, *command(converted / "in", target)[3:]], check=False,
-        capture_output=True, text=True, cwd=REPOSITORY, env=environment(), timeout=120,
+        capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
@@ -390,7 +366,7 @@ def test_a_signal_keeps_what_is_whole_and_tells_how_to_resume(tmp_path, number, 
     target = tmp_path / "out"
     arguments = command(tmp_path / "in", target, "--workers", "1", "--max_ram", "700KB")
     child = subprocess.Popen(
-        arguments, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True
+        arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
     while not list((target / STAGING).glob("*.safetensors")):
@@ -405,7 +381,7 @@ def test_a_signal_keeps_what_is_whole_and_tells_how_to_resume(tmp_path, number, 
     assert not loads(target)
     kept = {p.name: p.stat().st_ino for p in (target / STAGING).glob("*.safetensors")}
     assert kept
-    assert subprocess.run(arguments, check=False, cwd=REPOSITORY, env=environment()).returncode == 0
+    assert subprocess.run(arguments, check=False, cwd=ROOT, env=environment()).returncode == 0
     assert {name: (target / name).stat().st_ino for name in kept} == kept
     assert not (target / STAGING).exists()
 
@@ -426,7 +402,7 @@ def test_a_signal_during_the_imports_gives_no_traceback(tmp_path):
     for module in ("click", "numpy", "codellama_convert.job"):
         done = subprocess.run(
             [sys.executable, "-c", code, module, *command(tmp_path / "in", tmp_path / "out")[3:]],
-            check=False, capture_output=True, text=True, cwd=REPOSITORY, env=environment(),
+            check=False, capture_output=True, text=True, cwd=ROOT, env=environment(),
         )  # fmt: skip
         assert done.returncode == 130, (module, done.stderr)
         assert done.stderr == "", module
@@ -439,7 +415,7 @@ def test_killed_at_random_times_it_still_arrives(converted, tmp_path):
     delay = 0.15
     for _ in range(6):
         child = subprocess.Popen(
-            command(converted / "in", target), cwd=REPOSITORY, env=environment(),
+            command(converted / "in", target), cwd=ROOT, env=environment(),
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         time.sleep(delay)

@@ -1,0 +1,57 @@
+"""Own what tests ask of output folders, and how they run the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STAGING = ".codellama-convert.partial"
+LOCK = ".codellama-convert.lock"
+ENTRANCES = frozenset({"model.safetensors", "model.safetensors.index.json"})
+SHARDS = "60KB"
+SHARD_BYTES = 60_000
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Read every file of a folder, the hidden ones too."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def loads(folder: Path) -> bool:
+    """Whether a loader would find a model to begin with."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return bool(names & ENTRANCES)
+
+
+def command(source: Path, target: Path, *more: str) -> list[str]:
+    """Spell the command that converts into shards of 60 KB."""
+    return [
+        sys.executable, "-m", "codellama_convert", "--input_dir", str(source), "--output_dir",
+        str(target), "--max_shard_size", SHARDS, "--quiet", *more,
+    ]  # fmt: skip
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Give the environment of a child: this checkout, and one thread for numpy."""
+    own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **own, **more}
+
+
+def finish(arguments: list[str], **how: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; `how` goes into its environment."""
+    return subprocess.run(
+        arguments, check=False, capture_output=True, text=True, cwd=ROOT,
+        env=environment(**how), timeout=120,
+    )  # fmt: skip
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Give the one line that says what went wrong; notes may stand before it."""
+    assert "Traceback" not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("Error: "), done.stderr
+    return lines[0]
