@@ -14,7 +14,12 @@ STOP_SIGNALS: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def _stop_signals() -> tuple[signal.Signals, ...]:
-    return tuple(signal.Signals[name] for name in STOP_SIGNALS if hasattr(signal, name))
+    """List those that this platform has, and that whoever started us does not want ignored.
+
+    nohup ignores SIGHUP, and a shell SIGINT for what its scripts put into the background.
+    """
+    known = (signal.Signals[name] for name in STOP_SIGNALS if hasattr(signal, name))
+    return tuple(number for number in known if signal.getsignal(number) != signal.SIG_IGN)
 
 
 def exit_on_signals() -> None:
