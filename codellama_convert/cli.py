@@ -151,11 +151,11 @@ def convert(
     _print_report(described, as_json=as_json, quiet=quiet)
 
 
-def _verify_staged(job: Job, staged: Path) -> None:
+def _verify_staged(job: Job, staged: Path, look: Callable[[], None]) -> None:
     from codellama_convert.errors import VerifyError
     from codellama_convert.verify import verify_output
 
-    report = verify_output(staged, job)
+    report = verify_output(staged, job, progress=lambda _: look())
     if report.problems:
         raise VerifyError(report.problems[0], path=staged, hint="nothing was published")
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from codellama_convert.cast import open_mover
@@ -14,7 +15,7 @@ from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.files import IoMode, aligned_buffer
 from codellama_convert.folders import refuse_same_folder
 from codellama_convert.input_file import InputFile
-from codellama_convert.interrupt import StopRequest
+from codellama_convert.interrupt import Look, StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.journal import SealedFile
 from codellama_convert.model_card import CARD_NAME
@@ -34,14 +35,15 @@ class RunOptions:
         restart: Whether staged work is dropped.
         sha256: Whether conversion.json gets the SHA-256 of every file, at one more reading.
         model_card: Whether the output gets a README.md about the model.
-        check_staged: Called with the staged folder before anything is published.
+        check_staged: Called with the staged folder before anything is published, and with what it
+            is to call between pieces of its work.
     """
 
     overwrite: bool = False
     restart: bool = False
     sha256: bool = False
     model_card: bool = False
-    check_staged: Callable[[Job, Path], None] | None = None
+    check_staged: Callable[[Job, Path, Look], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +136,10 @@ def run(
         if not folder.publishing:
             write = _WeightWriter(job, folder, progress or _ignore, stop or StopRequest())
             written = write.all_files()
-            small_files = job.small_files()
-            for name, content in small_files.items():
-                folder.add(name, content)
-            record = conversion_json(
-                job, written.sealed, small_files, written.rank_crcs,
-                sha256_of=folder.staging if chosen.sha256 else None,
-            )  # fmt: skip
-            folder.add(CONVERSION_NAME, record)
-            card = job.model_card() if chosen.model_card else None
-            if card is not None:  # for people, who may edit it: not in the record
-                folder.add(CARD_NAME, card)
+            _add_small_files(job, folder, chosen, written, write.look)
             if chosen.check_staged is not None:
-                chosen.check_staged(job, folder.staging)
+                chosen.check_staged(job, folder.staging, write.look)
+            write.look()  # for the last time: from here on it goes out
             folder.commit()
         names = folder.publish()
     return ConversionReport(
@@ -160,6 +153,23 @@ def run(
         nonfinite=_by_tensor(one.nonfinite for one in written.sealed.values()),
         notes=job.notes,
     )
+
+
+def _add_small_files(
+    job: Job, folder: OutputFolder, chosen: RunOptions, written: _Written, look: Look
+) -> None:
+    """Write everything beside the weights, the record of what was done last."""
+    small_files = job.small_files()
+    for name, content in small_files.items():
+        folder.add(name, content)
+    record = conversion_json(
+        job, written.sealed, small_files, written.rank_crcs,
+        sha256_of=folder.staging if chosen.sha256 else None, look=look,
+    )  # fmt: skip
+    folder.add(CONVERSION_NAME, record)
+    card = job.model_card() if chosen.model_card else None
+    if card is not None:  # for people, who may edit it: not in the record
+        folder.add(CARD_NAME, card)
 
 
 def _by_tensor(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -188,6 +198,7 @@ class _WeightWriter:
     ) -> None:
         self._job, self._folder = job, folder
         self._progress, self._stop = progress, stop
+        self.look: Look = partial(_refuse_to_go_on, stop, folder.staging)
 
     def all_files(self) -> _Written:
         """Write them in order, each whole before the next one."""
@@ -217,8 +228,8 @@ class _WeightWriter:
                 output_is_direct = self._write_file(file, source, buffers, io_mode)
                 direct = direct and output_is_direct
             for reader in readers:
-                reader.finish(buffers[0][0])
-            rank_crcs = tuple(reader.file_crc(buffers[0][0]) for reader in readers)
+                reader.finish(buffers[0][0], self.look)
+            rank_crcs = tuple(reader.file_crc(buffers[0][0], self.look) for reader in readers)
             return _Written(dict(self._folder.sealed), rank_crcs, direct)
 
     def _keep_whole_files(
@@ -230,9 +241,9 @@ class _WeightWriter:
             sealed = self._folder.sealed.get(file.name)
             if sealed is None:
                 continue
-            self._refuse_to_go_on()
+            self.look()
             path = self._folder.staging / file.name
-            if _is_whole(path, file, sealed, buffer):
+            if _is_whole(path, file, sealed, buffer, self.look):
                 for reader, sums in zip(readers, sealed.source, strict=True):
                     reader.restore(sums)
                 kept.add(file.name)
@@ -252,7 +263,7 @@ class _WeightWriter:
             crcs = write_tensors(
                 file, output, source, buffers=buffers, progress=self._progress, stop=self._stop
             )
-            self._refuse_to_go_on()
+            self.look()
             was_direct = output.direct
             self._folder.seal(output, file.name, file.header)
         whole = zlib.crc32(file.header)
@@ -271,16 +282,19 @@ class _WeightWriter:
         )  # fmt: skip
         return was_direct
 
-    def _refuse_to_go_on(self) -> None:
-        if self._stop.is_set():
-            raise Interrupted(
-                "Interrupted",
-                signal_number=self._stop.signal_number,
-                hint=f"run the same command again to resume, or delete {self._folder.staging}",
-            )
+
+def _refuse_to_go_on(stop: StopRequest, staging: Path) -> None:
+    if stop.is_set():
+        raise Interrupted(
+            "Interrupted",
+            signal_number=stop.signal_number,
+            hint=f"run the same command again to resume, or delete {staging}",
+        )
 
 
-def _is_whole(path: Path, file: FilePlan, sealed: SealedFile, buffer: memoryview) -> bool:
+def _is_whole(
+    path: Path, file: FilePlan, sealed: SealedFile, buffer: memoryview, look: Look
+) -> bool:
     """Tell whether a staged file still has the size, the header and the bytes of its journal line."""
     if not path.is_file():
         return False
@@ -291,6 +305,7 @@ def _is_whole(path: Path, file: FilePlan, sealed: SealedFile, buffer: memoryview
         if staged.read_exact(0, len(file.header)) != file.header:
             return False
         for piece in staged.read_pieces(buffer):
+            look()
             crc = zlib.crc32(piece, crc)
     return crc == sealed.crc32
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 # SIGHUP does not exist on Windows.
 STOP_SIGNALS: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGHUP")
+
+# Called between two pieces of work; raises Interrupted where somebody asked to stop.
+Look = Callable[[], None]
+
+
+def look_away() -> None:
+    """Go on, whatever was asked."""
 
 
 def _stop_signals() -> tuple[signal.Signals, ...]:

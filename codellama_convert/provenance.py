@@ -17,6 +17,7 @@ from codellama_convert.config import json_bytes
 from codellama_convert.errors import OutputError
 from codellama_convert.files import aligned_buffer
 from codellama_convert.input_file import InputFile
+from codellama_convert.interrupt import Look, look_away
 from codellama_convert.job import Job
 from codellama_convert.journal import SealedFile
 
@@ -31,6 +32,7 @@ def conversion_json(
     rank_crcs: Sequence[int],
     *,
     sha256_of: Path | None = None,
+    look: Look = look_away,
 ) -> bytes:
     """Build conversion.json.
 
@@ -40,6 +42,7 @@ def conversion_json(
         small_files: The other files' contents, by name.
         rank_crcs: CRC-32 of each rank's file, in order.
         sha256_of: The folder whose files are to be hashed; None leaves SHA-256 out.
+        look: Called at each piece of them.
 
     Returns:
         The file's bytes.
@@ -54,7 +57,7 @@ def conversion_json(
         files[name] = {"size": len(content), "crc32": f"{zlib.crc32(content):08x}"}
     if sha256_of is not None:
         for name, entry in files.items():
-            entry["sha256"] = file_sha256(sha256_of / name)
+            entry["sha256"] = file_sha256(sha256_of / name, look)
     return json_bytes(
         {
             "converter": {"name": "codellama-convert", "version": __version__},
@@ -102,8 +105,8 @@ def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
     return {kind: n for kind, n in counts.items() if n}
 
 
-def file_sha256(path: Path) -> str:
-    """Give a file's SHA-256 in hexadecimal.
+def file_sha256(path: Path, look: Look = look_away) -> str:
+    """Give a file's SHA-256 in hexadecimal; `look` is called at each piece.
 
     Raises:
         OutputError: If it cannot be read.
@@ -111,5 +114,6 @@ def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with InputFile(path, error=OutputError) as file:
         for piece in file.read_pieces(aligned_buffer(_HASH_CHUNK_BYTES)):
+            look()
             digest.update(piece)
     return digest.hexdigest()

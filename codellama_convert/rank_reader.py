@@ -22,6 +22,7 @@ from codellama_convert.crc32 import CrcLedger, combine
 from codellama_convert.errors import CheckpointError
 from codellama_convert.files import IoMode
 from codellama_convert.input_file import InputFile
+from codellama_convert.interrupt import Look, look_away
 from codellama_convert.journal import SourceSums
 from codellama_convert.pth import RankIndex, Storage, StoredTensor
 
@@ -157,11 +158,12 @@ class RankReader:
                 hint="the file is corrupt, download it again",
             )
 
-    def finish(self, buffer: memoryview) -> None:
+    def finish(self, buffer: memoryview, look: Look = look_away) -> None:
         """Read what no tensor covered, so that every storage's CRC-32 is known and checked.
 
         Args:
             buffer: From `aligned_buffer`, to read into.
+            look: Called at each piece.
 
         Raises:
             CheckpointError: If a CRC-32 differs.
@@ -169,11 +171,13 @@ class RankReader:
         for name, storage in self.index.storages.items():
             if not self._ledgers[name]:
                 self._ledgers[name].append(CrcLedger(storage.n_bytes))
-            self._fill_gaps(storage.offset, self._ledgers[name], buffer)
+            self._fill_gaps(storage.offset, self._ledgers[name], buffer, look)
             for ledger in self._ledgers[name]:
                 self._check(storage, ledger)
 
-    def _fill_gaps(self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview) -> None:
+    def _fill_gaps(
+        self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview, look: Look
+    ) -> None:
         """Read what ledgers of a range that begins at `offset` lack; what several lack, once."""
         gaps = [(ledger, start, end) for ledger in ledgers for start, end in ledger.gaps()]
         lacking: dict[int, int] = {}  # at each cut, how many more ledgers lack what follows
@@ -186,17 +190,19 @@ class RankReader:
             n_lacking += lacking[start]
             if n_lacking:
                 for piece in self._file.read_pieces(buffer, offset + start, offset + end):
+                    look()
                     crc = zlib.crc32(piece, crc)
             crc_until[end] = crc
         for ledger, start, end in gaps:
             # The CRC-32 of a part follows from those of what lies before it and of both.
             ledger.add_crc(start, end, combine(crc_until[start], crc_until[end], end - start))
 
-    def file_crc(self, buffer: memoryview) -> int:
+    def file_crc(self, buffer: memoryview, look: Look = look_away) -> int:
         """Give the CRC-32 of the whole file: of the storages it is known, the rest is read.
 
         Args:
             buffer: From `aligned_buffer`, to read into.
+            look: Called at each piece.
 
         Returns:
             The CRC-32; call after `finish`.
@@ -210,7 +216,7 @@ class RankReader:
             if storage.n_bytes and crc is not None:
                 known.append((storage.offset, storage.offset + storage.n_bytes, crc))
         whole = CrcLedger(self.index.n_bytes, known)
-        self._fill_gaps(0, [whole], buffer)
+        self._fill_gaps(0, [whole], buffer, look)
         assert whole.crc is not None
         return whole.crc
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from codellama_convert.interrupt import StopRequest
 
 ROOT = Path(__file__).parents[1]
 STAGING = ".codellama-convert.partial"
@@ -55,3 +58,17 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("Error: "), done.stderr
     return lines[0]
+
+
+class StopAfter(StopRequest):
+    """Asks to stop after a number of looks."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self._left = looks
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        if self._left < 0:
+            self.ask(signal.SIGTERM)
+        return super().is_set()

@@ -23,7 +23,7 @@ from codellama_convert.job import Options, plan_conversion
 from codellama_convert.pth import read_rank
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.checkpoints import GQA, MHA, Shape, random_model, save_checkpoint
-from tests.outputs import ROOT, STAGING, command, content, environment, loads
+from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, loads
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and signals as POSIX has them")
 
@@ -163,20 +163,6 @@ def test_the_sweep_would_see_a_mixture(converted, tmp_path):
 
 
 # --- resuming -------------------------------------------------------------------------------------
-
-
-class StopAfter(StopRequest):
-    """Asks to stop after a number of looks."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self._left = looks
-
-    def is_set(self) -> bool:
-        self._left -= 1
-        if self._left < 0:
-            self.ask(signal.SIGTERM)
-        return super().is_set()
 
 
 def interrupted(source: Path, target: Path, options: Options, looks: int = 30) -> None:

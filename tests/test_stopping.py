@@ -11,8 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from codellama_convert.convert import run
+from codellama_convert.errors import Interrupted
+from codellama_convert.job import Options, plan_conversion
 from tests.checkpoints import GQA, random_model, save_checkpoint
-from tests.outputs import ROOT, STAGING, command, content, environment, finish, loads
+from tests.outputs import (
+    LOCK,
+    ROOT,
+    SHARD_BYTES,
+    STAGING,
+    StopAfter,
+    command,
+    content,
+    environment,
+    finish,
+    loads,
+)
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 
@@ -79,3 +93,110 @@ def test_a_signal_that_the_caller_has_ignored_stays_ignored(
         assert content(tmp_path / "out") == content(converted / "out")
     else:
         assert (tmp_path / "out" / STAGING).is_dir()
+
+
+# Where the program may be when a signal comes, the signal, and the options that bring it there.
+WHILE_AT_WORK = {
+    "the space is reserved": ("output:OutputFolder:reserve", "SIGHUP", ()),
+    "a tile is written": ("tiles:TileSource:fill", "SIGTERM", ()),
+    "a file is sealed": ("output:OutputFolder:seal", "SIGINT", ()),
+    "the last bytes of a rank are read": ("rank_reader:RankReader:finish", "SIGINT", ()),
+    "the sum of a rank is made": ("rank_reader:RankReader:file_crc", "SIGTERM", ()),
+    "SHA-256 is taken": ("provenance::file_sha256", "SIGHUP", ("--sha256",)),
+    "it is verified": ("verify:_TensorComparer:first_difference", "SIGINT", ("--verify",)),
+}
+STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
+
+
+@pytest.mark.parametrize("place", WHILE_AT_WORK)
+def test_a_signal_during_the_work_keeps_it_and_tells_how_to_go_on(
+    converted: Path, tmp_path: Path, place: str
+) -> None:
+    where, name, more = WHILE_AT_WORK[place]
+    target = tmp_path / "out"
+    arguments = command(converted / "in", target, "--workers", "1", *more)
+    done = hooked(where, getattr(signal, name), arguments)
+    assert done.returncode == STATUS[name], done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "run the same command again to resume" in last
+    assert str(target / STAGING) in last
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in target.iterdir()} == {STAGING}
+    assert not list((target / STAGING).glob("*.part"))
+    assert finish(arguments).returncode == 0
+    if "--sha256" not in more:  # which are in the record
+        assert content(target) == content(converted / "out")
+    assert not (target / STAGING).exists()
+
+
+def test_a_signal_while_whole_files_are_read_again_does_not_wait_for_their_end(
+    converted: Path, tmp_path: Path
+) -> None:
+    """Of 70B there are 138 GB to read again: minutes in which Ctrl-C did nothing."""
+    target = tmp_path / "out"
+    options = Options(max_shard_bytes=SHARD_BYTES, workers=1, tile_bytes=8192)
+    job = plan_conversion(converted / "in", options)
+    with pytest.raises(Interrupted):
+        run(job, target, stop=StopAfter(30))
+    kept = sorted(path.name for path in (target / STAGING).glob("*.safetensors"))
+    assert len(kept) > 1
+    done: list[int] = []
+    with pytest.raises(Interrupted):
+        run(job, target, stop=StopAfter(3), progress=done.append)
+    assert done == []  # the first whole file has more than three pieces
+    with pytest.raises(Interrupted):
+        run(job, target, stop=StopAfter(20), progress=done.append)
+    assert done  # and after some more looks it is read
+    assert sorted(path.name for path in (target / STAGING).glob("*.safetensors")) == kept
+    run(job, target)
+    assert content(target) == content(converted / "out")
+
+
+def test_a_signal_while_it_is_published_comes_too_late(converted: Path, tmp_path: Path) -> None:
+    """Stopping there would leave nothing that loads, for the few milliseconds that it takes."""
+    target = tmp_path / "out"
+    arguments = command(converted / "in", target)
+    done = hooked("output:OutputFolder:publish", signal.SIGTERM, arguments)
+    assert done.returncode == 0, done.stderr
+    assert content(target) == content(converted / "out")
+
+
+@pytest.mark.parametrize("place", ["tiles:TileSource:fill", "output:OutputFolder:publish"])
+def test_a_second_signal_stops_at_once_and_the_work_can_still_go_on(
+    converted: Path, tmp_path: Path, place: str
+) -> None:
+    target = tmp_path / "out"
+    arguments = command(converted / "in", target, "--workers", "1")
+    done = hooked(place, signal.SIGINT, arguments, times=2)
+    assert done.returncode == 130
+    assert [line for line in done.stderr.splitlines() if not line.startswith("note: ")] == []
+    assert not loads(target)
+    assert (target / LOCK).exists()  # nothing was cleaned up
+    assert finish(arguments).returncode == 0
+    assert content(target) == content(converted / "out")
+
+
+@pytest.mark.parametrize(
+    ("place", "more"),
+    [
+        ("job::check_sums", ("--checksums", "warn")),
+        ("job::open_checkpoint", ()),
+    ],
+)
+def test_a_signal_before_the_first_output_byte_leaves_at_once(
+    converted: Path, tmp_path: Path, place: str, more: tuple[str, ...]
+) -> None:
+    arguments = command(converted / "in", tmp_path / "out", *more)
+    done = hooked(place, signal.SIGINT, arguments)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_ends_verify_without_a_traceback(converted: Path) -> None:
+    arguments = [
+        sys.executable, "-m", "codellama_convert", "verify", "--output_dir", str(converted / "out"),
+    ]  # fmt: skip
+    done = hooked("verify_record::_sum_file", signal.SIGINT, arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert finish(arguments).returncode == 0
