@@ -47,6 +47,7 @@ class OutputFile:
         self._lock = threading.Lock()
         self._io_mode = io_mode
         self._direct_fd: int | None = None
+        self._direct_writes_work = True
         self._dropped_until = 0
         self._fd = -1
         self._fd = self._open(0 if reserved else os.O_CREAT | os.O_EXCL)
@@ -62,7 +63,7 @@ class OutputFile:
     @property
     def direct(self) -> bool:
         """Whether `write_blocks` goes past the page cache."""
-        return self._direct_fd is not None
+        return self._direct_fd is not None and self._direct_writes_work
 
     def _failed(self, what: str, problem: OSError) -> OutputError:
         return OutputError(f"cannot {what}: {first_line(problem)}", path=self.path)
@@ -125,7 +126,7 @@ class OutputFile:
             OutputError: If they cannot be written.
         """
         fd = self._direct_fd
-        if fd is None:
+        if fd is None or not self._direct_writes_work:
             self.write_at(offset, blocks)
             self._drop_cached(offset)
             return
@@ -137,8 +138,9 @@ class OutputFile:
             if not refused or self._io_mode == "direct":
                 raise
             # The file system took the flag and refuses the write: go on through the page cache.
-            self._direct_fd = None
-            os.close(fd)
+            # The descriptor stays open: other threads are writing to it, and a file that is opened
+            # meanwhile would get its number.
+            self._direct_writes_work = False
             self.write_at(offset, blocks)
 
     def _drain(self, fd: int, offset: int, piece: memoryview) -> None:

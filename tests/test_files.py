@@ -7,8 +7,10 @@ import random
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -240,6 +242,62 @@ def test_direct_io_is_used_where_it_is_asked_for(tmp_path: Path, source: Path) -
         tmp_path / "w", "direct", [(0, len(CONTENT))], endless([9000]), threads=False
     )
     assert (tmp_path / "w").read_bytes() == CONTENT
+
+
+@pytest.fixture
+def strict_folder() -> Iterator[Path]:
+    """A folder whose file system opens files for direct I/O and refuses unaligned writes."""
+    for place in (tempfile.gettempdir(), "/var/tmp"):
+        with tempfile.TemporaryDirectory(dir=place) as name:
+            if has_direct_io(Path(name)) and not _takes_unaligned(Path(name)):
+                yield Path(name)
+                return
+    pytest.skip("no file system here has direct I/O that minds alignment")
+
+
+def _takes_unaligned(folder: Path) -> bool:
+    fd = os.open(folder / "probe", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+    try:
+        os.pwrite(fd, b"x", 0)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)
+
+
+def test_a_file_system_that_refuses_direct_writes_is_written_through_the_cache(
+    strict_folder: Path,
+) -> None:
+    """Each of several threads meets the refusal; one that closed the file took it from the rest."""
+    n_threads, n_blocks = 8, 4
+    blocks = CONTENT[: n_blocks * BLOCK_BYTES]
+    memory = aligned_buffer(len(blocks) + 1)
+    unaligned = memory[1 : 1 + len(blocks)]
+    unaligned[:] = blocks
+    for number in range(10):
+        output = OutputFile(strict_folder / str(number), io_mode="auto")
+        assert output.direct
+        together = threading.Barrier(n_threads)
+
+        def write(
+            place: int, output: OutputFile = output, together: threading.Barrier = together
+        ) -> None:
+            together.wait()
+            for block in range(n_blocks):
+                at = block * BLOCK_BYTES
+                output.write_blocks(place * len(blocks) + at, unaligned[at : at + BLOCK_BYTES])
+
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(write, range(n_threads)))
+        assert not output.direct
+        output.close()
+        assert (strict_folder / str(number)).read_bytes() == blocks * n_threads
+    strict = OutputFile(strict_folder / "strict", io_mode="direct")
+    with pytest.raises(OutputError, match="Invalid argument"):
+        strict.write_blocks(0, unaligned)
+    strict.abandon()
 
 
 def test_without_positional_io_direct_is_refused_and_auto_goes_on(
