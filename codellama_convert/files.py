@@ -6,6 +6,7 @@ it (O_DIRECT, F_NOCACHE): large sequential work is faster past it, and leaves th
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import mmap
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +31,7 @@ SLACK_BYTES = 2 * BLOCK_BYTES
 
 _HAS_POSITIONAL_IO = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EPERM)
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _F_NOCACHE = 48  # <sys/fcntl.h> on macOS
 
 
@@ -92,6 +95,53 @@ def write_at(fd: int, piece: memoryview, offset: int, lock: threading.Lock) -> i
     with lock:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, piece)
+
+
+def take_space(fd: int, n_bytes: int) -> bool:
+    """Take a file's space from the disk, and give the file that size.
+
+    Args:
+        fd: The open file, empty.
+        n_bytes: Its size to be, more than 0.
+
+    Returns:
+        False where the system or the file system cannot; the file is then as it was.
+
+    Raises:
+        OSError: If the space is not there, or the file would be larger than allowed.
+    """
+    allocate = _allocator()
+    if allocate is None:
+        return False
+    try:
+        allocate(fd, n_bytes)
+    except OSError as problem:
+        if problem.errno in _CANNOT_RESERVE:
+            return False
+        raise
+    return True
+
+
+@cache
+def _allocator() -> Callable[[int, int], None] | None:
+    if sys.platform != "linux":
+        posix = getattr(os, "posix_fallocate", None)
+        return None if posix is None else lambda fd, n_bytes: posix(fd, 0, n_bytes)
+    # Not posix_fallocate: where a file system cannot reserve (NFS before 4.2, some FUSE), glibc's
+    # writes a byte into every block instead, and all of the disk would be written twice.
+    system = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(system, "fallocate64", None) or getattr(system, "fallocate", None)
+    if fallocate is None:
+        return None
+    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+    def allocate(fd: int, n_bytes: int) -> None:
+        while fallocate(fd, 0, 0, n_bytes):
+            number = ctypes.get_errno()
+            if number != errno.EINTR:  # of a signal: its handler has run, go on
+                raise OSError(number, os.strerror(number))
+
+    return allocate
 
 
 def drop_cached(fd: int, offset: int, n_bytes: int) -> None:

@@ -18,6 +18,7 @@ from codellama_convert.files import (
     first_line,
     no_direct_io,
     open_past_cache,
+    take_space,
     write_at,
 )
 
@@ -77,31 +78,25 @@ class OutputFile:
         except OSError as problem:
             raise self._failed("create", problem) from problem
 
-    def reserve(self, n_bytes: int) -> None:
+    def reserve(self, n_bytes: int) -> bool:
         """Give the file its final size, its space taken from the disk now and not an hour later.
 
         Args:
             n_bytes: Final size.
 
+        Returns:
+            Whether the space was taken; False where the file system cannot do that.
+
         Raises:
             OutputError: If the space is not there, or the file would be larger than allowed.
         """
         try:
-            if hasattr(os, "posix_fallocate") and n_bytes:
-                os.posix_fallocate(self._fd, 0, n_bytes)
-            else:
-                os.ftruncate(self._fd, n_bytes)
-        except OSError as problem:
-            if problem.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                self._truncate(n_bytes)  # the file system cannot reserve, but it can write
-                return
-            raise self._failed(f"reserve {n_bytes} bytes", problem) from problem
-
-    def _truncate(self, n_bytes: int) -> None:
-        try:
+            if n_bytes and take_space(self._fd, n_bytes):
+                return True
             os.ftruncate(self._fd, n_bytes)
         except OSError as problem:
             raise self._failed(f"reserve {n_bytes} bytes", problem) from problem
+        return n_bytes == 0
 
     def write_at(self, offset: int, piece: bytes | memoryview) -> None:
         """Write bytes at a position through the page cache.
