@@ -55,6 +55,11 @@ class CheckpointFiles:
     tokenizer: Path | None
     notes: tuple[str, ...]
 
+    def all(self) -> tuple[Path, ...]:
+        """List every file that is read."""
+        tokenizer = () if self.tokenizer is None else (self.tokenizer,)
+        return (self.params, *self.ranks, *tokenizer)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

@@ -13,7 +13,7 @@ from codellama_convert.cast import open_mover
 from codellama_convert.crc32 import combine
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.files import IoMode, aligned_buffer
-from codellama_convert.folders import refuse_same_folder
+from codellama_convert.folders import refuse_inputs
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
@@ -128,7 +128,7 @@ def run(
         ConvertError: If anything is wrong; nothing that loads is left behind then.
     """
     chosen = run_options or RunOptions()
-    refuse_same_folder(output_dir, job.files.folder)
+    refuse_inputs(output_dir, job.files.folder, job.files.all())
     written = _Written()
     with OutputFolder(
         output_dir, job.identity(), overwrite=chosen.overwrite, restart=chosen.restart

@@ -5,14 +5,37 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
 from codellama_convert.files import first_line
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, where there is none, and those above it; each one's entry is on the disk.
+
+    Raises:
+        OSError: If the system says so.
+        OutputError: If the disk does not take an entry.
+    """
+    try:
+        folder.mkdir()
+    except FileNotFoundError:
+        if folder.parent == folder:
+            raise
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        # Of a folder that is there a system may also say that its disk is read-only.
+        if not folder.is_dir():
+            raise
+        return
+    sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk; nothing to do where folders cannot be opened.
+    """Wait until a folder's entries are on the disk; nothing to do where it cannot be opened.
 
     Raises:
         OutputError: If the disk says that they are not.
@@ -20,7 +43,10 @@ def sync_folder(folder: Path) -> None:
     if os.name == "nt":
         return
     try:
-        fd = os.open(folder, os.O_RDONLY)
+        try:
+            fd = os.open(folder, os.O_RDONLY)
+        except PermissionError:  # it may be written and not read: nobody here can sync it
+            return
         try:
             os.fsync(fd)
         finally:
@@ -33,18 +59,38 @@ def sync_folder(folder: Path) -> None:
         ) from problem
 
 
-def refuse_same_folder(output_dir: Path, input_dir: Path) -> None:
-    """Refuse to write into the checkpoint's own folder.
+def refuse_inputs(output_dir: Path, input_dir: Path, files: Iterable[Path]) -> None:
+    """Refuse to write where the input lies: its files could be replaced.
+
+    Args:
+        output_dir: It need not exist.
+        input_dir: The checkpoint's own folder.
+        files: The input's files, wherever they are.
 
     Raises:
-        OutputError: If the two are one folder.
+        OutputError: If one of them, or what it is a link to, is directly in the output folder.
     """
-    if output_dir.exists() and output_dir.resolve() == input_dir.resolve():
+    if _is_same(output_dir, input_dir):
         raise OutputError(
             "the output folder is the input folder",
             path=output_dir,
             hint="name another with --output_dir",
         )
+    for file in files:
+        real = Path(os.path.realpath(file))
+        if _is_same(output_dir, file.parent) or _is_same(output_dir, real.parent):
+            raise OutputError(
+                f"the output folder holds a file of the input, {file.name!r}",
+                path=output_dir,
+                hint="name another with --output_dir",
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there, or may not be looked at
+        return False
 
 
 def free_bytes(folder: Path) -> int:
@@ -55,8 +101,16 @@ def free_bytes(folder: Path) -> int:
 
     Returns:
         Bytes.
+
+    Raises:
+        OutputError: If the folder is below a file, or may not be looked at.
     """
-    for place in (folder.absolute(), *folder.absolute().parents):
-        if place.exists():
-            return shutil.disk_usage(place).free
-    return 0
+    here = folder.absolute()
+    try:
+        while not here.exists() and here.parent != here:
+            here = here.parent
+        return shutil.disk_usage(here).free
+    except OSError as problem:
+        raise OutputError(
+            f"cannot look up the free space: {first_line(problem)}", path=folder
+        ) from problem
