@@ -6,7 +6,9 @@ what the files hold.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import secrets
 import shutil
@@ -20,7 +22,7 @@ from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import IoMode, first_line
 from codellama_convert.folder_lock import LOCK_NAME, FolderLock
-from codellama_convert.folders import sync_folder
+from codellama_convert.folders import make_folder, sync_folder
 from codellama_convert.journal import (
     Journal,
     SealedFile,
@@ -91,8 +93,7 @@ class OutputFolder:
 
     def __enter__(self) -> OutputFolder:  # noqa: PYI034 - typing.Self is not in Python 3.10
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            sync_folder(self.path.parent)
+            make_folder(self.path)
             if not self.staging.exists():
                 self._refuse_content(None)  # before anything in the folder is touched
             self._lock.take()
@@ -161,12 +162,15 @@ class OutputFolder:
         Raises:
             OutputError: If a file cannot be created, or the disk has not the space.
         """
+        n_promised = 0
         for name, n_bytes in sizes.items():
             # A name that no other run uses: without working locks, two runs waste work only.
             part = self.staging / f"{name}.{secrets.token_hex(4)}.part"
             try:
                 with OutputFile(part) as output:
-                    output.reserve(n_bytes)
+                    if not output.reserve(n_bytes):
+                        n_promised += n_bytes
+                        self._refuse_promise(n_promised)
             except OutputError as problem:
                 raise OutputError(
                     f"cannot reserve {n_bytes} bytes for {name}: {cause_of(problem)}",
@@ -175,6 +179,12 @@ class OutputFolder:
                 ) from problem
             self._parts[name] = part
             step("space reserved")
+
+    def _refuse_promise(self, n_bytes: int) -> None:
+        """Where space cannot be taken, compare at least with what is free now."""
+        usage = shutil.disk_usage(self.path)
+        if usage.total and n_bytes > usage.free:  # some network mounts say 0 of everything
+            raise OutputError(os.strerror(errno.ENOSPC), path=self.path)
 
     def open_part(self, name: str, *, io_mode: IoMode = "buffered") -> OutputFile:
         """Open a file whose space was reserved.

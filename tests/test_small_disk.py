@@ -1,0 +1,245 @@
+"""A disk that is full, or that may not be written: one line, nothing published, and it goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from codellama_convert.convert import run
+from codellama_convert.errors import Interrupted
+from codellama_convert.job import Options, plan_conversion
+from tests import strace
+from tests.checkpoints import GQA, random_model, save_checkpoint
+from tests.outputs import (
+    SHARD_BYTES,
+    STAGING,
+    StopAfter,
+    command,
+    content,
+    error_line,
+    finish,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts as Linux has them")
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, and what an uninterrupted run makes of it: 269 KB in six files, and 25 KB."""
+    folder = tmp_path_factory.mktemp("small_disk")
+    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
+    assert finish(command(folder / "in", folder / "out")).returncode == 0
+    return folder
+
+
+class Disk:
+    """A file system in memory, of a size that can be changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def mount(self, *options: str) -> str:
+        """Mount it, or mount it again; give what went wrong."""
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(self.path)],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        return done.stderr
+
+    def change(self, *options: str) -> None:
+        """Change its size, or whether it may be written."""
+        assert self.mount("remount", *options) == ""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """Too small for the model by some blocks."""
+    made = Disk(tmp_path / "disk")
+    made.path.mkdir()
+    problem = made.mount("size=200k") if os.geteuid() == 0 else "only root may mount"
+    if problem:
+        pytest.skip(problem)
+    try:
+        yield made
+    finally:
+        subprocess.run(["umount", "-l", str(made.path)], check=True)
+
+
+@pytest.mark.parametrize("below", ["", "out"])
+def test_a_disk_that_is_too_small_is_refused_before_the_data(
+    converted: Path, disk: Disk, below: str
+) -> None:
+    target = disk.path / below
+    arguments = command(converted / "in", target)
+    line = error_line(finish(arguments))
+    assert line.startswith(f"Error: {target}: cannot reserve ")
+    assert "-of-00006.safetensors: No space left on device" in line
+    assert list(disk.path.iterdir()) == []
+    disk.change("size=400k")
+    assert finish(arguments).returncode == 0
+    assert content(target) == content(converted / "out")
+
+
+def test_a_disk_that_fills_up_between_two_runs_costs_no_whole_file(
+    converted: Path, disk: Disk
+) -> None:
+    disk.change("size=400k")
+    target = disk.path / "out"
+    job = plan_conversion(converted / "in", Options(max_shard_bytes=SHARD_BYTES, workers=1))
+    with pytest.raises(Interrupted):
+        run(job, target, stop=StopAfter(12))
+    kept = {path.name: path.stat().st_ino for path in (target / STAGING).glob("*.safetensors")}
+    assert 0 < len(kept) < 6
+    ballast = disk.path / "ballast"
+    with ballast.open("wb") as file:
+        usage = os.statvfs(disk.path)
+        file.write(bytes((usage.f_bavail - 10) * usage.f_bsize))
+    arguments = command(converted / "in", target)
+    line = error_line(finish(arguments))
+    assert "cannot reserve" in line
+    assert "No space left on device" in line
+    found = {path.name: path.stat().st_ino for path in (target / STAGING).iterdir()}
+    assert {name: found.get(name) for name in kept} == kept
+    assert not [name for name in found if name.endswith(".part")]
+    ballast.unlink()
+    assert finish(arguments).returncode == 0
+    assert content(target) == content(converted / "out")
+    assert {name: (target / name).stat().st_ino for name in kept} == kept
+
+
+def test_a_full_disk_is_found_before_the_data_where_space_cannot_be_reserved(
+    converted: Path, disk: Disk, tmp_path: Path
+) -> None:
+    if strace.why_not():
+        pytest.skip(str(strace.why_not()))
+    target = disk.path / "out"
+    arguments = command(converted / "in", target)
+    rules = ["fallocate:error=EOPNOTSUPP"]
+    done = strace.trace(arguments, ["fallocate", "pwrite64"], inject=rules, log=tmp_path / "log")
+    assert done.status == 1
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert line.startswith(f"Error: {target}: cannot reserve ")
+    assert "No space left on device" in line
+    assert not [c for c in done.calls if c.name == "pwrite64" and ".safetensors." in c.paths[0]]
+    assert list(disk.path.iterdir()) == []
+    disk.change("size=400k")
+    done = strace.trace(arguments, ["fallocate"], inject=rules, log=tmp_path / "log")
+    assert (done.status, content(target)) == (0, content(converted / "out"))
+
+
+def test_a_disk_mounted_read_only_is_one_line(converted: Path, disk: Disk) -> None:
+    disk.change("size=400k", "ro")
+    arguments = command(converted / "in", disk.path / "out")
+    assert "Read-only file system" in error_line(finish(arguments))
+    disk.change("rw")
+    job = plan_conversion(converted / "in", Options(max_shard_bytes=SHARD_BYTES, workers=1))
+    with pytest.raises(Interrupted):
+        run(job, disk.path / "out", stop=StopAfter(12))
+    disk.change("ro")  # as the kernel does when a disk fails
+    before = content(disk.path / "out" / STAGING)
+    assert "Read-only file system" in error_line(finish(arguments))
+    assert content(disk.path / "out" / STAGING) == before
+    disk.change("rw")
+    assert finish(arguments).returncode == 0
+    assert content(disk.path / "out") == content(converted / "out")
+
+
+# --- as a user who is not root --------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user may enter; pytest's own are closed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+# The user changes just before the output folder is first looked at: the interpreter, and what it
+# imports on the way, may lie where only root may look.
+AS_NOBODY = """
+import os
+import encodings.ascii
+from codellama_convert import convert, verify
+from codellama_convert.__main__ import main
+look = convert.refuse_inputs
+def look_as_nobody(*arguments):
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    look(*arguments)
+convert.refuse_inputs = look_as_nobody
+main()
+"""
+
+
+def finish_as_nobody(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user to whom permissions mean something."""
+    return finish([sys.executable, "-c", AS_NOBODY, *arguments[3:]])
+
+
+@pytest.mark.parametrize(
+    ("mode", "below", "fact"),
+    [
+        (0o555, "out", "Permission denied"),  # a folder in which nothing may be made
+        (0o000, "out", "Permission denied"),  # one that may not even be looked into
+        (0o000, "below/out", "Permission denied"),
+    ],
+)
+def test_a_place_that_may_not_be_written_is_one_line(
+    converted: Path, open_folder: Path, mode: int, below: str, fact: str
+) -> None:
+    place = _place_for_all(converted, open_folder)
+    place.chmod(mode)
+    arguments = command(open_folder / "in", place / below)
+    line = error_line(finish_as_nobody(arguments))
+    assert line.startswith(f"Error: {place}")
+    assert fact in line
+    place.chmod(0o777)
+    assert list(place.iterdir()) == []
+    assert finish_as_nobody(arguments).returncode == 0
+    assert content(place / below) == content(converted / "out")
+
+
+def test_a_parent_that_may_be_written_and_not_read_is_enough(
+    converted: Path, open_folder: Path
+) -> None:
+    """Its entries cannot be synced without reading it; that was an error."""
+    place = _place_for_all(converted, open_folder)
+    place.chmod(0o333)
+    done = finish_as_nobody(command(open_folder / "in", place / "out"))
+    assert done.returncode == 0, done.stderr
+    place.chmod(0o777)
+    assert content(place / "out") == content(converted / "out")
+
+
+@pytest.mark.parametrize("what", ["plan", "convert"])
+def test_a_name_that_is_too_long_is_one_line(converted: Path, tmp_path: Path, what: str) -> None:
+    line = error_line(_with_output(what, converted, tmp_path / ("x" * 300)))
+    assert "File name too long" in line
+    assert _with_output(what, converted, tmp_path / ("x" * 200)).returncode == 0
+
+
+def _with_output(what: str, converted: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-m", "codellama_convert", what, "--input_dir"]
+    return finish([*arguments, str(converted / "in"), "--output_dir", str(target)])
+
+
+def _place_for_all(converted: Path, open_folder: Path) -> Path:
+    """Copy the checkpoint to where nobody may read it; make a place beside it."""
+    source, place = open_folder / "in", open_folder / "place"
+    source.mkdir()
+    for name, bytes_ in content(converted / "in").items():
+        (source / name).write_bytes(bytes_)
+    source.chmod(0o755)
+    place.mkdir()
+    return place
