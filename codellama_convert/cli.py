@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codellama_convert import __version__
-from codellama_convert.cli_options import CONTEXT, FOLDER, INPUT, JSON, MODEL_OPTIONS, SPEED_OPTIONS
+from codellama_convert.cli_options import (
+    CONTEXT,
+    FOLDER,
+    INPUT,
+    JSON,
+    MODEL_OPTIONS,
+    NEW_FOLDER,
+    SPEED_OPTIONS,
+)
 from codellama_convert.errors import ConvertError, Interrupted
 from codellama_convert.reports import (
     describe_job,
@@ -40,6 +48,15 @@ class ConvertGroup(click.Group):
         if args and args[0] not in self.commands and args[0].startswith("-") and args[0] not in own:
             args = ["convert", *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; tell who gives the bare name of a folder how folders are named."""
+        name = args[0]
+        if name not in self.commands and (Path(name).exists() or any(c in name for c in "/\\-.")):
+            ctx.fail(f"no such command: {name!r}; a folder is named with --input_dir {name}")
+        return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Offer the options of `convert` too: they are those of the bare form."""
@@ -92,7 +109,7 @@ def main() -> None:
 @INPUT
 @click.option(
     "--output_dir",
-    type=click.Path(path_type=Path),
+    type=NEW_FOLDER,
     help="The new folder; by default the input folder's name with -hf added, beside it.",
 )
 @MODEL_OPTIONS
@@ -198,9 +215,7 @@ def verify(
 
 @main.command(context_settings=CONTEXT)
 @INPUT
-@click.option(
-    "--output_dir", type=click.Path(path_type=Path), help="Where the free space is looked up."
-)
+@click.option("--output_dir", type=NEW_FOLDER, help="Where the free space is looked up.")
 @MODEL_OPTIONS
 @SPEED_OPTIONS
 @JSON

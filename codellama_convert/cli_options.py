@@ -51,6 +51,7 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
 INPUT = click.option(
     "--input_dir",
     type=FOLDER,
@@ -60,17 +61,17 @@ INPUT = click.option(
 MODEL_OPTIONS = _options(
     click.option(
         "--model_size",
-        type=click.Choice((*MODEL_SIZES, "tokenizer_only")),
+        type=click.Choice((*MODEL_SIZES, "tokenizer_only"), case_sensitive=False),
         help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
     ),
     click.option(
         "--variant",
-        type=click.Choice(FLAVORS),
+        type=click.Choice(FLAVORS, case_sensitive=False),
         help="What the model was tuned for, where the folder's name does not tell.",
     ),
     click.option(
         "--dtype",
-        type=click.Choice(_DTYPES),
+        type=click.Choice(_DTYPES, case_sensitive=False),
         default="auto",
         show_default=True,
         help="Of the written weights; auto keeps the checkpoint's.",
@@ -103,7 +104,9 @@ MODEL_OPTIONS = _options(
     click.option(
         "--tokenizer_class",
         type=click.Choice(TOKENIZER_CLASSES),
-        help="What tokenizer_config.json names; by default nothing, which is exact everywhere.",
+        metavar="CLASS",
+        help=f"What tokenizer_config.json names: {', '.join(TOKENIZER_CLASSES[:-1])} or "
+        f"{TOKENIZER_CLASSES[-1]}; by default nothing, which is exact everywhere.",
     ),
 )
 SPEED_OPTIONS = _options(

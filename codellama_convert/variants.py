@@ -275,7 +275,7 @@ def _context(
         guess = 4096 if family == "Llama 2" else _UNKNOWN_CONTEXT
         why = "not a released model"
     note = (
-        f"max_position_embeddings is not in the checkpoint ({why}): wrote {guess}; "
+        f"max_position_embeddings is not in the checkpoint ({why}): taken as {guess}; "
         "set it with --max_position_embeddings"
     )
     return guess, note

@@ -150,7 +150,7 @@ def corrupt(path: Path, content: bytes) -> None:
         ),
         (lambda d: corrupt(d / "params.json", b""), ["params.json", "empty"]),
         (lambda d: corrupt(d / "params.json", b"{'dim': 3}"), ["params.json", "JSON"]),
-        (lambda d: (d / "params.json").unlink(), ["params.json", "No such file"]),
+        (lambda d: (d / "params.json").unlink(), ["params.json", "No such file", "downloaded"]),
         (
             lambda d: corrupt(
                 d / "params.json",
@@ -158,8 +158,30 @@ def corrupt(path: Path, content: bytes) -> None:
             ),
             ["consolidated.00.pth", "layers.2."],
         ),
-        (lambda d: (d / "consolidated.01.pth").unlink(), ["consolidated.01.pth", "missing"]),
-        (lambda d: (d / "consolidated.03.pth").unlink(), ["consolidated.00.pth", "4", "3"]),
+        (lambda d: (d / "consolidated.01.pth").unlink(), ["consolidated.01.pth is missing"]),
+        (
+            lambda d: (d / "consolidated.01.pth").rename(d / "consolidated.1.pth"),
+            ["consolidated.01.pth is missing", "consolidated.1.pth"],
+        ),
+        (
+            lambda d: [p.rename(f"{p}.part") for p in d.glob("*.pth")],
+            ["holds no consolidated.NN.pth", "consolidated.00.pth.part"],
+        ),
+        (
+            lambda d: (d / "consolidated.03.pth").unlink(),
+            ["consolidated.00.pth", "4 ranks", "3 of them", "download consolidated.03.pth"],
+        ),
+        (
+            lambda d: shutil.copy(d / "tokenizer.model", d / "consolidated.04.pth"),
+            ["consolidated.04.pth", "not a PyTorch zip archive"],
+        ),
+        (
+            lambda d: corrupt(
+                d / "params.json",
+                (d / "params.json").read_bytes().replace(b'{"', b'{"vocab_size": 128256, "', 1),
+            ),
+            ["params.json", "128256", "Llama 3"],
+        ),
         (
             lambda d: shutil.copy(d / "consolidated.00.pth", d / "consolidated.02.pth"),
             ["consolidated.02.pth", "consolidated.00.pth"],
@@ -211,11 +233,44 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(checkpoint, tmp_path):
     assert "/proc/nowhere/out" in line
 
 
+def test_a_folder_that_is_no_checkpoint_of_metas_is_told_what_it_is(checkpoint, tmp_path):
+    assert run("--input_dir", checkpoint).exit_code == 0
+    line = one_line(run("plan", "--input_dir", checkpoint.with_name("CodeLlama-7b-hf")))
+    for fact in ("CodeLlama-7b-hf", "model.safetensors", "Meta's layout"):
+        assert fact in line
+    (tmp_path / "empty").mkdir()
+    line = one_line(run("plan", "--input_dir", tmp_path / "empty"))
+    assert "holds no consolidated.NN.pth and no params.json;" in line
+    line = one_line(run("plan", "--input_dir", checkpoint.parent, "--model_size", "34B"))
+    assert "34B" in line
+    assert "but CodeLlama-7b;" in line
+    assert run("plan", "--input_dir", checkpoint.parent, "--model_size", "7B").exit_code == 0
+
+
+def test_a_folder_given_without_its_option_is_told_the_option(checkpoint):
+    for words in ([checkpoint], ["CodeLlama-7b"], [checkpoint, "--model_size", "7B"]):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert f"--input_dir {words[0]}" in result.stderr
+    unknown = run("plot")
+    assert unknown.exit_code == 2
+    assert "--input_dir" not in unknown.stderr
+    assert "plot" in unknown.stderr
+
+
+def test_values_may_be_spelled_in_either_case(checkpoint):
+    result = run("plan", "--input_dir", checkpoint, "--model_size", "7b", "--dtype", "BF16")
+    assert result.exit_code == 0, result.output
+    assert run("plan", "--input_dir", checkpoint, "--model_size", "8b").exit_code == 2
+
+
 def test_a_wrong_option_is_a_usage_error(checkpoint):
     for arguments in (
         ("--input_dir", checkpoint, "--dtype", "int8"),
         ("--input_dir", checkpoint, "--max_shard_size", "5XB"),
         ("--input_dir", checkpoint / "nowhere"),
+        ("--input_dir", checkpoint / "params.json"),
+        ("--input_dir", checkpoint, "--output_dir", checkpoint / "params.json"),
         ("--output_dir", "x"),
     ):
         assert run(*arguments).exit_code == 2, arguments
