@@ -272,11 +272,28 @@ class _WeightWriter:
 
     def _refuse_to_go_on(self) -> None:
         if self._stop.is_set():
-            raise Interrupted(
-                "Interrupted",
-                signal_number=self._stop.signal_number,
-                hint=f"run the same command again to resume, or delete {self._folder.staging}",
-            )
+            raise interrupted(self._stop, self._folder.staging)
+
+
+def interrupted(stop: StopRequest, staging: Path) -> Interrupted:
+    """Say that somebody asked to stop, and how to go on.
+
+    Args:
+        stop: The request.
+        staging: The folder of the work that is kept.
+
+    Returns:
+        The error, to be raised.
+    """
+    return Interrupted(
+        "Interrupted",
+        signal_number=stop.signal_number,
+        hint=f"run the same command again to resume, or delete {staging}",
+    )
+
+
+def _tensor_bytes(file: FilePlan) -> int:
+    return sum(tensor.spec.n_bytes for tensor in file.tensors)
 
 
 def _is_whole(path: Path, file: FilePlan, sealed: SealedFile, buffer: memoryview) -> bool:
