@@ -350,6 +350,16 @@ def test_values_that_are_odd_are_a_note_with_their_number_and_the_first_name(tmp
     assert run("verify", "--output_dir", tmp_path / "in-hf").exit_code == 0
 
 
+def test_verify_holds_the_dtype_against_the_one_asked_for(checkpoint):
+    assert run("--input_dir", checkpoint, "--dtype", "float16").exit_code == 0
+    both = ("--input_dir", checkpoint, "--output_dir", checkpoint.with_name("CodeLlama-7b-hf"))
+    assert run("verify", *both).exit_code == 0
+    assert run("verify", *both, "--dtype", "fp16").exit_code == 0
+    other = run("verify", *both, "--dtype", "float32")
+    assert other.exit_code == 1
+    assert "the tensors are float16, not float32 as asked for" in other.stdout
+
+
 # --- the model card -------------------------------------------------------------------------------
 
 
