@@ -51,6 +51,7 @@ class ConversionReport:
         output_dir: The converted model.
         files: Names of all files that were written.
         tensor_bytes: Bytes of the written tensors.
+        kept_bytes: Bytes of those that an earlier run had written, and that were kept.
         direct: Whether the page cache was passed by, on both sides.
         dropped: Names of tensors that were left out.
         cast: Both dtypes where the elements were cast, such as "bfloat16 to float16".
@@ -62,6 +63,7 @@ class ConversionReport:
     output_dir: Path
     files: tuple[str, ...]
     tensor_bytes: int
+    kept_bytes: int
     direct: bool
     dropped: tuple[str, ...]
     cast: str | None
@@ -126,7 +128,8 @@ def run(
     """
     chosen = run_options or RunOptions()
     refuse_same_folder(output_dir, job.files.folder)
-    written = _Written()
+    tensor_bytes = job.plan.tensor_bytes if job.plan else 0
+    written = _Written(kept_bytes=tensor_bytes)  # where all that is left to do is to publish
     with OutputFolder(
         output_dir, job.identity(), overwrite=chosen.overwrite, restart=chosen.restart
     ) as folder:
@@ -151,7 +154,8 @@ def run(
     return ConversionReport(
         output_dir=output_dir,
         files=names,
-        tensor_bytes=job.plan.tensor_bytes if job.plan else 0,
+        tensor_bytes=tensor_bytes,
+        kept_bytes=written.kept_bytes,
         direct=written.direct,
         dropped=job.checkpoint.dropped if job.checkpoint else (),
         cast=job.cast,
@@ -176,6 +180,7 @@ class _Written:
 
     sealed: dict[str, SealedFile] = field(default_factory=dict)
     rank_crcs: tuple[int, ...] = ()
+    kept_bytes: int = 0
     direct: bool = False
 
 
@@ -209,6 +214,7 @@ class _WeightWriter:
             ]
             kept = self._keep_whole_files(plan.files, readers, buffers[0][0])
             missing = [file for file in plan.files if file.name not in kept]
+            kept_bytes = plan.tensor_bytes - sum(map(_tensor_bytes, missing))
             self._folder.reserve({file.name: file.n_bytes for file in missing})
             source = TileSource(readers, mover)
             direct = all(reader.direct for reader in readers)
@@ -218,7 +224,7 @@ class _WeightWriter:
             for reader in readers:
                 reader.finish(buffers[0][0])
             rank_crcs = tuple(reader.file_crc(buffers[0][0]) for reader in readers)
-            return _Written(dict(self._folder.sealed), rank_crcs, direct)
+            return _Written(dict(self._folder.sealed), rank_crcs, kept_bytes, direct)
 
     def _keep_whole_files(
         self, files: Sequence[FilePlan], readers: Sequence[RankReader], buffer: memoryview
@@ -235,7 +241,7 @@ class _WeightWriter:
                 for reader, sums in zip(readers, sealed.source, strict=True):
                     reader.restore(sums)
                 kept.add(file.name)
-                self._progress(sum(tensor.spec.n_bytes for tensor in file.tensors))
+                self._progress(_tensor_bytes(file))
             else:
                 self._folder.forget(file.name)
         return kept

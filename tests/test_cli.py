@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from codellama_convert.cli import main
+from codellama_convert.faults import KILL_AT
+from codellama_convert.reports import summary_line
 from tests.checkpoints import GQA, MHA, random_model, save_checkpoint, tokenizer_model
 
 REPOSITORY = Path(__file__).parents[1]
@@ -358,6 +361,26 @@ def test_verify_holds_the_dtype_against_the_one_asked_for(checkpoint):
     other = run("verify", *both, "--dtype", "float32")
     assert other.exit_code == 1
     assert "the tensors are float16, not float32 as asked for" in other.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL as POSIX has it")
+def test_a_resumed_run_says_what_it_kept_and_counts_the_rest_only(checkpoint):
+    arguments = ["convert", "--input_dir", str(checkpoint), "--max_shard_size", "60KB", "--json"]
+    killed = subprocess.run(
+        [sys.executable, "-m", "codellama_convert", *arguments], check=False, cwd=REPOSITORY,
+        timeout=120, capture_output=True, env={**os.environ, KILL_AT: "20"},
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    resumed = json.loads(run(*arguments).stdout)
+    assert 0 < resumed["kept_bytes"] < resumed["tensor_bytes"]
+    new = resumed["tensor_bytes"] - resumed["kept_bytes"]
+    # Both are rounded: to a millisecond, and to a byte.
+    assert new / (resumed["seconds"] + 1e-3) <= resumed["bytes_per_second"] + 1
+    assert new / (resumed["seconds"] - 1e-3) >= resumed["bytes_per_second"] - 1
+    assert f"{resumed['kept_bytes'] / 1000:.1f} kB of it kept" in summary_line(resumed)
+    anew = json.loads(run(*arguments, "--overwrite").stdout)
+    assert anew["kept_bytes"] == 0
+    assert "kept" not in summary_line(anew)
 
 
 # --- the model card -------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def transcript(text: str) -> list[tuple[str, str]]:
 
 def masked(printed: str) -> str:
     """Leave out what differs from machine to machine."""
-    return re.sub(r"[0-9.]+ [kMG]B free", "SIZE free", printed)
+    return re.sub(r"[0-9.]+ [kMGT]B free(: [0-9.]+ [kMGT]B too little)?", "SIZE free", printed)
 
 
 @needs_commands
