@@ -445,6 +445,7 @@ def test_a_tokenizer_alone_gets_no_model_card(checkpoint):
         ("codellama-convert --input_dir x --dt", 3, {"--dtype"}),
         ("codellama-convert plan --max_r", 2, {"--max_ram"}),
         ("codellama-convert --dtype fl", 2, {"float16", "float32", "float"}),
+        ("codellama-convert plan --model_size 7", 3, {"7B", "70B", "7Bf", "70Bf"}),
     ],
 )
 def test_a_shell_can_complete_commands_options_and_values(words, number, offered):
@@ -455,6 +456,17 @@ def test_a_shell_can_complete_commands_options_and_values(words, number, offered
              "COMP_CWORD": str(number)},
     )  # fmt: skip
     assert {line.split(",")[1] for line in done.stdout.split()} == offered, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_of_the_readme_gets_its_script(shell):
+    done = subprocess.run(
+        [sys.executable, "-m", "codellama_convert"], check=False, capture_output=True, text=True,
+        cwd=REPOSITORY, timeout=60,
+        env={**os.environ, "_CODELLAMA_CONVERT_COMPLETE": f"{shell}_source"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"_CODELLAMA_CONVERT_COMPLETE={shell}_complete" in done.stdout
 
 
 def program(*arguments: object, **streams: int) -> subprocess.CompletedProcess[str]:
