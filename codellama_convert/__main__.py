@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import os
+
 from codellama_convert.interrupt import exit_on_signals
 
 
 def main() -> None:
     """Run the command line."""
     exit_on_signals()
+    _occupy_standard_streams()
     from codellama_convert.cli import main as run  # noqa: PLC0415 - after the handlers
 
     run(prog_name="codellama-convert")
+
+
+def _occupy_standard_streams() -> None:
+    """Put the null device where stdin, stdout or stderr is closed (`>&-`).
+
+    The next file opened would get that number, and what a library prints would go into a model.
+    """
+    for number in (0, 1, 2):
+        if not _is_open(number):
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -37,7 +37,16 @@ _MAX_EXTRA_FIELDS = 64
 _MAX_SHOWN = 80
 
 _MAGIC_BYTES = 512
-_TAR_MAGIC_AT = 257
+_ORIGINAL = "use the original checkpoint that Meta released"
+# Where a file's magic stands, what it is, what such a file is called, what to do.
+_OTHER_KINDS = (
+    (0, b"version https://git-lfs", "is a Git LFS pointer", "run git lfs pull"),
+    (257, b"ustar", "is a tar archive", "unpack it first"),
+    (0, b"\x1f\x8b", "is a gzip file", "unpack it first"),
+    (0, b"GGUF", "is a GGUF file", _ORIGINAL),
+    # Eight bytes tell the length of its header, under 100 MB; the header is JSON.
+    (5, b'\0\0\0{"', "is a safetensors file", _ORIGINAL),
+)
 _LEGACY_MAGIC = (
     b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.serialization.MAGIC_NUMBER
 )
@@ -162,14 +171,9 @@ def describe_other_kind(head: bytes) -> tuple[str, str] | None:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
         return "is an HTML page", "the download failed (often an expired link); download it again"
-    if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer", "run git lfs pull"
-    if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
-        return "is a tar archive", "unpack it first"
-    if head.startswith(b"\x1f\x8b"):
-        return "is a gzip file", "unpack it first"
-    if head.startswith(b"GGUF"):
-        return "is a GGUF file", "use the original checkpoint that Meta released"
+    for offset, magic, what, hint in _OTHER_KINDS:
+        if head.startswith(magic, offset):
+            return what, hint
     return None
 
 

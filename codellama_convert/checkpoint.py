@@ -34,6 +34,7 @@ PARAMS_NAME = "params.json"
 TOKENIZER_NAME = "tokenizer.model"
 _RANK_NAME = re.compile(r"consolidated\.([0-9]{2})\.pth")
 _MAX_PARAMS_BYTES = 1 << 20
+_OTHER_WEIGHTS = (".safetensors", ".gguf", ".bin", ".index.json")
 _MAX_RANKS = 8  # Llama 1 65B, Llama 2 70B and Code Llama 70B
 
 
@@ -112,7 +113,7 @@ def find_model_folder(input_dir: Path, model_size: str | None) -> Path:
         inside = sorted(path for path in input_dir.iterdir() if path.is_dir())
     except OSError as problem:
         raise CheckpointError(f"cannot open: {first_line(problem)}", path=input_dir) from problem
-    found = [path for path in inside if _holds_checkpoint(path)]
+    found = held = [path for path in inside if _holds_checkpoint(path)]
     if model_size is not None:
         size = re.escape(model_size.removesuffix("f"))
         found = [
@@ -122,14 +123,30 @@ def find_model_folder(input_dir: Path, model_size: str | None) -> Path:
         found = exact or found
     if len(found) == 1:
         return found[0]
+    names = ", ".join(path.name for path in found or held)
     if found:
-        names = ", ".join(path.name for path in found)
         raise CheckpointError(
             f"holds several checkpoints ({names})", path=input_dir, hint="name one with --input_dir"
         )
-    raise CheckpointError(
-        "holds no consolidated.NN.pth and no params.json",
-        path=input_dir,
+    if held:
+        raise CheckpointError(
+            f"holds no checkpoint whose folder's name says {model_size}, but {names}",
+            path=input_dir,
+            hint="name one with --input_dir",
+        )
+    raise _holds_none(input_dir)
+
+
+def _holds_none(folder: Path) -> CheckpointError:
+    """Say that a folder is none of Meta's, and what it is instead where that can be told."""
+    what = "holds no consolidated.NN.pth and no params.json"
+    names = sorted(path.name for path in folder.iterdir())
+    if "config.json" in names or any(name.endswith(_OTHER_WEIGHTS) for name in names):
+        example = next((n for n in names if n.endswith(_OTHER_WEIGHTS)), "config.json")
+        what += f", but {example}: it is no checkpoint in Meta's layout (a converted one?)"
+    return CheckpointError(
+        what,
+        path=folder,
         hint="--input_dir is the folder that Meta's download script made, such as CodeLlama-7b",
     )
 
@@ -180,23 +197,33 @@ def find_files(
     folder = find_model_folder(input_dir, model_size)
     names = sorted(path.name for path in folder.iterdir())
     numbers = [int(match[1]) for match in map(_RANK_NAME.fullmatch, names) if match]
+    alike = [name for name in names if ".pth" in name and not _RANK_NAME.fullmatch(name)]
     if not numbers:
         raise CheckpointError(
-            "holds no consolidated.NN.pth", path=folder, hint="was the download finished?"
+            "holds no consolidated.NN.pth" + (f", but {', '.join(alike)}" if alike else ""),
+            path=folder,
+            hint="Meta's ranks are named consolidated.00.pth, consolidated.01.pth and so on; "
+            "was the download finished, or a file renamed?",
         )
     missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
     if missing:
+        found = ", ".join(f"consolidated.{number:02d}.pth" for number in sorted(numbers))
         raise CheckpointError(
-            f"consolidated.{missing[0]:02d}.pth is missing: {len(numbers)} ranks up to "
-            f"{max(numbers):02d} were found",
+            f"consolidated.{missing[0]:02d}.pth is missing; found were {', '.join([found, *alike])}",
             path=folder,
-            hint="download it again",
+            hint="download it, or give it back its name",
         )
     if len(numbers) > _MAX_RANKS:
         raise CheckpointError(
             f"holds {len(numbers)} ranks; no model has more than {_MAX_RANKS}", path=folder
         )
-    others = [n for n in names if n.endswith((".pth", ".pt")) and not _RANK_NAME.fullmatch(n)]
+    if PARAMS_NAME not in names:
+        raise ConfigError(
+            "No such file",
+            path=folder / PARAMS_NAME,
+            hint="it is downloaded with the ranks; get it from where they are from",
+        )
+    others = [n for n in names if n in alike or n.endswith(".pt")]
     return CheckpointFiles(
         folder=folder,
         params=folder / PARAMS_NAME,

@@ -1,21 +1,30 @@
-"""Own the commands: parse, call, report; the progress bar and the exit codes."""
+"""Own the commands: parse, call, report; and the exit codes."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from codellama_convert import __version__
-from codellama_convert.cli_options import CONTEXT, FOLDER, INPUT, JSON, MODEL_OPTIONS, SPEED_OPTIONS
+from codellama_convert.cli_options import (
+    CONTEXT,
+    FOLDER,
+    INPUT,
+    JSON,
+    MODEL_OPTIONS,
+    NEW_FOLDER,
+    SPEED_OPTIONS,
+)
 from codellama_convert.errors import ConvertError, Interrupted
+from codellama_convert.progress_bar import progress_bar
 from codellama_convert.reports import (
     describe_job,
     describe_report,
@@ -28,11 +37,22 @@ from codellama_convert.reports import (
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from codellama_convert.interrupt import Look
     from codellama_convert.job import Job, Options
 
 
 class ConvertGroup(click.Group):
     """A group whose bare form converts, and whose problems end in one line."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; what cannot be printed (a full disk behind `>`) is one line and no traceback."""
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as problem:
+            where = f"{problem.filename}: " if problem.filename else "cannot print: "
+            with suppress(OSError):  # stderr may be what is full
+                click.echo(f"Error: {where}{problem.strerror or problem}", err=True)
+            raise SystemExit(1) from problem
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read `codellama-convert --input_dir X` as `codellama-convert convert --input_dir X`."""
@@ -40,6 +60,15 @@ class ConvertGroup(click.Group):
         if args and args[0] not in self.commands and args[0].startswith("-") and args[0] not in own:
             args = ["convert", *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; tell who gives the bare name of a folder how folders are named."""
+        name = args[0]
+        if name not in self.commands and (Path(name).exists() or any(c in name for c in "/\\-.")):
+            ctx.fail(f"no such command: {name!r}; a folder is named with --input_dir {name}")
+        return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Offer the options of `convert` too: they are those of the bare form."""
@@ -88,11 +117,14 @@ def main() -> None:
     """  # noqa: D301 - \b is click's mark for "do not wrap"
 
 
-@main.command(context_settings=CONTEXT)
+@main.command(
+    context_settings=CONTEXT,
+    short_help="Convert a checkpoint, or go on where an earlier run stopped.",
+)
 @INPUT
 @click.option(
     "--output_dir",
-    type=click.Path(path_type=Path),
+    type=NEW_FOLDER,
     help="The new folder; by default the input folder's name with -hf added, beside it.",
 )
 @MODEL_OPTIONS
@@ -134,33 +166,44 @@ def convert(
         raise click.UsageError("--model_card describes a model; tokenizer_only converts none")
     output_dir = output_dir or default_output_dir(input_dir)
     job = _plan(input_dir, choices, hidden=quiet)
-    run_options = RunOptions(
-        overwrite=overwrite,
-        restart=restart,
-        sha256=sha256,
-        model_card=model_card,
-        check_staged=_verify_staged if verify_too else None,
-    )
     started = time.monotonic()
     with (
         stop_on_signals() as stop,
-        _bar("converting", _weight_bytes(job), hidden=quiet) as progress,
+        progress_bar("converting", _weight_bytes(job), hidden=quiet) as progress,
     ):
+        check = partial(_verify_staged, hidden=quiet) if verify_too else None
+        run_options = RunOptions(
+            overwrite=overwrite,
+            restart=restart,
+            sha256=sha256,
+            model_card=model_card,
+            check_staged=check,
+        )
         report = run(job, output_dir, run_options, progress=progress, stop=stop)
     described = describe_report(report, time.monotonic() - started)
     _print_report(described, as_json=as_json, quiet=quiet)
 
 
-def _verify_staged(job: Job, staged: Path, look: Callable[[], None]) -> None:
+def _verify_staged(job: Job, staged: Path, look: Look, *, hidden: bool) -> None:
     from codellama_convert.errors import VerifyError
     from codellama_convert.verify import verify_output
 
-    report = verify_output(staged, job, progress=lambda _: look())
+    with progress_bar("verifying", _weight_bytes(job), hidden=hidden) as advance:
+
+        def go_on(n_bytes: int) -> None:
+            look()
+            if advance is not None:
+                advance(n_bytes)
+
+        report = verify_output(staged, job, progress=go_on)
     if report.problems:
         raise VerifyError(report.problems[0], path=staged, hint="nothing was published")
 
 
-@main.command(context_settings=CONTEXT)
+@main.command(
+    context_settings=CONTEXT,
+    short_help="Compare a converted folder with its source, bit for bit.",
+)
 @click.option(
     "--input_dir",
     type=FOLDER,
@@ -178,13 +221,14 @@ def verify(
 
     \b
     Example:
-      codellama-convert verify --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
+      codellama-convert verify --input_dir CodeLlama-7b \\
+        --output_dir CodeLlama-7b-hf
     """  # noqa: D301
     from codellama_convert.verify import verify_output
 
     job = None if input_dir is None else _plan(input_dir, choices, hidden=quiet)
     started = time.monotonic()
-    with _bar("verifying", _weight_bytes(job), hidden=quiet) as progress:
+    with progress_bar("verifying", _weight_bytes(job), hidden=quiet) as progress:
         report = verify_output(output_dir, job, progress=progress)
     seconds = time.monotonic() - started
     if as_json:
@@ -198,9 +242,7 @@ def verify(
 
 @main.command(context_settings=CONTEXT)
 @INPUT
-@click.option(
-    "--output_dir", type=click.Path(path_type=Path), help="Where the free space is looked up."
-)
+@click.option("--output_dir", type=NEW_FOLDER, help="Where the free space is looked up.")
 @MODEL_OPTIONS
 @SPEED_OPTIONS
 @JSON
@@ -222,7 +264,9 @@ def _plan(input_dir: Path, choices: Mapping[str, Any], *, hidden: bool) -> Job:
     """Read and check the input; print what the user should know."""
     from codellama_convert.job import plan_conversion
 
-    with _bar("checking MD5", None, hidden=hidden or choices["checksums"] == "off") as progress:
+    with progress_bar(
+        "checking MD5", None, hidden=hidden or choices["checksums"] == "off"
+    ) as progress:
         job = plan_conversion(input_dir, replace(_to_options(choices), progress=progress))
     _print_notes(job.notes)
     return job
@@ -269,22 +313,6 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 def _weight_bytes(job: Job | None) -> int | None:
     return None if job is None or job.plan is None else job.plan.tensor_bytes
-
-
-@contextmanager
-def _bar(what: str, total: int | None, *, hidden: bool) -> Iterator[Callable[[int], None] | None]:
-    """Show bytes, rate and time left on a terminal's stderr; nothing when piped."""
-    if hidden or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="B", unit_scale=True, desc=what, file=sys.stderr) as bar:
-
-        def advance(n_bytes: int) -> None:
-            bar.update(n_bytes)
-
-        yield advance
 
 
 def _print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,12 +12,19 @@ from codellama_convert.sizes import parse_size
 from codellama_convert.tokenizer import TOKENIZER_CLASSES
 from codellama_convert.variants import FLAVORS, MODEL_SIZES
 
+# What click's newer versions call generic, older ones cannot subscript.
+if TYPE_CHECKING:
+    SizeType = click.ParamType[int]
+    ChoiceType = click.Choice[str]
+else:
+    SizeType, ChoiceType = click.ParamType, click.Choice
+
 _DTYPES = ("auto", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Size(click.ParamType[int]):
+class Size(SizeType):
     """A size such as 5GB."""
 
     name = "size"
@@ -28,6 +35,15 @@ class Size(click.ParamType[int]):
             return value if isinstance(value, int) else parse_size(str(value))
         except ValueError as problem:
             self.fail(str(problem), param, ctx)
+
+
+class OneOf(ChoiceType):
+    """A choice that may be spelled in either case; a shell completes it as it is written here."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read it; what click asks of a parameter type."""
+        spelled = {str(choice).lower(): choice for choice in self.choices}
+        return super().convert(spelled.get(str(value).lower(), value), param, ctx)
 
 
 def _with_dashes_too(name: str) -> str:
@@ -51,6 +67,7 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
 INPUT = click.option(
     "--input_dir",
     type=FOLDER,
@@ -60,17 +77,17 @@ INPUT = click.option(
 MODEL_OPTIONS = _options(
     click.option(
         "--model_size",
-        type=click.Choice((*MODEL_SIZES, "tokenizer_only")),
+        type=OneOf((*MODEL_SIZES, "tokenizer_only")),
         help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
     ),
     click.option(
         "--variant",
-        type=click.Choice(FLAVORS),
+        type=OneOf(FLAVORS),
         help="What the model was tuned for, where the folder's name does not tell.",
     ),
     click.option(
         "--dtype",
-        type=click.Choice(_DTYPES),
+        type=OneOf(_DTYPES),
         default="auto",
         show_default=True,
         help="Of the written weights; auto keeps the checkpoint's.",
@@ -94,7 +111,7 @@ MODEL_OPTIONS = _options(
     ),
     click.option(
         "--checksums",
-        type=click.Choice(("off", "warn", "strict")),
+        type=OneOf(("off", "warn", "strict")),
         default="off",
         show_default=True,
         help="Compare the ranks with Meta's checklist.chk (MD5) first; small files always are.",
@@ -102,15 +119,17 @@ MODEL_OPTIONS = _options(
     click.option("--skip_tokenizer", is_flag=True, help="Convert the weights alone."),
     click.option(
         "--tokenizer_class",
-        type=click.Choice(TOKENIZER_CLASSES),
-        help="What tokenizer_config.json names; by default nothing, which is exact everywhere.",
+        type=OneOf(TOKENIZER_CLASSES),
+        metavar="CLASS",
+        help=f"What tokenizer_config.json names: {', '.join(TOKENIZER_CLASSES[:-1])} or "
+        f"{TOKENIZER_CLASSES[-1]}; by default nothing, which is exact everywhere.",
     ),
 )
 SPEED_OPTIONS = _options(
     click.option(
         "--io",
         "io_mode",
-        type=click.Choice(("auto", "direct", "buffered")),
+        type=OneOf(("auto", "direct", "buffered")),
         default="auto",
         show_default=True,
         help="Past the page cache or through it; auto goes past it where the file system can.",

@@ -20,6 +20,7 @@ _BOS_ID, _EOS_ID = 1, 2  # of every tokenizer.model that Meta released for Llama
 _MAX_DIMENSION = 1 << 24
 _MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
 _MAX_REAL = 1e30  # times any dimension it is still finite
+_LLAMA_3_VOCAB_SIZE = 128256  # params.json of every Llama 3
 SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
 # What Meta's loaders take for themselves; they do not change the weights' meaning.
 _RUNTIME_KEYS = frozenset({"max_batch_size", "max_seq_len"})
@@ -141,6 +142,12 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
             hint="Llama 1, Llama 2 and Code Llama are supported",
         )
     width = found.get("vocab_size")
+    if width == _LLAMA_3_VOCAB_SIZE:
+        raise ConfigError(
+            f"has vocab_size {width}, which is Llama 3's",
+            path=path,
+            hint="Llama 1, Llama 2 and Code Llama are supported",
+        )
     params = MetaParams(
         dim=_whole(found, "dim", path),
         n_layers=_whole(found, "n_layers", path),

@@ -54,6 +54,7 @@ class ConversionReport:
         output_dir: The converted model.
         files: Names of all files that were written.
         tensor_bytes: Bytes of the written tensors.
+        kept_bytes: Bytes of those that an earlier run had written, and that were kept.
         direct: Whether the page cache was passed by, on both sides.
         dropped: Names of tensors that were left out.
         cast: Both dtypes where the elements were cast, such as "bfloat16 to float16".
@@ -65,6 +66,7 @@ class ConversionReport:
     output_dir: Path
     files: tuple[str, ...]
     tensor_bytes: int
+    kept_bytes: int
     direct: bool
     dropped: tuple[str, ...]
     cast: str | None
@@ -129,7 +131,8 @@ def run(
     """
     chosen = run_options or RunOptions()
     refuse_inputs(output_dir, job.files.folder, job.files.all())
-    written = _Written()
+    tensor_bytes = job.plan.tensor_bytes if job.plan else 0
+    written = _Written(kept_bytes=tensor_bytes)  # where all that is left to do is to publish
     with OutputFolder(
         output_dir, job.identity(), overwrite=chosen.overwrite, restart=chosen.restart
     ) as folder:
@@ -145,7 +148,8 @@ def run(
     return ConversionReport(
         output_dir=output_dir,
         files=names,
-        tensor_bytes=job.plan.tensor_bytes if job.plan else 0,
+        tensor_bytes=tensor_bytes,
+        kept_bytes=written.kept_bytes,
         direct=written.direct,
         dropped=job.checkpoint.dropped if job.checkpoint else (),
         cast=job.cast,
@@ -187,6 +191,7 @@ class _Written:
 
     sealed: dict[str, SealedFile] = field(default_factory=dict)
     rank_crcs: tuple[int, ...] = ()
+    kept_bytes: int = 0
     direct: bool = False
 
 
@@ -221,6 +226,7 @@ class _WeightWriter:
             ]
             kept = self._keep_whole_files(plan.files, readers, buffers[0][0])
             missing = [file for file in plan.files if file.name not in kept]
+            kept_bytes = plan.tensor_bytes - sum(map(_tensor_bytes, missing))
             self._folder.reserve({file.name: file.n_bytes for file in missing})
             source = TileSource(readers, mover)
             direct = all(reader.direct for reader in readers)
@@ -230,7 +236,7 @@ class _WeightWriter:
             for reader in readers:
                 reader.finish(buffers[0][0], self.look)
             rank_crcs = tuple(reader.file_crc(buffers[0][0], self.look) for reader in readers)
-            return _Written(dict(self._folder.sealed), rank_crcs, direct)
+            return _Written(dict(self._folder.sealed), rank_crcs, kept_bytes, direct)
 
     def _keep_whole_files(
         self, files: Sequence[FilePlan], readers: Sequence[RankReader], buffer: memoryview
@@ -247,7 +253,7 @@ class _WeightWriter:
                 for reader, sums in zip(readers, sealed.source, strict=True):
                     reader.restore(sums)
                 kept.add(file.name)
-                self._progress(sum(tensor.spec.n_bytes for tensor in file.tensors))
+                self._progress(_tensor_bytes(file))
             else:
                 self._folder.forget(file.name)
         return kept
@@ -290,6 +296,10 @@ def _refuse_to_go_on(stop: StopRequest, staging: Path) -> None:
             signal_number=stop.signal_number,
             hint=f"run the same command again to resume, or delete {staging}",
         )
+
+
+def _tensor_bytes(file: FilePlan) -> int:
+    return sum(tensor.spec.n_bytes for tensor in file.tensors)
 
 
 def _is_whole(

@@ -37,6 +37,8 @@ def exit_on_signals() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     del frame
+    if os.isatty(2):
+        os.write(2, b"\n")  # a progress bar may stand there without an end of line
     # os._exit: an import that was interrupted must not run half-made clean-up code.
     os._exit(128 + number)
 

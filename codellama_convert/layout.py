@@ -162,11 +162,15 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
     if query.shape[1] == hidden_size and hidden_size % query.shape[0] == 0:
         n_expected = hidden_size // query.shape[0]
         if n_expected != len(ranks):
+            hint = "move the files of another model away"
+            if len(ranks) < n_expected:
+                missing = range(len(ranks), n_expected)
+                hint = "download " + ", ".join(f"consolidated.{n:02d}.pth" for n in missing[:8])
             raise LayoutError(
                 f"tensor {_QUERY!r} has {query.shape[0]} rows, so the checkpoint has {n_expected} "
-                f"ranks, but {len(ranks)} were found",
+                f"ranks, but {len(ranks)} of them are there",
                 path=ranks[0].path,
-                hint="download the missing consolidated.NN.pth, or remove those of another model",
+                hint=hint,
             )
     return gate.shape[0] * len(ranks), embedding.shape[0]
 

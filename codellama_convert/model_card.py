@@ -18,11 +18,9 @@ _TEMPLATE = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
-tags:
-- llama
----
+{metadata}---
 
-# A converted Llama checkpoint
+# {title}
 
 Meta's weights in the layout that Hugging Face's transformers reads.
 
@@ -31,7 +29,7 @@ Meta's weights in the layout that Hugging Face's transformers reads.
 | base model | {base_model} |
 | parameters | {parameters:,} |
 | weights | {weights} |
-| context | {context} tokens |
+| context | {context} |
 | rope_theta | {rope_theta:g} |
 | vocabulary | {vocabulary} |
 | converted from | {n_ranks} x `consolidated.NN.pth` |
@@ -42,6 +40,8 @@ Meta's weights in the layout that Hugging Face's transformers reads.
 ```python
 {loading}
 ```
+
+`dtype="auto"` loads {dtype}, as the files hold it; without it, transformers 4 loads float32.
 {more_uses}
 ## Proof
 
@@ -51,7 +51,15 @@ Meta's weights in the layout that Hugging Face's transformers reads.
 ## Licence
 
 Weights and tokenizer stay under the licence that came with the checkpoint.
+Who passes them on passes its text on too: put Meta's LICENSE and USE_POLICY.md beside them.
 """
+# What model hubs read: meta-llama/codellama and meta-llama/llama, LICENSE, are one licence, which
+# hubs call llama2.
+_METADATA = {
+    "Code Llama": "license: llama2\nlanguage:\n- code\ntags:\n- llama\n- llama-2\n",
+    "Llama 2": "license: llama2\ntags:\n- llama\n- llama-2\n",
+}
+_UNKNOWN_METADATA = "tags:\n- llama\n"
 _LOADING_WEIGHTS = """\
 from transformers import AutoModelForCausalLM
 
@@ -62,7 +70,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")"""
 _INFILLING = """
-`codellama_convert.CodeLlamaTokenizer` builds infilling prompts from a text with `<FILL_ME>` in it.
+To fill the gap in a text, which transformers' own tokenizers do not get right in every version:
+
+```python
+from codellama_convert import CodeLlamaTokenizer
+
+tokenizer = CodeLlamaTokenizer.from_pretrained("FOLDER")
+inputs = tokenizer("def one() -> int:\\n    return <FILL_ME>\\n", return_tensors="pt")
+```
 """
 _CHAT = """
 `tokenizer.apply_chat_template` encodes a dialogue as Meta's code does.
@@ -96,6 +111,9 @@ def model_card(
     weights = f"{dtype.name}, the bits of the checkpoint"
     if dtype != source_dtype:
         weights = f"{dtype.name}, cast from {source_dtype.name}"
+    context = f"{identity.max_position_embeddings} tokens"
+    if not identity.context_is_known:
+        context += " (a guess: it is not in the checkpoint)"
     more_uses = ""
     if tokenizer is not None and has_infilling(tokenizer):
         more_uses += _INFILLING
@@ -105,7 +123,10 @@ def model_card(
         base_model=identity.name,
         parameters=n_parameters,
         weights=weights,
-        context=identity.max_position_embeddings,
+        metadata=_METADATA.get(identity.family or "", _UNKNOWN_METADATA),
+        title=identity.name if identity.family else "A converted Llama checkpoint",
+        context=context,
+        dtype=dtype.name,
         rope_theta=config.rope_theta,
         vocabulary=config.vocab_size,
         n_ranks=n_ranks,

@@ -34,6 +34,7 @@ from codellama_convert.journal import (
 )
 from codellama_convert.output_file import OutputFile
 from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
+from codellama_convert.sizes import format_size
 
 STAGING_NAME = ".codellama-convert.partial"
 JOURNAL_NAME = "journal.jsonl"
@@ -45,6 +46,7 @@ OWN_SMALL_FILES = frozenset(
     }
 )  # fmt: skip
 _SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_ANOTHER_PLACE = "name another place with --output_dir"
 # A loader begins with one of these: they are removed first and appear last.
 _ENTRANCES = (INDEX_NAME, SINGLE_FILE_NAME)
 
@@ -101,7 +103,9 @@ class OutputFolder:
             self._resume_or_begin()
         except OSError as problem:
             self._lock.release()
-            raise OutputError(f"cannot create: {first_line(problem)}", path=self.path) from problem
+            raise OutputError(
+                f"cannot create: {first_line(problem)}", path=self.path, hint=_ANOTHER_PLACE
+            ) from problem
         except BaseException:
             self._lock.release()
             raise
@@ -173,9 +177,10 @@ class OutputFolder:
                         self._refuse_promise(n_promised)
             except OutputError as problem:
                 raise OutputError(
-                    f"cannot reserve {n_bytes} bytes for {name}: {cause_of(problem)}",
+                    f"cannot reserve {n_bytes} bytes for {name}: {cause_of(problem)}; "
+                    f"{format_size(sum(sizes.values()))} are needed in all",
                     path=self.path,
-                    hint="free some space, or name another place with --output_dir",
+                    hint=f"free some space, or {_ANOTHER_PLACE}",
                 ) from problem
             self._parts[name] = part
             step("space reserved")

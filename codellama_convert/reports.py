@@ -106,9 +106,15 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
             f"({count(described['workers'], 'worker')}, tiles up to "
             f"{format_size(described['largest_tile_bytes'])})"
         )
-    yield (
-        f"disk        {format_size(described['disk_needed_bytes'])} needed, "
-        f"{format_size(described['disk_free_bytes'])} free"
+        is_cast = described["dtype"] != described["source_dtype"]
+        yield "            beside some 55 MB of Python and numpy" + (
+            ", and 260 MB of torch for the cast" if is_cast else ""
+        )
+    else:
+        yield "model       none: the tokenizer alone"
+    needed, free = described["disk_needed_bytes"], described["disk_free_bytes"]
+    yield f"disk        {format_size(needed)} needed, {format_size(free)} free" + (
+        f": {format_size(needed - free)} too little" if free < needed else ""
     )
     if "run_memory" in described:
         yield from _run_memory_lines(described["run_memory"])
@@ -165,8 +171,11 @@ def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
         "output_dir": str(report.output_dir),
         "files": list(report.files),
         "tensor_bytes": report.tensor_bytes,
+        "kept_bytes": report.kept_bytes,
         "seconds": round(seconds, 3),
-        "bytes_per_second": round(report.tensor_bytes / seconds) if seconds else None,
+        "bytes_per_second": (
+            round((report.tensor_bytes - report.kept_bytes) / seconds) if seconds else None
+        ),
         "peak_rss_bytes": peak_rss_bytes(),
         "direct_io": report.direct,
         "dropped": list(report.dropped),
@@ -207,9 +216,12 @@ def summary_line(described: Mapping[str, Any]) -> str:
         Such as "wrote CodeLlama-7b-hf: 13.5 GB in 18.2 s (0.74 GB/s), peak memory 61.3 MB".
     """
     parts = [f"wrote {described['output_dir']}: {format_size(described['tensor_bytes'])}"]
-    if described["tensor_bytes"] and described["seconds"]:
-        rate = described["tensor_bytes"] / described["seconds"] / 1e9
+    n_new = described["tensor_bytes"] - described["kept_bytes"]
+    if n_new and described["seconds"]:
+        rate = n_new / described["seconds"] / 1e9
         parts[0] += f" in {described['seconds']:.1f} s ({rate:.2f} GB/s)"
+    if described["kept_bytes"]:
+        parts.append(f"{format_size(described['kept_bytes'])} of it kept from an earlier run")
     if described["peak_rss_bytes"]:
         parts.append(f"peak memory {format_size(described['peak_rss_bytes'])}")
     if described["cast"]:

@@ -127,6 +127,7 @@ class Identity:
 
     Attributes:
         name: The released model, or a description where it is none.
+        family: Its generation; None where it is no released model, or one of several.
         flavor: What it was tuned for; None where nothing tells.
         max_position_embeddings: Context length to write.
         context_is_known: Whether it is, or was given; otherwise a note says what was written.
@@ -134,6 +135,7 @@ class Identity:
     """
 
     name: str
+    family: Family | None
     flavor: Flavor | None
     max_position_embeddings: int
     context_is_known: bool
@@ -239,8 +241,15 @@ def identify(
             f"params.json says norm_eps {config.rms_norm_eps}; Meta corrected it to "
             f"{candidates[0].norm_epsilons[0]} in later downloads of {candidates[0].name}"
         )
-    name = _describe(candidates, family)
-    return Identity(name, wanted, context, context_note is None, tuple(notes))
+    families = {variant.family for variant in candidates}
+    return Identity(
+        name=_describe(candidates, family),
+        family=families.pop() if len(families) == 1 else None,
+        flavor=wanted,
+        max_position_embeddings=context,
+        context_is_known=context_note is None,
+        notes=tuple(notes),
+    )
 
 
 def _fits(variant: Variant, config: ModelConfig) -> bool:
@@ -275,7 +284,7 @@ def _context(
         guess = 4096 if family == "Llama 2" else _UNKNOWN_CONTEXT
         why = "not a released model"
     note = (
-        f"max_position_embeddings is not in the checkpoint ({why}): wrote {guess}; "
+        f"max_position_embeddings is not in the checkpoint ({why}): taken as {guess}; "
         "set it with --max_position_embeddings"
     )
     return guess, note

@@ -81,6 +81,9 @@ def _compare_shapes(
     dtypes = {one.dtype.name for one in comparable.values()}
     if len(dtypes) > 1:
         problems.add(f"the tensors are of several dtypes: {', '.join(sorted(dtypes))}")
+    asked = job.options.dtype
+    if asked is not None and dtypes - {asked.name}:
+        problems.add(f"the tensors are {', '.join(sorted(dtypes))}, not {asked.name} as asked for")
     return comparable
 
 

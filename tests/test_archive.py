@@ -152,6 +152,7 @@ def test_an_entry_larger_than_plausible_is_not_read(tmp_path: Path) -> None:
         (bytes(257) + b"ustar\x0000", "tar"),
         (b"\x1f\x8b\x08", "gzip"),
         (b"GGUF\x03\0\0\0", "GGUF"),
+        (b'\x60\x2c\0\0\0\0\0\0{"__metadata__', "safetensors"),
     ],
 )
 def test_other_kinds_of_file_are_named(head: bytes, kind: str) -> None:
@@ -160,7 +161,10 @@ def test_other_kinds_of_file_are_named(head: bytes, kind: str) -> None:
     assert kind in told[0]
 
 
-@pytest.mark.parametrize("head", [b"", b"PK\x03\x04", b"{", b"<", bytes(512), b"\x80\x02}."])
+@pytest.mark.parametrize(
+    "head",
+    [b"", b"PK\x03\x04", b"{", b"<", bytes(512), b"\x80\x02}.", b'        {"dim": 4096}'],
+)
 def test_nothing_is_said_of_unknown_kinds(head: bytes) -> None:
     assert describe_other_kind(head) is None
 

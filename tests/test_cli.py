@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from codellama_convert.cli import main
+from codellama_convert.faults import KILL_AT
+from codellama_convert.reports import summary_line
 from tests.checkpoints import GQA, MHA, random_model, save_checkpoint, tokenizer_model
 
 REPOSITORY = Path(__file__).parents[1]
@@ -150,7 +154,7 @@ def corrupt(path: Path, content: bytes) -> None:
         ),
         (lambda d: corrupt(d / "params.json", b""), ["params.json", "empty"]),
         (lambda d: corrupt(d / "params.json", b"{'dim': 3}"), ["params.json", "JSON"]),
-        (lambda d: (d / "params.json").unlink(), ["params.json", "No such file"]),
+        (lambda d: (d / "params.json").unlink(), ["params.json", "No such file", "downloaded"]),
         (
             lambda d: corrupt(
                 d / "params.json",
@@ -158,8 +162,30 @@ def corrupt(path: Path, content: bytes) -> None:
             ),
             ["consolidated.00.pth", "layers.2."],
         ),
-        (lambda d: (d / "consolidated.01.pth").unlink(), ["consolidated.01.pth", "missing"]),
-        (lambda d: (d / "consolidated.03.pth").unlink(), ["consolidated.00.pth", "4", "3"]),
+        (lambda d: (d / "consolidated.01.pth").unlink(), ["consolidated.01.pth is missing"]),
+        (
+            lambda d: (d / "consolidated.01.pth").rename(d / "consolidated.1.pth"),
+            ["consolidated.01.pth is missing", "consolidated.1.pth"],
+        ),
+        (
+            lambda d: [p.rename(f"{p}.part") for p in d.glob("*.pth")],
+            ["holds no consolidated.NN.pth", "consolidated.00.pth.part"],
+        ),
+        (
+            lambda d: (d / "consolidated.03.pth").unlink(),
+            ["consolidated.00.pth", "4 ranks", "3 of them", "download consolidated.03.pth"],
+        ),
+        (
+            lambda d: shutil.copy(d / "tokenizer.model", d / "consolidated.04.pth"),
+            ["consolidated.04.pth", "not a PyTorch zip archive"],
+        ),
+        (
+            lambda d: corrupt(
+                d / "params.json",
+                (d / "params.json").read_bytes().replace(b'{"', b'{"vocab_size": 128256, "', 1),
+            ),
+            ["params.json", "128256", "Llama 3"],
+        ),
         (
             lambda d: shutil.copy(d / "consolidated.00.pth", d / "consolidated.02.pth"),
             ["consolidated.02.pth", "consolidated.00.pth"],
@@ -211,11 +237,44 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(checkpoint, tmp_path):
     assert "/proc/nowhere/out" in line
 
 
+def test_a_folder_that_is_no_checkpoint_of_metas_is_told_what_it_is(checkpoint, tmp_path):
+    assert run("--input_dir", checkpoint).exit_code == 0
+    line = one_line(run("plan", "--input_dir", checkpoint.with_name("CodeLlama-7b-hf")))
+    for fact in ("CodeLlama-7b-hf", "model.safetensors", "Meta's layout"):
+        assert fact in line
+    (tmp_path / "empty").mkdir()
+    line = one_line(run("plan", "--input_dir", tmp_path / "empty"))
+    assert "holds no consolidated.NN.pth and no params.json;" in line
+    line = one_line(run("plan", "--input_dir", checkpoint.parent, "--model_size", "34B"))
+    assert "34B" in line
+    assert "but CodeLlama-7b;" in line
+    assert run("plan", "--input_dir", checkpoint.parent, "--model_size", "7B").exit_code == 0
+
+
+def test_a_folder_given_without_its_option_is_told_the_option(checkpoint):
+    for words in ([checkpoint], ["CodeLlama-7b"], [checkpoint, "--model_size", "7B"]):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert f"--input_dir {words[0]}" in result.stderr
+    unknown = run("plot")
+    assert unknown.exit_code == 2
+    assert "--input_dir" not in unknown.stderr
+    assert "plot" in unknown.stderr
+
+
+def test_values_may_be_spelled_in_either_case(checkpoint):
+    result = run("plan", "--input_dir", checkpoint, "--model_size", "7b", "--dtype", "BF16")
+    assert result.exit_code == 0, result.output
+    assert run("plan", "--input_dir", checkpoint, "--model_size", "8b").exit_code == 2
+
+
 def test_a_wrong_option_is_a_usage_error(checkpoint):
     for arguments in (
         ("--input_dir", checkpoint, "--dtype", "int8"),
         ("--input_dir", checkpoint, "--max_shard_size", "5XB"),
         ("--input_dir", checkpoint / "nowhere"),
+        ("--input_dir", checkpoint / "params.json"),
+        ("--input_dir", checkpoint, "--output_dir", checkpoint / "params.json"),
         ("--output_dir", "x"),
     ):
         assert run(*arguments).exit_code == 2, arguments
@@ -274,12 +333,6 @@ def test_every_command_has_help_and_an_example():
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 
 
-def test_the_bar_is_for_terminals_only(checkpoint):
-    result = run("--input_dir", checkpoint)
-    assert "%" not in result.stderr
-    assert "converting" not in result.stderr
-
-
 def test_values_that_are_odd_are_a_note_with_their_number_and_the_first_name(tmp_path):
     state = {name: torch.ones_like(t) for name, t in random_model(MHA, torch.bfloat16, 5).items()}
     state["norm.weight"][:2] = torch.tensor([float("inf"), float("nan")])
@@ -298,6 +351,36 @@ def test_values_that_are_odd_are_a_note_with_their_number_and_the_first_name(tmp
     plain = run("--input_dir", tmp_path / "in", "--output_dir", tmp_path / "plain", "--quiet")
     assert [line for line in plain.stderr.splitlines() if "value" in line] == odd[1:]
     assert run("verify", "--output_dir", tmp_path / "in-hf").exit_code == 0
+
+
+def test_verify_holds_the_dtype_against_the_one_asked_for(checkpoint):
+    assert run("--input_dir", checkpoint, "--dtype", "float16").exit_code == 0
+    both = ("--input_dir", checkpoint, "--output_dir", checkpoint.with_name("CodeLlama-7b-hf"))
+    assert run("verify", *both).exit_code == 0
+    assert run("verify", *both, "--dtype", "fp16").exit_code == 0
+    other = run("verify", *both, "--dtype", "float32")
+    assert other.exit_code == 1
+    assert "the tensors are float16, not float32 as asked for" in other.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL as POSIX has it")
+def test_a_resumed_run_says_what_it_kept_and_counts_the_rest_only(checkpoint):
+    arguments = ["convert", "--input_dir", str(checkpoint), "--max_shard_size", "60KB", "--json"]
+    killed = subprocess.run(
+        [sys.executable, "-m", "codellama_convert", *arguments], check=False, cwd=REPOSITORY,
+        timeout=120, capture_output=True, env={**os.environ, KILL_AT: "20"},
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    resumed = json.loads(run(*arguments).stdout)
+    assert 0 < resumed["kept_bytes"] < resumed["tensor_bytes"]
+    new = resumed["tensor_bytes"] - resumed["kept_bytes"]
+    # Both are rounded: to a millisecond, and to a byte.
+    assert new / (resumed["seconds"] + 1e-3) <= resumed["bytes_per_second"] + 1
+    assert new / (resumed["seconds"] - 1e-3) >= resumed["bytes_per_second"] - 1
+    assert f"{resumed['kept_bytes'] / 1000:.1f} kB of it kept" in summary_line(resumed)
+    anew = json.loads(run(*arguments, "--overwrite").stdout)
+    assert anew["kept_bytes"] == 0
+    assert "kept" not in summary_line(anew)
 
 
 # --- the model card -------------------------------------------------------------------------------
@@ -362,6 +445,7 @@ def test_a_tokenizer_alone_gets_no_model_card(checkpoint):
         ("codellama-convert --input_dir x --dt", 3, {"--dtype"}),
         ("codellama-convert plan --max_r", 2, {"--max_ram"}),
         ("codellama-convert --dtype fl", 2, {"float16", "float32", "float"}),
+        ("codellama-convert plan --model_size 7", 3, {"7B", "70B", "7Bf", "70Bf"}),
     ],
 )
 def test_a_shell_can_complete_commands_options_and_values(words, number, offered):
@@ -372,3 +456,128 @@ def test_a_shell_can_complete_commands_options_and_values(words, number, offered
              "COMP_CWORD": str(number)},
     )  # fmt: skip
     assert {line.split(",")[1] for line in done.stdout.split()} == offered, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_of_the_readme_gets_its_script(shell):
+    done = subprocess.run(
+        [sys.executable, "-m", "codellama_convert"], check=False, capture_output=True, text=True,
+        cwd=REPOSITORY, timeout=60,
+        env={**os.environ, "_CODELLAMA_CONVERT_COMPLETE": f"{shell}_source"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"_CODELLAMA_CONVERT_COMPLETE={shell}_complete" in done.stdout
+
+
+def program(*arguments: object, **streams: int) -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own, its streams as given; stderr is read otherwise."""
+    return subprocess.run(
+        [sys.executable, "-m", "codellama_convert", *map(str, arguments)], check=False, text=True,
+        cwd=REPOSITORY, timeout=120, **{"stderr": subprocess.PIPE, **streams},
+    )  # fmt: skip
+
+
+def on_a_terminal(*arguments: object) -> tuple[int, str]:
+    """Run the program on a terminal of 80 columns; give its status and all that it printed."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    terminal, its_end = pty.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "codellama_convert", *map(str, arguments)],
+        cwd=REPOSITORY, stdin=its_end, stdout=its_end, stderr=its_end,
+    )  # fmt: skip
+    os.close(its_end)
+    printed = b""
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:  # EIO: nobody has the other end open any more
+            break
+        if not piece:
+            break
+        printed += piece
+    os.close(terminal)
+    return process.wait(), printed.decode()
+
+
+needs_terminal = pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals as POSIX has them")
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@needs_terminal
+def test_a_terminal_shows_a_bar_that_is_gone_in_the_end(checkpoint):
+    output = checkpoint.with_name("out")
+    status, printed = on_a_terminal("--input_dir", checkpoint, "--output_dir", output, "--verify")
+    assert status == 0, printed
+    for what in ("converting", "verifying"):
+        assert re.search(rf"\r{what}: +\d+%\|", printed)
+    before, _, last = printed.rpartition("\r\n")[0].rpartition("\r")
+    assert last.startswith(f"wrote {output}: ")
+    assert not before.rpartition("\r")[2].strip(), "the bar is wiped off"
+    assert "\x1b[3" not in printed, "no colours"
+    piped = program("--input_dir", checkpoint, "--output_dir", checkpoint.with_name("piped"),
+                    "--verify", stdout=subprocess.PIPE)  # fmt: skip
+    assert piped.returncode == 0
+    for said in (piped.stdout, piped.stderr):
+        assert "%" not in said
+        assert "\r" not in said
+
+
+@needs_terminal
+def test_help_and_plan_fit_a_terminal_of_80_columns(checkpoint):
+    for arguments in (["--help"], ["verify", "--help"], ["plan", "--input_dir", checkpoint]):
+        status, printed = on_a_terminal(*arguments)
+        assert status == 0, printed
+        notes = ("note: ", "checkpoint ")
+        lines = [line for line in printed.splitlines() if not line.startswith(notes)]
+        assert len(lines) > 10
+        assert not [line for line in lines if len(line) > 80]
+    assert "\x1b[" not in printed
+
+
+@needs_full
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["plan", "{i}"], ["plan", "{i}", "--json"], ["convert", "{i}"]],
+)
+def test_what_cannot_be_printed_is_one_line(checkpoint, words):
+    arguments = [word.format(i=f"--input_dir={checkpoint}") for word in words]
+    with Path("/dev/full").open("wb") as full:
+        told = program(*arguments, stdout=full.fileno())
+    assert told.returncode == 1
+    errors = [line for line in told.stderr.splitlines() if not line.startswith("note: ")]
+    assert errors == ["Error: cannot print: No space left on device"]
+    if "convert" in words:
+        arguments.append("--overwrite")  # it was written; only the summary was lost
+    assert program(*arguments, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None or os.name == "nt", reason="needs bash")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_conversion_does_without_its_streams(checkpoint, closed):
+    output = checkpoint.with_name("out")
+    command = (
+        f'"$0" -m codellama_convert --input_dir "$1" --output_dir "$2" --dtype float32 {closed}'
+    )
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, str(checkpoint), str(output)],
+        check=False, cwd=REPOSITORY, timeout=120, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert run("verify", "--input_dir", checkpoint, "--output_dir", output).exit_code == 0
+
+
+@pytest.mark.parametrize(("call", "number"), [("occupy()", 3), ("0", 0)])
+def test_closed_streams_do_not_get_into_the_files(call, number):
+    """What is opened first gets the number of a closed stream, and then all that is printed."""
+    code = (
+        "import os\nfrom codellama_convert.__main__ import _occupy_standard_streams as occupy\n"
+        "for number in (0, 1, 2):\n    os.close(number)\n"
+        f"{call}\nos._exit(10 + os.open(os.devnull, os.O_RDONLY))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=REPOSITORY, timeout=60)
+    assert done.returncode == 10 + number

@@ -59,6 +59,7 @@ ROOMS: dict[str, int] = {
     "verify_record": 9,
     "__init__": 10,  # the public names of the library
     "reports": 10,
+    "progress_bar": 10,
     "cli_options": 10,
     "cli": 11,
     "__main__": 12,

@@ -199,6 +199,22 @@ def test_a_plan_says_what_the_model_needs_to_run(tmp_path, name, shape, ranks, l
     assert shown[start : start + 2] == lines
 
 
+def test_a_plan_says_what_memory_and_disk_are_short_of(tmp_path):
+    write_sparse_checkpoint(tmp_path / "CodeLlama-7b", CODE_LLAMA_7B, 1, tokenizer=False)
+    lines = {}
+    for dtype in (None, FLOAT32):
+        job = plan_conversion(tmp_path / "CodeLlama-7b", Options(skip_tokenizer=True, dtype=dtype))
+        enough = list(plan_lines(describe_job(job, free=job.disk_bytes)))
+        lines[dtype] = list(plan_lines(describe_job(job, free=job.disk_bytes - 1_500_000_000)))
+        changed = [pair for pair in zip(enough, lines[dtype], strict=True) if pair[0] != pair[1]]
+        assert len(changed) == 1
+        assert "too little" not in changed[0][0]
+        assert changed[0][1].endswith("GB free: 1.5 GB too little")
+    assert "            beside some 55 MB of Python and numpy" in lines[None]
+    cast = "            beside some 55 MB of Python and numpy, and 260 MB of torch for the cast"
+    assert cast in lines[FLOAT32]
+
+
 def run_measured(*arguments: str) -> tuple[str, int]:
     """Run the command line in a process of its own; give its stdout and its peak RSS in bytes.
 
