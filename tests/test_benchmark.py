@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 import shutil
@@ -25,7 +24,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures throug
 
 # Each kind once; what else there is differs by an option, and the table of a refusal names it.
 MEASURED = ("floor", "cp", "auto", "floor-read", "verify", "floor-float32", "float32")
-HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
 
 def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -48,10 +46,10 @@ def sparse(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
-    pictures = ("--pictures", folder / "pictures") if HAS_MATPLOTLIB else ()
     done = script(
         "benchmark.py", "--size=tiny", "--rounds=1", "--work-dir", folder / "work", "--keep",
-        "--only", ",".join(MEASURED), "--json", folder / "results.json", *pictures,
+        "--only", ",".join(MEASURED), "--json", folder / "results.json",
+        "--pictures", folder / "pictures",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -184,7 +182,6 @@ def test_a_kept_checkpoint_is_used_again_and_removed_without_keep(measured, tmp_
     assert list((tmp_path / "work").iterdir()) == []
 
 
-@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="needs matplotlib")
 def test_the_pictures_are_small_and_drawn_again_the_same(measured, tmp_path):
     folder, table = measured
     again = script(
