@@ -15,7 +15,10 @@ prepare .venv-transformers4 tests/constraints-transformers4.txt test
 
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # The suite waits for the disk thousands of times (fsync); in memory that costs nothing.
-free_kib=$(df --output=avail /dev/shm 2>/dev/null | tail -n 1 || echo 0)
+free_kib=0
+if [[ $OSTYPE == linux* ]]; then
+  free_kib=$(df --output=avail /dev/shm 2>/dev/null | tail -n 1 || echo 0)
+fi
 if ((free_kib > 10 * 1024 * 1024)) && [[ -w /dev/shm ]]; then
   memory=$(mktemp -d /dev/shm/codellama-convert.XXXXXX)
   trap 'rm -rf "$memory"' EXIT

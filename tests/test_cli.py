@@ -233,8 +233,9 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(checkpoint, tmp_path):
     (tmp_path / "file").write_text("in the way")
     line = one_line(run("--input_dir", checkpoint, "--output_dir", tmp_path / "file" / "out"))
     assert str(tmp_path / "file" / "out") in line
-    line = one_line(run("--input_dir", checkpoint, "--output_dir", "/proc/nowhere/out"))
-    assert "/proc/nowhere/out" in line
+    if sys.platform == "linux":
+        line = one_line(run("--input_dir", checkpoint, "--output_dir", "/proc/nowhere/out"))
+        assert "/proc/nowhere/out" in line
 
 
 def test_a_folder_that_is_no_checkpoint_of_metas_is_told_what_it_is(checkpoint, tmp_path):

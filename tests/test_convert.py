@@ -502,6 +502,7 @@ def test_the_checkpoints_own_folder_is_refused_as_output(tmp_path):
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="modes as POSIX has them")
 def test_files_get_the_users_umask(tmp_path):
     save_checkpoint(tmp_path / "in", MHA, random_model(MHA, torch.bfloat16, 1))
     code = (

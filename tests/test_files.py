@@ -312,6 +312,7 @@ def test_without_positional_io_direct_is_refused_and_auto_goes_on(
         assert not file.direct
 
 
+@pytest.mark.skipif(os.name == "nt", reason="modes as POSIX has them")
 def test_a_new_file_has_the_users_umask_and_replaces_nothing(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

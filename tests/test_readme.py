@@ -165,6 +165,7 @@ def test_a_plan_prints_what_the_page_shows(true_size, block):
         assert masked(run(command, true_size)) == masked(shown)
 
 
+@needs_commands
 def test_true_size_commands_of_the_page_can_be_planned(true_size):
     """What ran on tiny models would run on those that it is written for."""
     found = re.findall(r"codellama-convert (--input_dir CodeLlama-70b.*)", TEXT)

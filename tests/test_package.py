@@ -1,0 +1,103 @@
+"""The package as it is shipped: its metadata, its content, and what CI is told to do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import codellama_convert
+from tests import package
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+needs_git = pytest.mark.skipif(
+    shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs git and its clone"
+)
+
+
+def test_the_version_is_the_same_everywhere():
+    version = codellama_convert.__version__
+    assert f'\nversion = "{version}"\n' in PYPROJECT
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_citation_names_the_paper_and_all_its_authors():
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    (paper,) = citation["references"]
+    assert paper["title"] == "Code Llama: Open Foundation Models for Code"
+    assert len(paper["authors"]) == 25
+    assert paper["authors"][0] == {"given-names": "Baptiste", "family-names": "Rozière"}
+    assert paper["authors"][-1] == {"given-names": "Gabriel", "family-names": "Synnaeve"}
+
+
+@needs_git
+def test_the_sdist_holds_what_the_repository_holds():
+    """What it is told to include; .ci/package looks at a built one."""
+    table = PYPROJECT[PYPROJECT.index("[tool.hatch.build.targets.sdist]") :]
+    included = set(re.findall(r'"/([^"]+)"', table[: table.index("\n]")]))
+    tracked = {name.partition("/")[0] for name in package.tracked()}
+    assert tracked - included == {".gitignore", "pyproject.toml"}, "hatchling adds these two"
+    assert included <= tracked
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("added", "left_out", "complaint"),
+    [
+        ((), (), None),
+        ((), ("py.typed",), "codellama_convert/py.typed is missing"),
+        (("tests/test_cli.py",), (), "tests/test_cli.py does not belong in it"),
+        (("examples/infill.py",), (), "examples/infill.py does not belong in it"),
+    ],
+)
+def test_a_wheel_holds_the_package_and_nothing_else(tmp_path, added, left_out, complaint):
+    path = tmp_path / "codellama_convert-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("codellama_convert-0.1.0.dist-info/METADATA", "")
+        for name in {*(n for n in package.tracked() if n.startswith("codellama_convert/")), *added}:
+            if Path(name).name not in left_out:
+                wheel.writestr(name, "")
+    expected = [] if complaint is None else [f"{path.name}: {complaint}"]
+    assert package.complaints(path) == expected
+
+
+def test_a_user_installs_every_dependency_but_torch():
+    names = [re.split("=", line)[0] for line in package.dependencies()]
+    assert names == ["click", "numpy", "safetensors", "sentencepiece", "tqdm"]
+
+
+def test_ci_runs_the_scripts_of_a_maintainer_on_all_that_the_metadata_promise():
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    jobs = workflow["jobs"]
+    matrix = jobs["check"]["strategy"]["matrix"]
+    assert {system.partition("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    promised = re.findall(r"Programming Language :: Python :: (3\.\d+)", PYPROJECT)
+    assert matrix["python"] == promised
+    assert f'requires-python = ">={promised[0]}"' in PYPROJECT
+    commands = {step.get("run") for job in jobs.values() for step in job["steps"]}
+    assert {"bash .ci/run", "bash .ci/package", "bash examples/quickstart.sh"} <= commands
+    for command in commands - {None}:
+        for script in re.findall(r"bash (\S+)", command):
+            assert (ROOT / script).exists(), script
+    # Both versions of transformers: tests/run.sh, which .ci/run runs, makes an environment of each.
+    for number, version in ((4, "4.57."), (5, "5.")):
+        pins = (ROOT / f"tests/constraints-transformers{number}.txt").read_text(encoding="utf-8")
+        assert f"\ntransformers=={version}" in pins
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    "script", sorted(p for p in (*(ROOT / ".ci").iterdir(), *ROOT.glob("*/*.sh")) if p.is_file())
+)
+def test_every_script_is_bash_without_a_slip(script):
+    subprocess.run(["bash", "-n", str(script)], check=True, timeout=60)
