@@ -137,6 +137,28 @@ def test_the_tokenizer_has_llamas_settings(tokenizer):
     assert (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()) == (1, 2, -1)
 
 
+def test_tokenizer_model_holds_llamas_settings_and_kinds_of_pieces():
+    """Read through sentencepiece's own classes, field by field; FACTS.md 5.1 and 5.2."""
+    from tests.vocabularies import parsed
+
+    model = parsed((TINY / "tokenizer.model").read_bytes())
+    kinds = [piece.type for piece in model.pieces]
+    normal, unknown, control, byte = 1, 2, 3, 6
+    assert kinds[:259] == [unknown, control, control, *256 * [byte]]
+    assert kinds[259:] == (640 - 259) * [normal]
+    assert not any(piece.HasField("type") for piece in model.pieces[-16:])
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    assert trainer.model_type == 2  # BPE
+    assert trainer.vocab_size == 624  # as it was before pieces were appended: Code Llama's trap
+    assert trainer.byte_fallback
+    assert trainer.split_digits
+    assert trainer.allow_whitespace_only_pieces
+    assert (trainer.pad_id, trainer.unk_surface) == (-1, " \u2047 ")
+    assert (normalizer.name, normalizer.precompiled_charsmap) == ("identity", b"")
+    assert normalizer.add_dummy_prefix
+    assert not normalizer.remove_extra_whitespaces
+
+
 def test_prompts_have_metas_two_forms(training, tokenizer):
     pre, suf, mid = (tokenizer.piece_to_id(f"▁<{name}>") for name in ("PRE", "SUF", "MID"))
     before, after = tokenizer.encode("x = "), tokenizer.encode("☺ + 1")[2:]
@@ -200,6 +222,13 @@ def test_wrong_readings_fill_nothing(training, params, ranks, tokenizer):
         assert max(found.values()) < 0
 
 
+def pieces(model):
+    """What a tokenizer does; another release of sentencepiece may write other settings beside."""
+    from tests.vocabularies import parsed
+
+    return [(piece.piece, piece.score, piece.type) for piece in parsed(model).pieces]
+
+
 def test_training_again_starts_the_same_way(training, monkeypatch):
     import sentencepiece
     import torch
@@ -207,6 +236,8 @@ def test_training_again_starts_the_same_way(training, monkeypatch):
     texts = [filling.source for filling in training.FILLINGS]
     model = training.train_tokenizer(texts)
     assert model == training.train_tokenizer(texts)
+    assert pieces(model) == pieces((TINY / "tokenizer.model").read_bytes())
+    assert pieces(model) != pieces(training.train_tokenizer(texts[1:]))
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
     small = replace(training.PARAMS, n_layers=1)
     monkeypatch.setattr(training, "FILLINGS", training.FILLINGS[:2])
