@@ -94,17 +94,21 @@ def recipe_prompt(tokenizer: Any, prefix: str, suffix: str, *, suffix_first: boo
     return [tokenizer.bos_token_id, pre, *before, suf, *after, mid]
 
 
-def recipe_fill(model: Any, tokenizer: Any, prompt: list[int]) -> str:
-    end = tokenizer.convert_tokens_to_ids("▁<EOT>")
-    stop = [tokenizer.eos_token_id, end]
-    ids = torch.tensor([prompt])
+def recipe_fill(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
+    """Fill by the recipe, all prompts in one batch."""
+    stop = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("▁<EOT>")]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[stop[0]] * (width - len(one)) + one for one in prompts])
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts])
     output = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=200,
+        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=200,
         eos_token_id=stop, pad_token_id=stop[0],
     )  # fmt: skip
-    new = output[0, len(prompt) :].tolist()
     begin = tokenizer("☺", add_special_tokens=False)["input_ids"][1:]
-    return tokenizer.decode(begin + new, skip_special_tokens=True)[1:]
+    return [
+        tokenizer.decode(begin + row[width:].tolist(), skip_special_tokens=True)[1:]
+        for row in output
+    ]
 
 
 def fill_all(model: Any, tokenizer: CodeLlamaTokenizer, fillings: Any, **order: bool) -> list[str]:
