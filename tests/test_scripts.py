@@ -87,6 +87,8 @@ def test_the_smoke_conversion_ends_with_generated_tokens(tmp_path):
     last = "transformers loaded 164,160 parameters and generated 8 tokens"
     assert done.stdout.splitlines()[-1] == last
     assert "equals the checkpoint" in done.stdout
+    # Its pieces are all there: the infilling pieces' D stands alone in the text, too.
+    assert "longer pieces" not in done.stdout
     assert (tmp_path / "a folder" / "tiny-checkpoint-hf" / "config.json").exists()
 
 
