@@ -20,7 +20,6 @@ EXAMPLES = REPOSITORY / "examples"
 BIN = Path(sys.prefix) / "bin"
 
 pytestmark = [
-    pytest.mark.transformers,
     pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash"),
     pytest.mark.skipif(
         not (BIN / "codellama-convert").exists(),
@@ -55,6 +54,7 @@ def without_figures(text: str) -> str:
     return re.sub(r"peak memory [0-9.]+ MB", "peak memory M", text)
 
 
+@pytest.mark.transformers
 def test_the_quickstart_prints_what_the_readme_shows():
     output = EXAMPLES / "tiny-codellama-hf"
     was_there = output.exists()
@@ -81,6 +81,7 @@ def test_figures_are_all_that_may_differ():
 # --- the smoke conversion -------------------------------------------------------------------------
 
 
+@pytest.mark.transformers
 def test_the_smoke_conversion_ends_with_generated_tokens(tmp_path):
     done = bash("ci_smoke.sh", tmp_path / "a folder")
     assert done.returncode == 0, done.stdout
