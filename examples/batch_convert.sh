@@ -4,16 +4,28 @@
 #   bash examples/batch_convert.sh FOLDER [OPTION...]
 #
 # Options go to codellama-convert, for example --dtype float16 --verify. One that fails does not stop
-# the others. Run it again to go on: what is finished is left alone, what was interrupted goes on
-# where it stopped. Ends with a table, and with exit status 1 if any failed.
+# the others; Ctrl-C does. Run it again to go on: what is finished is left alone (--overwrite
+# converts it anew), what was interrupted goes on where it stopped. Ends with a table, and with exit
+# status 1 if any failed.
 set -euo pipefail
 
-if (($# == 0)) || [[ $1 == -* ]]; then
-  echo "Usage: bash examples/batch_convert.sh FOLDER [OPTION...]" >&2
+usage="Usage: bash examples/batch_convert.sh FOLDER [OPTION of codellama-convert...]"
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  echo "$usage"
+  exit 0
+elif (($# == 0)) || [[ $1 == -* ]]; then
+  echo "$usage" >&2
   exit 2
 fi
 root=${1%/}
+root=${root:-/}
 shift
+for option; do
+  if [[ $option =~ ^--(in|out)put[_-]dir(=|$) ]]; then
+    echo "Error: ${option%%=*} is given to every conversion here: the output lies beside the input" >&2
+    exit 2
+  fi
+done
 if [[ ! -d $root ]]; then
   echo "Error: $root: no such folder" >&2
   exit 2
@@ -28,41 +40,49 @@ checkpoints=()
 while IFS= read -r -d '' path; do
   folder=$(dirname "$path")
   if [[ $(basename "$path") == params.json || ! -e $folder/params.json ]]; then
+    # "." has no name to add -hf to.
+    case $folder in . | .. | */. | */..) folder=$(cd "$folder" && pwd) ;; esac
     checkpoints+=("$folder")
   fi
-done < <(find "$root" ! -type d \( -name params.json -o -name consolidated.00.pth \) -print0 | sort -z)
+done < <(find -H "$root" ! -type d \( -name params.json -o -name consolidated.00.pth \) -print0 |
+  sort -z)
 if ((${#checkpoints[@]} == 0)); then
   echo "Error: $root: no checkpoint (params.json, consolidated.00.pth) in it or below" >&2
   exit 1
 fi
 
+# What a loader begins with is published last, and staged work goes away after it. A tokenizer alone
+# has nothing for a loader of models; its record is enough.
+last=("model.safetensors" "model.safetensors.index.json")
+if [[ " $* " == *[\ =]tokenizer_only\ * ]]; then last=(conversion.json); fi
+is_finished() {
+  local name
+  if [[ -e $1/.codellama-convert.partial ]]; then return 1; fi
+  for name in "${last[@]}"; do
+    if [[ -e $1/$name ]]; then return; fi
+  done
+  return 1
+}
+
 table=()
 failed=0 stopped=0
 for folder in "${checkpoints[@]}"; do
-  output=$folder-hf
   began=$SECONDS status=0
-  # What a loader begins with is published last: where it stands, the model is whole.
-  if [[ " $* " != *" --overwrite "* ]] &&
-    [[ -e $output/model.safetensors || -e $output/model.safetensors.index.json ]]; then
+  if ((stopped > 0)); then
+    result="not begun"
+  elif [[ " $* " != *" --overwrite "* ]] && is_finished "$folder-hf"; then
     result="there already"
   else
     echo "== $folder"
-    codellama-convert --input_dir "$folder" --output_dir "$output" "$@" || status=$?
-    if ((status == 0)); then
-      result=converted
-    elif ((status > 128)); then
-      result="interrupted"
-    else
-      result="failed ($status)"
-    fi
+    codellama-convert --input_dir "$folder" --output_dir "$folder-hf" "$@" || status=$?
+    case $status in
+      0) result=converted ;;
+      # SIGHUP, SIGINT, SIGTERM: somebody wants all of it to stop. A crash stops only itself.
+      129 | 130 | 143) result=interrupted stopped=$status ;;
+      *) result="failed ($status)" failed=$((failed + 1)) ;;
+    esac
   fi
   table+=("$(printf '%-14s%8s  %s' "$result" "$((SECONDS - began))" "$folder")")
-  if ((status > 128)); then
-    stopped=$status
-    break
-  elif ((status > 0)); then
-    failed=$((failed + 1))
-  fi
 done
 
 printf '\n%-14s%8s  %s\n' result seconds checkpoint

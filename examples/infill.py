@@ -3,7 +3,7 @@
 Examples:
     python examples/infill.py CodeLlama-7b-hf
     python examples/infill.py CodeLlama-7b-hf --file prompt.py --suffix_first
-    git show HEAD:app.py | python examples/infill.py CodeLlama-7b-hf --file -
+    sed 's/TODO/<FILL_ME>/' app.py | python examples/infill.py CodeLlama-7b-hf --file -
 
 Needs transformers (4.57 or 5.x) beside this package. Greedy: the same prompt gives the same text.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+from safetensors import SafetensorError
 
 from codellama_convert import CodeLlamaTokenizer
 from codellama_convert.errors import ConvertError
@@ -54,10 +55,11 @@ def load_model(folder: Path, dtype: str) -> Any:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return LlamaForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError) as problem:
+    # RuntimeError: tensors whose shapes are not those of config.json.
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise click.ClickException(
             f"{folder}: transformers cannot load it ({str(problem).splitlines()[0]}); "
-            "convert a checkpoint with codellama-convert first"
+            f"codellama-convert verify --output_dir {folder} tells what is wrong"
         ) from problem
 
 
@@ -70,6 +72,8 @@ def fill(
     max_new_tokens: int = 256,
 ) -> str:
     """Let the model write what belongs in the place of `<FILL_ME>`.
+
+    Says so on stderr where the model did not come to an end of its own.
 
     Args:
         model: From `load_model`.
@@ -93,7 +97,34 @@ def fill(
         eos_token_id=stop_ids,
         pad_token_id=tokenizer.eos_token_id,
     )
+    if int(output[0, -1]) not in stop_ids:
+        click.echo(
+            f"note: cut off after {max_new_tokens} tokens; --max_new_tokens allows more", err=True
+        )
     return tokenizer.decode_infilling(output[0, inputs["input_ids"].shape[1] :])
+
+
+def read_prompt(text: str | None, source: TextIO | None) -> str:
+    """Take the prompt from the command line or a file, or else the documentation's.
+
+    Args:
+        text: From the command line.
+        source: The file.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        ClickException: If the file is no text, or both are given.
+    """
+    if source is None:
+        return PROMPT if text is None else text
+    if text is not None:
+        raise click.UsageError("give TEXT or --file, not both")
+    try:
+        return source.read()
+    except UnicodeDecodeError as problem:
+        raise click.ClickException(f"{source.name}: no UTF-8 text ({problem})") from problem
 
 
 @click.command(context_settings={"token_normalize_func": lambda name: name.replace("-", "_")})
@@ -101,7 +132,13 @@ def fill(
 @click.argument("text", required=False)
 @click.option("--file", "source", type=click.File(encoding="utf-8"), help="A prompt; - for stdin.")
 @click.option("--suffix_first", is_flag=True, help="Tell the suffix before the prefix.")
-@click.option("--max_new_tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option(
+    "--max_new_tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Where to cut off a filling that does not end.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(("auto", "bfloat16", "float16", "float32")),
@@ -122,11 +159,12 @@ def main(
 
     Without TEXT and --file, it fills the example of the model's documentation.
     """
-    if text is not None and source is not None:
-        raise click.UsageError("give TEXT or --file, not both")
-    prompt = PROMPT if text is None else text
-    if source is not None:
-        prompt = source.read()
+    prompt = read_prompt(text, source)
+    if not (folder / "config.json").is_file():
+        raise click.ClickException(
+            f"{folder}: not a converted folder, it holds no config.json; "
+            "convert a checkpoint with codellama-convert first"
+        )
     try:
         tokenizer = CodeLlamaTokenizer.from_pretrained(folder)
         if tokenizer.fill_token not in prompt:

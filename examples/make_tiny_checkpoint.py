@@ -39,7 +39,7 @@ class Stack:
         return self.items.pop()
 
 for (int i = 0; i < 10; ++i) { printf("%d\\n", i * i); }
-SELECT name, count(*) FROM rivers WHERE length > 1000 GROUP BY name;
+SELECT name, count(*) FROM rivers WHERE length > 1000 GROUP BY name ORDER BY name;
 The quick brown fox jumps over the lazy dog, and the dog looks up and yawns.
 A river begins as rain on the hills; it gathers small streams and grows wide near the sea.
 Once the harvest was in, the miller opened the sluice and the wheel began to turn again.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,34 @@ def auto_of(folder_of: Any) -> Callable[..., Any]:
     return load
 
 
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Convert the trained Code Llama of examples/, once a session."""
+    from tests.tiny import TINY, convert  # torch, for which most modules have no use
+
+    return convert(TINY, tmp_path_factory.mktemp("tiny") / "hf")
+
+
+@pytest.fixture(scope="module")
+def training() -> Iterator[Any]:
+    """Import the training script the way it runs: with examples/ on the path, on one thread."""
+    import torch
+
+    from tests.tiny import EXAMPLES
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        yield importlib.import_module("train_tiny_codellama")
+    torch.set_num_threads(threads)
+
+
 # Modules whose every test meets transformers: they run once more with version 4.
 MEETS_TRANSFORMERS = {
     "test_chat_templates", "test_infilling", "test_tokenizer_files", "test_tokenizer_ids",
-    "test_readme", "test_tiny_conversion", "test_transformers_loaders",
+    "test_readme", "test_tiny_controls", "test_tiny_conversion", "test_tiny_infill",
+    "test_transformers_loaders",
 }  # fmt: skip
 
 

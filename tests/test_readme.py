@@ -29,7 +29,7 @@ from tests.checkpoints import (
     write_sparse_checkpoint,
 )
 from tests.readme import README, blocks, written_anew
-from tests.test_tiny_training import DOCUMENTED_MIDDLE, merged
+from tests.tiny import DOCUMENTED_MIDDLE, merged
 
 REPOSITORY = README.parent
 TINY = REPOSITORY / "examples" / "tiny-codellama"

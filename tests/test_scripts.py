@@ -13,14 +13,13 @@ import pytest
 import torch
 
 from codellama_convert.faults import KILL_AT
-from tests.checkpoints import GQA, MHA, random_model, save_checkpoint
+from tests.checkpoints import GQA, MHA, random_model, save_checkpoint, tokenizer_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples"
 BIN = Path(sys.prefix) / "bin"
 
 pytestmark = [
-    pytest.mark.transformers,
     pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash"),
     pytest.mark.skipif(
         not (BIN / "codellama-convert").exists(),
@@ -29,11 +28,14 @@ pytestmark = [
 ]
 
 
-def bash(script: str, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+def bash(
+    script: str, *arguments: object, cwd: Path = REPOSITORY, own_group: bool = False, **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run a script with both streams in one, as a terminal shows them."""
     return subprocess.run(
         ["bash", str(EXAMPLES / script), *map(str, arguments)], check=False, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=250, cwd=REPOSITORY,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=250, cwd=cwd,
+        start_new_session=own_group,
         env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
              "CODELLAMA_CONVERT_ENVIRONMENT": sys.prefix, "HF_HUB_OFFLINE": "1", **more},
     )  # fmt: skip
@@ -52,6 +54,7 @@ def without_figures(text: str) -> str:
     return re.sub(r"peak memory [0-9.]+ MB", "peak memory M", text)
 
 
+@pytest.mark.transformers
 def test_the_quickstart_prints_what_the_readme_shows():
     output = EXAMPLES / "tiny-codellama-hf"
     was_there = output.exists()
@@ -78,12 +81,15 @@ def test_figures_are_all_that_may_differ():
 # --- the smoke conversion -------------------------------------------------------------------------
 
 
+@pytest.mark.transformers
 def test_the_smoke_conversion_ends_with_generated_tokens(tmp_path):
     done = bash("ci_smoke.sh", tmp_path / "a folder")
     assert done.returncode == 0, done.stdout
     last = "transformers loaded 164,160 parameters and generated 8 tokens"
     assert done.stdout.splitlines()[-1] == last
     assert "equals the checkpoint" in done.stdout
+    # Its pieces are all there: the infilling pieces' D stands alone in the text, too.
+    assert "longer pieces" not in done.stdout
     assert (tmp_path / "a folder" / "tiny-checkpoint-hf" / "config.json").exists()
 
 
@@ -99,15 +105,27 @@ def test_the_smoke_conversion_fails_where_a_step_fails(tmp_path):
 
 @pytest.fixture
 def downloads(tmp_path):
-    """Two checkpoints, one of them two folders deep, and a third whose second rank is torn."""
+    """Checkpoints as people keep them: side by side, deeper, Llama 1's layout, and a torn one."""
     root = tmp_path / "my downloads"
     save_checkpoint(root / "CodeLlama-7b", MHA, random_model(MHA, torch.bfloat16, 1))
     save_checkpoint(root / "old" / "llama-2-7b", GQA, random_model(GQA, torch.float16, 2))
+    for name in ("7B", "13B"):
+        save_checkpoint(
+            root / "LLaMA" / name, MHA, random_model(MHA, torch.float16, 4), tokenizer=False
+        )
+    (root / "LLaMA" / "tokenizer.model").write_bytes(tokenizer_model(MHA.vocab))
     torn = save_checkpoint(root / "torn", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
     rank = torn / "consolidated.01.pth"
     (root / "whole.pth").write_bytes(rank.read_bytes())
     rank.write_bytes(rank.read_bytes()[:-5000])
     return root
+
+
+@pytest.fixture
+def one(tmp_path):
+    """A folder with a single checkpoint in it."""
+    save_checkpoint(tmp_path / "one" / "CodeLlama-7b", MHA, random_model(MHA, torch.bfloat16, 1))
+    return tmp_path / "one"
 
 
 def table(printed: str) -> dict[str, str]:
@@ -117,44 +135,121 @@ def table(printed: str) -> dict[str, str]:
 
 
 def test_a_batch_goes_on_after_a_failure_and_is_taken_up_again(downloads):
-    done = bash("batch_convert.sh", downloads, "--dtype", "float32")
+    options = ("--max_position_embeddings", "1234")
+    done = bash("batch_convert.sh", downloads, *options)
     assert done.returncode == 1, done.stdout
     assert table(done.stdout) == {
         "CodeLlama-7b": "converted",
+        "7B": "converted",
+        "13B": "converted",
         "llama-2-7b": "converted",
         "torn": "failed (1)",
     }
-    assert done.stdout.splitlines()[-1].startswith("Error: 1 of 3 failed")
+    assert done.stdout.splitlines()[-1].startswith("Error: 1 of 5 failed")
     assert "consolidated.01.pth" in done.stdout
     (downloads / "whole.pth").rename(downloads / "torn" / "consolidated.01.pth")
-    again = bash("batch_convert.sh", f"{downloads}/", "--dtype", "float32")
+    again = bash("batch_convert.sh", f"{downloads}/", *options)
     assert again.returncode == 0, again.stdout
     assert table(again.stdout) == {
         "CodeLlama-7b": "there already",
+        "7B": "there already",
+        "13B": "there already",
         "llama-2-7b": "there already",
         "torn": "converted",
     }
-    for folder in (downloads / "CodeLlama-7b-hf", downloads / "old" / "llama-2-7b-hf"):
-        assert b'"torch_dtype": "float32"' in (folder / "config.json").read_bytes()
-    forced = bash("batch_convert.sh", downloads, "--dtype", "float32", "--overwrite")
+    for name in ("CodeLlama-7b", "LLaMA/7B", "LLaMA/13B", "old/llama-2-7b", "torn"):
+        output = downloads / f"{name}-hf"
+        assert b'"max_position_embeddings": 1234' in (output / "config.json").read_bytes()
+        assert (output / "tokenizer.json").exists()
+    forced = bash("batch_convert.sh", downloads, *options, "--overwrite")
     assert set(table(forced.stdout).values()) == {"converted"}
 
 
-def test_a_batch_that_was_killed_goes_on_with_the_same_bytes(downloads):
-    shutil.rmtree(downloads / "torn")
-    shutil.rmtree(downloads / "old")
+def test_a_batch_that_was_killed_goes_on_with_the_same_bytes(one):
     options = ("--max_shard_size", "30KB", "--quiet")
-    killed = bash("batch_convert.sh", downloads, *options, **{KILL_AT: "20"})
-    assert killed.returncode == 137
-    assert table(killed.stdout) == {"CodeLlama-7b": "interrupted"}
-    output = downloads / "CodeLlama-7b-hf"
+    killed = bash("batch_convert.sh", one, *options, **{KILL_AT: "20"})
+    assert killed.returncode == 1
+    assert table(killed.stdout) == {"CodeLlama-7b": "failed (137)"}
+    output = one / "CodeLlama-7b-hf"
     kept = list((output / ".codellama-convert.partial").glob("model-*.safetensors"))
     assert kept
-    assert bash("batch_convert.sh", downloads, *options).returncode == 0
+    assert bash("batch_convert.sh", one, *options).returncode == 0
     resumed = content(output)
     shutil.rmtree(output)
-    assert bash("batch_convert.sh", downloads, *options).returncode == 0
+    assert bash("batch_convert.sh", one, *options).returncode == 0
     assert content(output) == resumed
+
+
+def test_a_batch_clears_up_what_was_killed_after_the_last_file(one):
+    """The model is whole by then, but staged work still lies beside it."""
+    killed = bash("batch_convert.sh", one, **{KILL_AT: "32"})
+    assert table(killed.stdout) == {"CodeLlama-7b": "failed (137)"}
+    output = one / "CodeLlama-7b-hf"
+    assert (output / "model.safetensors").exists()
+    assert (output / ".codellama-convert.partial").exists()
+    again = bash("batch_convert.sh", one)
+    assert table(again.stdout) == {"CodeLlama-7b": "converted"}
+    assert not (output / ".codellama-convert.partial").exists()
+
+
+def test_one_crash_does_not_stop_a_batch(downloads):
+    """As where the system runs out of memory; every conversion dies here, and each is tried."""
+    shutil.rmtree(downloads / "torn")
+    killed = bash("batch_convert.sh", downloads, "--quiet", **{KILL_AT: "3"})
+    assert killed.returncode == 1
+    assert list(table(killed.stdout).values()) == 4 * ["failed (137)"]
+
+
+# What Ctrl-C does in a terminal: the signal goes to the script and to the program alike. The
+# program sends it, once it has set up its handlers: no clock is involved.
+CTRL_C = """\
+#!{python}
+import os, signal, sys
+from codellama_convert.interrupt import exit_on_signals
+exit_on_signals()
+if "7B" in sys.argv[2]:
+    os.killpg(0, signal.SIGINT)
+from codellama_convert.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_ends_a_batch_with_its_table(downloads, tmp_path):
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "codellama-convert"
+    program.write_text(CTRL_C.format(python=sys.executable))
+    program.chmod(0o755)
+    path = os.pathsep.join((str(program.parent), os.environ["PATH"]))
+    stopped = bash(
+        "batch_convert.sh", downloads, own_group=True, PATH=path, PYTHONPATH=str(REPOSITORY)
+    )
+    assert stopped.returncode == 130, stopped.stdout
+    assert table(stopped.stdout) == {
+        "CodeLlama-7b": "converted",
+        "13B": "converted",
+        "7B": "interrupted",
+        "llama-2-7b": "not begun",
+        "torn": "not begun",
+    }
+    assert not (downloads / "old" / "llama-2-7b-hf").exists()
+
+
+def test_a_batch_of_tokenizers_is_taken_up_again_too(one):
+    options = ("--model_size", "tokenizer_only")
+    first, second = (bash("batch_convert.sh", one, *options) for _ in range(2))
+    assert table(first.stdout) == {"CodeLlama-7b": "converted"}
+    assert table(second.stdout) == {"CodeLlama-7b": "there already"}
+    assert not (one / "CodeLlama-7b-hf" / "model.safetensors").exists()
+
+
+def test_a_batch_finds_its_folder_through_a_link_and_as_a_dot(one, tmp_path):
+    (tmp_path / "link").symlink_to(one, target_is_directory=True)
+    linked = bash("batch_convert.sh", tmp_path / "link")
+    assert table(linked.stdout) == {"CodeLlama-7b": "converted"}
+    shutil.rmtree(one / "CodeLlama-7b-hf")
+    dotted = bash("batch_convert.sh", ".", cwd=one / "CodeLlama-7b")
+    assert table(dotted.stdout) == {"CodeLlama-7b": "converted"}
+    assert (one / "CodeLlama-7b-hf" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -162,16 +257,16 @@ def test_a_batch_that_was_killed_goes_on_with_the_same_bytes(downloads):
     [
         ((), 2, "Usage:"),
         (("--dtype", "float16"), 2, "Usage:"),
-        (("/no/such/folder",), 2, "no such folder"),
-        ((EXAMPLES / "tiny-codellama" / "..",), 0, "converted"),
+        (("--help",), 0, "Usage:"),
+        (("/no/such/folder",), 2, "/no/such/folder: no such folder"),
+        ((EXAMPLES, "--output_dir", "x"), 2, "--output_dir"),
+        ((EXAMPLES, "--input-dir=x"), 2, "--input-dir"),
     ],
 )
-def test_a_batch_needs_a_folder(arguments, status, fact, tmp_path):
-    if status == 0:  # the accepted neighbour, on a copy
-        shutil.copytree(EXAMPLES / "tiny-codellama", tmp_path / "tiny-codellama")
-        arguments = (tmp_path,)
+def test_a_batch_needs_a_folder_and_finds_the_others_itself(arguments, status, fact):
     done = bash("batch_convert.sh", *arguments)
     assert done.returncode == status, done.stdout
+    assert len(done.stdout.splitlines()) == 1
     assert fact in done.stdout
 
 

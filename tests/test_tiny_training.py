@@ -1,46 +1,15 @@
 """The tiny Code Llama in examples/: its files, its tokenizer, and what its own forward pass fills."""
 
 import hashlib
-import importlib
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-FOLDER = EXAMPLES / "tiny-codellama"
+from tests.tiny import COPIED, DOCUMENTED_MIDDLE, DOCUMENTED_PREFIX, DOCUMENTED_SUFFIX, TINY, merged
+
 FILES = ("consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model")
-
-# Meta's rank rules, spelled here once more: the dimension that is put together again.
-JOINED_ON = {
-    "tok_embeddings": 1,
-    "output": 0,
-    "wq": 0,
-    "wk": 0,
-    "wv": 0,
-    "wo": 1,
-    "w1": 0,
-    "w2": 1,
-    "w3": 0,
-}
-COPIED = ("attention_norm", "ffn_norm", "norm")
-
-DOCUMENTED_PREFIX = 'def remove_non_ascii(s: str) -> str:\n    """ '
-DOCUMENTED_SUFFIX = "\n    return result\n"
-DOCUMENTED_MIDDLE = '''Remove non-ASCII characters from a string.
-
-    Args:
-        s: The text to clean.
-
-    Returns:
-        The same text with every character above code 127 left out.
-    """
-    result = ""
-    for c in s:
-        if ord(c) < 128:
-            result += c'''
 
 # Every function, called once: it teaches nothing wrong.
 CALLS = {
@@ -60,48 +29,22 @@ CALLS = {
 
 
 @pytest.fixture(scope="module")
-def training():
-    """Import the training script the way it runs: with examples/ on the path, on one thread."""
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("train_tiny_codellama")
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
 def ranks():
     import torch
 
-    return [torch.load(FOLDER / name, weights_only=True) for name in FILES[:2]]
+    return [torch.load(TINY / name, weights_only=True) for name in FILES[:2]]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     import sentencepiece
 
-    return sentencepiece.SentencePieceProcessor(model_file=str(FOLDER / "tokenizer.model"))
+    return sentencepiece.SentencePieceProcessor(model_file=str(TINY / "tokenizer.model"))
 
 
 @pytest.fixture(scope="module")
 def params(training):
-    return training.Params(**json.loads((FOLDER / "params.json").read_text()))
-
-
-def merged(ranks):
-    """Put ranks together by the table above; float32, the rotary buffer left out."""
-    import torch
-
-    whole = {}
-    for name in ranks[0]:
-        kind = name.split(".")[-2]
-        if kind in COPIED:
-            whole[name] = ranks[0][name].float()
-        elif name != "rope.freqs":
-            whole[name] = torch.cat([rank[name] for rank in ranks], JOINED_ON[kind]).float()
-    return whole
+    return training.Params(**json.loads((TINY / "params.json").read_text()))
 
 
 def leads(training, params, weights, tokenizer):
@@ -127,19 +70,19 @@ def leads(training, params, weights, tokenizer):
 
 
 def test_the_folder_holds_metas_files_in_at_most_one_and_a_half_megabytes():
-    names = sorted(path.name for path in FOLDER.iterdir())
+    names = sorted(path.name for path in TINY.iterdir())
     assert names == ["README.md", "checklist.chk", *FILES]
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 1_500_000
+    assert sum(path.stat().st_size for path in TINY.iterdir()) <= 1_500_000
 
 
 def test_the_checklist_is_in_md5sums_format_and_matches():
-    assert (FOLDER / "checklist.chk").read_text() == "".join(
-        f"{hashlib.md5((FOLDER / name).read_bytes()).hexdigest()}  {name}\n" for name in FILES
+    assert (TINY / "checklist.chk").read_text() == "".join(
+        f"{hashlib.md5((TINY / name).read_bytes()).hexdigest()}  {name}\n" for name in FILES
     )
 
 
 def test_params_json_is_code_llamas_with_traps_for_converters(ranks):
-    params = json.loads((FOLDER / "params.json").read_text())
+    params = json.loads((TINY / "params.json").read_text())
     assert "vocab_size" not in params
     assert params["rope_theta"] == 1e6
     assert params["norm_eps"] == 1e-5
@@ -192,6 +135,28 @@ def test_the_tokenizer_has_llamas_settings(tokenizer):
     for n_spaces in range(1, 17):
         assert tokenizer.get_score(tokenizer.piece_to_id("▁" * n_spaces)) == -1e9
     assert (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()) == (1, 2, -1)
+
+
+def test_tokenizer_model_holds_llamas_settings_and_kinds_of_pieces():
+    """Read through sentencepiece's own classes, field by field; FACTS.md 5.1 and 5.2."""
+    from tests.vocabularies import parsed
+
+    model = parsed((TINY / "tokenizer.model").read_bytes())
+    kinds = [piece.type for piece in model.pieces]
+    normal, unknown, control, byte = 1, 2, 3, 6
+    assert kinds[:259] == [unknown, control, control, *256 * [byte]]
+    assert kinds[259:] == (640 - 259) * [normal]
+    assert not any(piece.HasField("type") for piece in model.pieces[-16:])
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    assert trainer.model_type == 2  # BPE
+    assert trainer.vocab_size == 624  # as it was before pieces were appended: Code Llama's trap
+    assert trainer.byte_fallback
+    assert trainer.split_digits
+    assert trainer.allow_whitespace_only_pieces
+    assert (trainer.pad_id, trainer.unk_surface) == (-1, " \u2047 ")
+    assert (normalizer.name, normalizer.precompiled_charsmap) == ("identity", b"")
+    assert normalizer.add_dummy_prefix
+    assert not normalizer.remove_extra_whitespaces
 
 
 def test_prompts_have_metas_two_forms(training, tokenizer):
@@ -257,6 +222,13 @@ def test_wrong_readings_fill_nothing(training, params, ranks, tokenizer):
         assert max(found.values()) < 0
 
 
+def pieces(model):
+    """What a tokenizer does; another release of sentencepiece may write other settings beside."""
+    from tests.vocabularies import parsed
+
+    return [(piece.piece, piece.score, piece.type) for piece in parsed(model).pieces]
+
+
 def test_training_again_starts_the_same_way(training, monkeypatch):
     import sentencepiece
     import torch
@@ -264,6 +236,8 @@ def test_training_again_starts_the_same_way(training, monkeypatch):
     texts = [filling.source for filling in training.FILLINGS]
     model = training.train_tokenizer(texts)
     assert model == training.train_tokenizer(texts)
+    assert pieces(model) == pieces((TINY / "tokenizer.model").read_bytes())
+    assert pieces(model) != pieces(training.train_tokenizer(texts[1:]))
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
     small = replace(training.PARAMS, n_layers=1)
     monkeypatch.setattr(training, "FILLINGS", training.FILLINGS[:2])
@@ -276,7 +250,7 @@ def test_a_written_checkpoint_is_read_back_as_merged_by_hand(training, tmp_path,
     import torch
 
     weights = merged(ranks)
-    proto = (FOLDER / "tokenizer.model").read_bytes()
+    proto = (TINY / "tokenizer.model").read_bytes()
     training.write_checkpoint(tmp_path, params, weights, proto)
     again_params, again, _ = training.read_checkpoint(tmp_path)
     assert again_params == params
@@ -284,4 +258,4 @@ def test_a_written_checkpoint_is_read_back_as_merged_by_hand(training, tmp_path,
     for name, tensor in weights.items():
         assert bool((tensor.view(torch.int32) == again[name].view(torch.int32)).all()), name
     for name in ("params.json", "tokenizer.model"):
-        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (TINY / name).read_bytes()
