@@ -111,7 +111,11 @@ class KeepBits:
 
 
 class Cast:
-    """Moves elements into another dtype, rounding to nearest, ties to even."""
+    """Moves elements into another dtype, rounding to nearest, ties to even.
+
+    A NaN becomes the quiet NaN of its sign: what torch's kernels leave of a NaN depends on how many
+    elements they get at once, and on the processor.
+    """
 
     keeps_bits = False
 
@@ -153,6 +157,7 @@ class Cast:
         if _has_nonfinite(target, self._target):
             if self._target.max_finite < self._source.max_finite:
                 self._refuse_overflow(before, after, name)
+            _settle_nans(source, target, self._target)
             self._tally.add(name, nonfinite=_count_nonfinite(target, self._target))
         if self._target.min_positive > self._source.min_positive:
             lost = _count_nonzero(source) - _count_nonzero(target)
@@ -192,6 +197,14 @@ def _count_nonfinite(elements: npt.NDArray[Any], dtype: Dtype) -> int:
     """Count the elements that are infinite or NaN; slower than asking whether there are any."""
     sign = 1 << (8 * dtype.itemsize - 1)
     return int(np.count_nonzero((elements & ~elements.dtype.type(sign)) >= dtype.infinity_bits))
+
+
+def _settle_nans(source: npt.NDArray[Any], target: npt.NDArray[Any], target_dtype: Dtype) -> None:
+    """Make every NaN of `target` the quiet one with the sign that it has in `source`."""
+    sign_place = 8 * target_dtype.itemsize - 1
+    nan = (target & target.dtype.type((1 << sign_place) - 1)) > target_dtype.infinity_bits
+    signs = (source[nan] >> (8 * source.itemsize - 1)).astype(target.dtype) << sign_place
+    target[nan] = signs | target_dtype.quiet_nan_bits
 
 
 def _count_nonzero(elements: npt.NDArray[Any]) -> int:

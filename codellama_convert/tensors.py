@@ -33,6 +33,12 @@ class Dtype:
     min_positive: float
     infinity_bits: int
 
+    @property
+    def quiet_nan_bits(self) -> int:
+        """The bits of the plain NaN: of infinity, and the highest of the significand."""
+        lowest_of_exponent = self.infinity_bits & -self.infinity_bits
+        return self.infinity_bits | lowest_of_exponent >> 1
+
 
 # Codes: the safetensors format's list. Largest values: IEEE 754 binary16 and binary32; bfloat16 is
 # binary32 with the lower 16 bits of the significand cut off.

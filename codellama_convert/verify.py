@@ -255,7 +255,7 @@ class _TensorComparer:
             yield first_column, rank, tile.start_row, self._as_written(rows)
 
     def _as_written(self, rows: Rows) -> Rows:
-        """Give what the output must hold: the same bits, or torch's cast of them."""
+        """Give what the output must hold: the same bits, or torch's cast of the numbers."""
         source, target = self._tensor.layout.spec.dtype, self._stored.dtype
         if source == target:
             return rows
@@ -265,7 +265,13 @@ class _TensorComparer:
         values = torch.from_numpy(rows.view(signed)).view(getattr(torch, source.name))
         cast = values.to(getattr(torch, target.name))
         back = cast.view(torch.int16 if target.itemsize == 2 else torch.int32).numpy()
-        return back.view(UNSIGNED[target.itemsize])
+        expected: Rows = back.view(UNSIGNED[target.itemsize])
+        nan = torch.isnan(values).numpy()
+        if nan.any():  # torch leaves of them what it likes; they are the quiet one of their sign
+            negative = torch.signbit(values).numpy()
+            expected[nan & ~negative] = target.quiet_nan_bits
+            expected[nan & negative] = target.quiet_nan_bits | 1 << (8 * target.itemsize - 1)
+        return expected
 
     def _describe(
         self, rank: int, first_row: int, at: tuple[int, int], piece: Rows, expected: Rows

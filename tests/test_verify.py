@@ -315,6 +315,26 @@ def test_a_damaged_source_is_found_while_verifying(converted, copy, tmp_path):
         assert verify_output(copy, plan_conversion(source, OPTIONS)).problems == (), "differs"
 
 
+@pytest.mark.parametrize("tile_bytes", [1, 100, 1 << 20])
+def test_a_cast_of_nans_is_compared_bit_for_bit_in_any_tiles(tmp_path, tile_bytes):
+    """It was said to differ where the two sides met the NaNs in tiles of another size."""
+    state = random_model(GQA, torch.float16, 5, special_values=True)
+    save_checkpoint(tmp_path / "in", GQA, state, n_ranks=2)
+    convert_checkpoint(tmp_path / "in", tmp_path / "out", options=Options(dtype=FLOAT32))
+    job = plan_conversion(tmp_path / "in", Options(tile_bytes=tile_bytes))
+    assert verify_output(tmp_path / "out", job).problems == ()
+
+    def nudge(tensors):
+        values = tensors["model.layers.0.mlp.up_proj.weight"].view(-1)
+        place = int(values.isnan().nonzero()[3])
+        values.view(torch.int32)[place] |= 1
+        assert values[place].isnan()
+
+    rewrite(tmp_path / "out" / "model.safetensors", nudge)
+    (found,) = verify_output(tmp_path / "out", job).problems
+    assert "up_proj" in found
+
+
 @pytest.mark.parametrize("dtype", [FLOAT16, FLOAT32, BFLOAT16])
 def test_a_cast_that_rounds_otherwise_is_found(tmp_path, dtype):
     state = random_model(GQA, torch.float32, 5)
