@@ -132,11 +132,12 @@ def run(
     chosen = run_options or RunOptions()
     refuse_inputs(output_dir, job.files.folder, job.files.all())
     tensor_bytes = job.plan.tensor_bytes if job.plan else 0
-    written = _Written(kept_bytes=tensor_bytes)  # where all that is left to do is to publish
     with OutputFolder(
         output_dir, job.identity(), overwrite=chosen.overwrite, restart=chosen.restart
     ) as folder:
-        if not folder.publishing:
+        if folder.publishing:  # all that is left to do
+            written = _Written(dict(folder.sealed), kept_bytes=tensor_bytes)
+        else:
             write = _WeightWriter(job, folder, progress or _ignore, stop or StopRequest())
             written = write.all_files()
             _add_small_files(job, folder, chosen, written, write.look)

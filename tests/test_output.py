@@ -20,6 +20,7 @@ from codellama_convert.errors import CastError, ConvertError, Interrupted, Outpu
 from codellama_convert.faults import KILL_AT
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Options, plan_conversion
+from codellama_convert.output import OutputFolder
 from codellama_convert.pth import read_rank
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.checkpoints import GQA, MHA, Shape, random_model, save_checkpoint
@@ -232,6 +233,27 @@ def test_odd_values_in_files_that_were_kept_are_still_reported(tmp_path):
     report = run(job, tmp_path / "out")
     assert report.nonfinite == {"model.embed_tokens.weight": 1}
     assert report.became_zero == {"model.embed_tokens.weight": 1}
+
+
+def test_odd_values_are_still_reported_where_only_publishing_was_left(tmp_path, monkeypatch):
+    """A run that was killed in its last second had said nothing of them yet."""
+    state = random_model(MHA, torch.bfloat16, 5)
+    state["norm.weight"][0] = float("inf")
+    save_checkpoint(tmp_path / "in", MHA, state)
+    job = plan_conversion(tmp_path / "in", Options())
+    monkeypatch.setattr(OutputFolder, "publish", raise_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, tmp_path / "out")
+    monkeypatch.undo()
+    assert not loads(tmp_path / "out")
+    report = run(job, tmp_path / "out")
+    assert loads(tmp_path / "out")
+    assert report.nonfinite == {"model.norm.weight": 1}
+    assert report.kept_bytes == report.tensor_bytes
+
+
+def raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_one_storage_behind_several_files_is_still_checked_after_a_resume(tmp_path):
