@@ -11,10 +11,9 @@ from pathlib import Path
 
 from codellama_convert.cast import open_mover
 from codellama_convert.crc32 import combine
-from codellama_convert.errors import Interrupted, OutputError
+from codellama_convert.errors import Interrupted
 from codellama_convert.files import IoMode, aligned_buffer
 from codellama_convert.folders import refuse_inputs
-from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.journal import SealedFile
@@ -238,18 +237,12 @@ class _WeightWriter:
         """Find the files that an earlier run left whole, and go on from what it had read."""
         kept = set()
         for file in files:
-            sealed = self._folder.sealed.get(file.name)
-            if sealed is None:
-                continue
-            self.look()
-            path = self._folder.staging / file.name
-            if _is_whole(path, file, sealed, buffer, self.look):
-                for reader, sums in zip(readers, sealed.source, strict=True):
-                    reader.restore(sums)
+            if self._folder.keeps(file.name, file.header, buffer, self.look):
+                sums = self._folder.sealed[file.name].source
+                for reader, part in zip(readers, sums, strict=True):
+                    reader.restore(part)
                 kept.add(file.name)
                 self._progress(sum(tensor.spec.n_bytes for tensor in file.tensors))
-            else:
-                self._folder.forget(file.name)
         return kept
 
     def _write_file(
@@ -290,24 +283,6 @@ def _refuse_to_go_on(stop: StopRequest, staging: Path) -> None:
             signal_number=stop.signal_number,
             hint=f"run the same command again to resume, or delete {staging}",
         )
-
-
-def _is_whole(
-    path: Path, file: FilePlan, sealed: SealedFile, buffer: memoryview, look: Look
-) -> bool:
-    """Tell whether a staged file still has the size, the header and the bytes of its journal line."""
-    if not path.is_file():
-        return False
-    crc = 0
-    with InputFile(path, io_mode="auto", error=OutputError) as staged:
-        if staged.n_bytes != sealed.n_bytes or staged.n_bytes != file.n_bytes:
-            return False
-        if staged.read_exact(0, len(file.header)) != file.header:
-            return False
-        for piece in staged.read_pieces(buffer):
-            look()
-            crc = zlib.crc32(piece, crc)
-    return crc == sealed.crc32
 
 
 def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:
