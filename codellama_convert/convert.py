@@ -20,7 +20,7 @@ from codellama_convert.journal import SealedFile
 from codellama_convert.model_card import CARD_NAME
 from codellama_convert.output import OutputFolder
 from codellama_convert.plan import FilePlan, TensorPlan
-from codellama_convert.provenance import CONVERSION_NAME, conversion_json
+from codellama_convert.provenance import CONVERSION_NAME, FileSum, conversion_json
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.tiles import Progress, TileSource, write_tensors
 
@@ -134,8 +134,14 @@ def run(
     ) as folder:
         if not folder.publishing:
             write = _WeightWriter(job, folder, progress or _ignore, stop or StopRequest())
+            # The small files first: the disk must have room for them too, and not an hour later.
+            small_sums = _add_small_files(job, folder, with_card=chosen.model_card)
             written = write.all_files()
-            _add_small_files(job, folder, chosen, written, write.look)
+            record = conversion_json(
+                job, written.sealed, small_sums, written.rank_crcs,
+                sha256_of=folder.staging if chosen.sha256 else None, look=write.look,
+            )  # fmt: skip
+            folder.add(CONVERSION_NAME, record)
             if chosen.check_staged is not None:
                 chosen.check_staged(job, folder.staging, write.look)
             write.look()  # for the last time: from here on it goes out
@@ -154,21 +160,16 @@ def run(
     )
 
 
-def _add_small_files(
-    job: Job, folder: OutputFolder, chosen: RunOptions, written: _Written, look: Look
-) -> None:
-    """Write everything beside the weights, the record of what was done last."""
-    small_files = job.small_files()
-    for name, content in small_files.items():
+def _add_small_files(job: Job, folder: OutputFolder, *, with_card: bool) -> dict[str, FileSum]:
+    """Write everything beside the weights but the record; give what the record says of it."""
+    sums = {}
+    for name, content in job.small_files().items():
         folder.add(name, content)
-    record = conversion_json(
-        job, written.sealed, small_files, written.rank_crcs,
-        sha256_of=folder.staging if chosen.sha256 else None, look=look,
-    )  # fmt: skip
-    folder.add(CONVERSION_NAME, record)
-    card = job.model_card() if chosen.model_card else None
+        sums[name] = FileSum(len(content), zlib.crc32(content))
+    card = job.model_card() if with_card else None
     if card is not None:  # for people, who may edit it: not in the record
         folder.add(CARD_NAME, card)
+    return sums
 
 
 def _by_tensor(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
