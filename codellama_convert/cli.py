@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -189,9 +191,9 @@ def verify(
     seconds = time.monotonic() - started
     if as_json:
         described = asdict(report) | {"output_dir": str(output_dir), "seconds": round(seconds, 3)}
-        click.echo(json.dumps(described | {"ok": not report.problems}, indent=2))
+        _say(json.dumps(described | {"ok": not report.problems}, indent=2))
     else:
-        click.echo("\n".join(verify_lines(report, seconds)))
+        _say("\n".join(verify_lines(report, seconds)))
     if report.problems:
         raise SystemExit(1)
 
@@ -215,7 +217,7 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
 
     job = _plan(input_dir, choices, hidden=as_json)
     description = describe_job(job, free_bytes(output_dir or default_output_dir(input_dir)))
-    click.echo(json.dumps(description, indent=2) if as_json else "\n".join(plan_lines(description)))
+    _say(json.dumps(description, indent=2) if as_json else "\n".join(plan_lines(description)))
 
 
 def _plan(input_dir: Path, choices: Mapping[str, Any], *, hidden: bool) -> Job:
@@ -262,6 +264,20 @@ def _to_options(choices: Mapping[str, Any]) -> Options:
     )
 
 
+def _say(text: str) -> None:
+    """Print a result; a disk that is full under a redirected output is one line too."""
+    try:
+        click.echo(text)
+    except OSError as problem:
+        if problem.errno == errno.EPIPE:
+            raise  # click's: whoever read it has enough
+        # What did not get out must not be tried again, and fail again, when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ConvertError(
+            f"cannot write the result: {problem.strerror}", path="standard output"
+        ) from problem
+
+
 def _print_notes(notes: Sequence[str]) -> None:
     for note in notes:
         click.echo(f"note: {note}", err=True)
@@ -291,6 +307,6 @@ def _print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -
     for note in value_notes(described):
         click.echo(f"note: {note}", err=True)
     if as_json:
-        click.echo(json.dumps(described, indent=2))
+        _say(json.dumps(described, indent=2))
     elif not quiet:
-        click.echo(summary_line(described))
+        _say(summary_line(described))

@@ -372,3 +372,26 @@ def test_a_shell_can_complete_commands_options_and_values(words, number, offered
              "COMP_CWORD": str(number)},
     )  # fmt: skip
     assert {line.split(",")[1] for line in done.stdout.split()} == offered, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("what", [("plan",), ("convert",), ("convert", "--json"), ("verify",)])
+def test_a_result_that_cannot_be_written_is_one_line(checkpoint, tmp_path, what, unbuffered):
+    """Of a finished conversion too: its summary on a full disk ended in a traceback."""
+    target = tmp_path / "out"
+    name, *more = what
+    if name == "verify":
+        assert run("--input_dir", checkpoint, "--output_dir", target).exit_code == 0
+    arguments = ["--input_dir", str(checkpoint), "--output_dir", str(target), *more]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "codellama_convert", name, *arguments], check=False, stdout=full,
+            stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    *notes, line = done.stderr.splitlines()
+    assert all(note.startswith("note: ") for note in notes)
+    assert line == "Error: standard output: cannot write the result: No space left on device"
+    assert (target / "model.safetensors").exists() == (name != "plan")
