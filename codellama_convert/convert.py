@@ -11,17 +11,16 @@ from pathlib import Path
 
 from codellama_convert.cast import open_mover
 from codellama_convert.crc32 import combine
-from codellama_convert.errors import Interrupted, OutputError
+from codellama_convert.errors import Interrupted
 from codellama_convert.files import IoMode, aligned_buffer
 from codellama_convert.folders import refuse_inputs
-from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.journal import SealedFile
 from codellama_convert.model_card import CARD_NAME
 from codellama_convert.output import OutputFolder
 from codellama_convert.plan import FilePlan, TensorPlan
-from codellama_convert.provenance import CONVERSION_NAME, conversion_json
+from codellama_convert.provenance import CONVERSION_NAME, FileSum, conversion_json
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.tiles import Progress, TileSource, write_tensors
 
@@ -139,8 +138,14 @@ def run(
             written = _Written(dict(folder.sealed), kept_bytes=tensor_bytes)
         else:
             write = _WeightWriter(job, folder, progress or _ignore, stop or StopRequest())
+            # The small files first: the disk must have room for them too, and not an hour later.
+            small_sums = _add_small_files(job, folder, with_card=chosen.model_card)
             written = write.all_files()
-            _add_small_files(job, folder, chosen, written, write.look)
+            record = conversion_json(
+                job, written.sealed, small_sums, written.rank_crcs,
+                sha256_of=folder.staging if chosen.sha256 else None, look=write.look,
+            )  # fmt: skip
+            folder.add(CONVERSION_NAME, record)
             if chosen.check_staged is not None:
                 chosen.check_staged(job, folder.staging, write.look)
             write.look()  # for the last time: from here on it goes out
@@ -160,21 +165,16 @@ def run(
     )
 
 
-def _add_small_files(
-    job: Job, folder: OutputFolder, chosen: RunOptions, written: _Written, look: Look
-) -> None:
-    """Write everything beside the weights, the record of what was done last."""
-    small_files = job.small_files()
-    for name, content in small_files.items():
+def _add_small_files(job: Job, folder: OutputFolder, *, with_card: bool) -> dict[str, FileSum]:
+    """Write everything beside the weights but the record; give what the record says of it."""
+    sums = {}
+    for name, content in job.small_files().items():
         folder.add(name, content)
-    record = conversion_json(
-        job, written.sealed, small_files, written.rank_crcs,
-        sha256_of=folder.staging if chosen.sha256 else None, look=look,
-    )  # fmt: skip
-    folder.add(CONVERSION_NAME, record)
-    card = job.model_card() if chosen.model_card else None
+        sums[name] = FileSum(len(content), zlib.crc32(content))
+    card = job.model_card() if with_card else None
     if card is not None:  # for people, who may edit it: not in the record
         folder.add(CARD_NAME, card)
+    return sums
 
 
 def _by_tensor(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -245,18 +245,12 @@ class _WeightWriter:
         """Find the files that an earlier run left whole, and go on from what it had read."""
         kept = set()
         for file in files:
-            sealed = self._folder.sealed.get(file.name)
-            if sealed is None:
-                continue
-            self.look()
-            path = self._folder.staging / file.name
-            if _is_whole(path, file, sealed, buffer, self.look):
-                for reader, sums in zip(readers, sealed.source, strict=True):
-                    reader.restore(sums)
+            if self._folder.keeps(file.name, file.header, buffer, self.look):
+                sums = self._folder.sealed[file.name].source
+                for reader, part in zip(readers, sums, strict=True):
+                    reader.restore(part)
                 kept.add(file.name)
                 self._progress(_tensor_bytes(file))
-            else:
-                self._folder.forget(file.name)
         return kept
 
     def _write_file(
@@ -301,24 +295,6 @@ def _refuse_to_go_on(stop: StopRequest, staging: Path) -> None:
 
 def _tensor_bytes(file: FilePlan) -> int:
     return sum(tensor.spec.n_bytes for tensor in file.tensors)
-
-
-def _is_whole(
-    path: Path, file: FilePlan, sealed: SealedFile, buffer: memoryview, look: Look
-) -> bool:
-    """Tell whether a staged file still has the size, the header and the bytes of its journal line."""
-    if not path.is_file():
-        return False
-    crc = 0
-    with InputFile(path, io_mode="auto", error=OutputError) as staged:
-        if staged.n_bytes != sealed.n_bytes or staged.n_bytes != file.n_bytes:
-            return False
-        if staged.read_exact(0, len(file.header)) != file.header:
-            return False
-        for piece in staged.read_pieces(buffer):
-            look()
-            crc = zlib.crc32(piece, crc)
-    return crc == sealed.crc32
 
 
 def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:

@@ -97,6 +97,23 @@ def write_at(fd: int, piece: memoryview, offset: int, lock: threading.Lock) -> i
         return os.write(fd, piece)
 
 
+def some_written(n_bytes: int | None) -> int:
+    """Refuse a write that took nothing and said nothing, which would be tried for ever.
+
+    Args:
+        n_bytes: How many bytes the system says that it took, of some.
+
+    Returns:
+        The same.
+
+    Raises:
+        OSError: If it took none.
+    """
+    if not n_bytes:
+        raise OSError(errno.EIO, "nothing was written")
+    return n_bytes
+
+
 def take_space(fd: int, n_bytes: int) -> bool:
     """Take a file's space from the disk, and give the file that size.
 

@@ -43,9 +43,11 @@ class FolderLock:
         except OSError as problem:
             # Some network mounts have no locks: unique names still keep two runs apart.
             is_held = problem.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+            if not is_held:
+                self.release()
+                raise
         if not is_held:
-            os.close(fd)
-            self._fd = None
+            self._close()
             raise OutputError(
                 "another conversion is running in this folder",
                 path=self._folder,
@@ -57,5 +59,10 @@ class FolderLock:
         if self._fd is not None:
             with suppress(OSError):
                 (self._folder / LOCK_NAME).unlink()
-            os.close(self._fd)
-            self._fd = None
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with suppress(OSError):  # it holds no bytes that could be lost
+                os.close(fd)

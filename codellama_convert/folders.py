@@ -114,3 +114,30 @@ def free_bytes(folder: Path) -> int:
         raise OutputError(
             f"cannot look up the free space: {first_line(problem)}", path=folder
         ) from problem
+
+
+def refuse_promise(folder: Path, n_bytes: int) -> None:
+    """Where space cannot be taken from the disk, compare at least with what is free now.
+
+    Args:
+        folder: Where it will be needed.
+        n_bytes: How much.
+
+    Raises:
+        OutputError: If there is less.
+    """
+    usage = shutil.disk_usage(folder)
+    if usage.total and n_bytes > usage.free:  # some network mounts say 0 of everything
+        raise OutputError(os.strerror(errno.ENOSPC), path=folder)
+
+
+def names_in(folder: Path) -> set[str]:
+    """List a folder.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    try:
+        return {entry.name for entry in folder.iterdir()}
+    except OSError as problem:
+        raise OutputError(f"cannot list: {first_line(problem)}", path=folder) from problem

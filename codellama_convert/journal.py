@@ -1,14 +1,18 @@
 """Own the journal of a staged conversion: what it is of, which files are whole, whether it goes out.
 
-One JSON value a line, each saved to the disk before the next step. A torn last line is the trace
-of a kill while it was written, and means nothing. Know nothing of how files are written.
+One JSON value a line, each with its CRC-32 and saved to the disk before the next step. A torn last
+line is the trace of a kill while it was written, and means nothing. Know nothing of how files are
+written.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -16,7 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import OutputError
-from codellama_convert.files import first_line
+from codellama_convert.files import first_line, some_written
+
+JOURNAL_NAME = "journal.jsonl"
+# What file systems without renames say, such as object stores that are mounted.
+_CANNOT_RENAME = (errno.EPERM, errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP)
 
 # What was read of the storages behind a file: by storage, each pass's joined (start, end, crc).
 SourceSums = dict[str, list[list[tuple[int, int, int]]]]
@@ -94,17 +102,38 @@ def read_journal(path: Path) -> Journal | None:
     Raises:
         OutputError: If it cannot be read.
     """
+    hint = "--restart drops it"
+    flags = os.O_RDONLY
+    for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOFOLLOW", "O_BINARY"):
+        flags |= getattr(os, name, 0)
     try:
-        lines = path.read_bytes().split(b"\n")
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            lines = file.read().split(b"\n") if is_regular else []
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise OutputError(f"cannot read: {first_line(problem)}", path=path) from problem
+        raise OutputError(f"cannot read: {first_line(problem)}", path=path, hint=hint) from problem
+    if not is_regular:
+        raise OutputError("cannot read: is not a regular file", path=path, hint=hint)
     journal: Journal | None = None
-    with suppress(ValueError, KeyError, TypeError):  # the first torn line ends it
+    with suppress(ValueError, KeyError, TypeError, RecursionError):  # the first torn line ends it
         for line in lines[:-1]:  # what follows the last newline is torn, or nothing
-            journal = _take(journal, json.loads(line))
+            journal = _take(journal, _record(line))
     return journal
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps(record, separators=(",", ":"))
+    return f'{{"crc32":"{zlib.crc32(text.encode()):08x}","record":{text}}}\n'.encode()
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """Take what a line says; one wrong digit must not get into a model's record."""
+    record: dict[str, Any] = json.loads(line)["record"]
+    if _line(record) != line + b"\n":
+        raise ValueError("the line was damaged")
+    return record
 
 
 def _take(journal: Journal | None, record: dict[str, Any]) -> Journal:
@@ -130,18 +159,23 @@ def write_journal(path: Path, journal: Journal) -> None:
     Raises:
         OutputError: If it cannot be written, or the file system cannot rename.
     """
-    records = [{"fingerprint": fingerprint(journal.identity), "identity": journal.identity}]
+    records: list[dict[str, Any]] = [
+        {"fingerprint": fingerprint(journal.identity), "identity": journal.identity}
+    ]
     records += [{"file": asdict(sealed)} for sealed in journal.sealed.values()]
+    if journal.publishing:
+        records.append({"publish": list(journal.publishing)})
     part = path.with_name(path.name + ".part")
     try:
         part.unlink(missing_ok=True)
         _append(part, *records)
         part.replace(path)
     except OSError as problem:
+        hint = "the output folder's file system must be able to rename files"
         raise OutputError(
             f"cannot write the journal: {first_line(problem)}",
             path=path,
-            hint="the output folder's file system must be able to rename files",
+            hint=hint if problem.errno in _CANNOT_RENAME else None,
         ) from problem
 
 
@@ -173,8 +207,9 @@ def _append_or_refuse(path: Path, record: dict[str, Any]) -> None:
 
 
 def _append(path: Path, *records: dict[str, Any]) -> None:
-    with path.open("ab") as file:
-        for record in records:
-            file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-        file.flush()
+    # Without a buffer: closing one after a failed write would write it once more.
+    with path.open("ab", buffering=0) as file:
+        left = memoryview(b"".join(_line(record) for record in records))
+        while left:
+            left = left[some_written(file.write(left)) :]
         os.fsync(file.fileno())

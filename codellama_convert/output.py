@@ -6,13 +6,10 @@ what the files hold.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 import secrets
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,33 +19,23 @@ from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import IoMode, first_line
 from codellama_convert.folder_lock import LOCK_NAME, FolderLock
-from codellama_convert.folders import make_folder, sync_folder
+from codellama_convert.folders import make_folder, names_in, refuse_promise, sync_folder
+from codellama_convert.interrupt import Look
 from codellama_convert.journal import (
+    JOURNAL_NAME,
     Journal,
     SealedFile,
     append_publishing,
     append_sealed,
-    differences,
-    read_journal,
     write_journal,
 )
 from codellama_convert.output_file import OutputFile
-from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
+from codellama_convert.publish import is_of_a_model, publish, rename
 from codellama_convert.sizes import format_size
+from codellama_convert.staged import clear_staging, drop_staging, find_staged_work, is_whole
 
 STAGING_NAME = ".codellama-convert.partial"
-JOURNAL_NAME = "journal.jsonl"
-# What a conversion writes beside the weights; of an older model, these are removed.
-OWN_SMALL_FILES = frozenset(
-    {
-        "config.json", "conversion.json", "generation_config.json", "special_tokens_map.json",
-        "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    }
-)  # fmt: skip
-_SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _ANOTHER_PLACE = "name another place with --output_dir"
-# A loader begins with one of these: they are removed first and appear last.
-_ENTRANCES = (INDEX_NAME, SINGLE_FILE_NAME)
 
 
 class OutputFolder:
@@ -81,6 +68,7 @@ class OutputFolder:
         self._journal = Journal(json.loads(json.dumps(identity)))
         self._overwrite, self._restart = overwrite, restart
         self._parts: dict[str, Path] = {}
+        self._added: set[str] = set()
         self._lock = FolderLock(path)
 
     @property
@@ -96,54 +84,58 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:  # noqa: PYI034 - typing.Self is not in Python 3.10
         try:
             make_folder(self.path)
-            if not self.staging.exists():
+            if not os.path.lexists(self.staging):
                 self._refuse_content(None)  # before anything in the folder is touched
             self._lock.take()
             step("locked")
             self._resume_or_begin()
         except OSError as problem:
-            self._lock.release()
+            self._leave()
             raise OutputError(
                 f"cannot create: {first_line(problem)}", path=self.path, hint=_ANOTHER_PLACE
             ) from problem
         except BaseException:
-            self._lock.release()
+            self._leave()
             raise
         return self
 
     def _resume_or_begin(self) -> None:
-        found = None if self._restart else read_journal(self._journal_path)
-        if found is not None and found.identity != self._journal.identity and not self._overwrite:
-            named = "; ".join(differences(found.identity, self._journal.identity))
-            raise OutputError(
-                f"holds staged work of another conversion: {named}",
-                path=self.path,
-                hint="give the same options to resume it, or --restart to drop it",
-            )
-        if found is None or found.identity != self._journal.identity:
+        found = find_staged_work(
+            self.staging, self._journal.identity, restart=self._restart, replace=self._overwrite
+        )
+        if found is None:
+            with suppress(OSError):
+                self.staging.rmdir()  # an empty one is the trace of a kill at the very end
             self._refuse_content(None)
-            shutil.rmtree(self.staging, ignore_errors=True)
+            drop_staging(self.staging)
             self.staging.mkdir()
         else:
             self._refuse_content(found)
             self._journal = found
             for part in self.staging.glob("*.part"):
                 part.unlink()
-        if not self.publishing:
-            # Written anew: a torn last line must not be followed by whole ones.
+        try:
+            # Written anew: a torn last line must not be followed by whole ones, nor a line whose
+            # fsync failed be relied on.
             write_journal(self._journal_path, self._journal)
             sync_folder(self.staging)
             sync_folder(self.path)
+        except BaseException:
+            if found is None:
+                with suppress(OutputError):
+                    drop_staging(self.staging)
+            raise
         step("journal begun")
 
     def _refuse_content(self, resumed: Journal | None) -> None:
         """Refuse a folder that holds something, unless it is ours to go on with or to replace."""
         own = {STAGING_NAME, LOCK_NAME}
-        content = sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
+        content = sorted(names_in(self.path) - own)
         if resumed is not None:
-            # Of a resumed run, only a model that somebody put there meanwhile is in the way.
-            moved = set(resumed.publishing)
-            content = [name for name in content if name in _ENTRANCES and name not in moved]
+            # Of a resumed run, only what it would replace or remove is in the way.
+            moved = set(resumed.publishing) - names_in(self.staging)
+            ours = set(filter(is_of_a_model, content)).union(resumed.publishing)
+            content = [name for name in content if name in ours - moved]
         if content and not self._overwrite:
             raise OutputError(
                 f"the output folder is not empty ({content[0]!r}"
@@ -152,10 +144,32 @@ class OutputFolder:
                 hint="name another with --output_dir, or replace the model in it with --overwrite",
             )
 
-    def forget(self, name: str) -> None:
-        """Drop a sealed file that is not what its journal line says; it is written anew."""
-        self._journal.sealed.pop(name, None)
+    def keeps(self, name: str, header: bytes, buffer: memoryview, look: Look) -> bool:
+        """Tell whether a file was sealed, and is still what its journal line says.
+
+        One that is not, or cannot be read, is forgotten and has to be written anew.
+
+        Args:
+            name: Its final name.
+            header: The bytes that it must begin with.
+            buffer: From `aligned_buffer`, to read into.
+            look: Called at each piece.
+
+        Returns:
+            Whether it can stay.
+
+        Raises:
+            OutputError: If the journal cannot be written.
+        """
+        sealed = self._journal.sealed.get(name)
+        if sealed is None:
+            return False
+        with suppress(OutputError):
+            if is_whole(self.staging / name, header, sealed, buffer, look):
+                return True
+        del self._journal.sealed[name]
         write_journal(self._journal_path, self._journal)
+        return False
 
     def reserve(self, sizes: Mapping[str, int]) -> None:
         """Take the space of all files from the disk, before an hour is spent on the first.
@@ -174,7 +188,7 @@ class OutputFolder:
                 with OutputFile(part) as output:
                     if not output.reserve(n_bytes):
                         n_promised += n_bytes
-                        self._refuse_promise(n_promised)
+                        refuse_promise(self.path, n_promised)
             except OutputError as problem:
                 raise OutputError(
                     f"cannot reserve {n_bytes} bytes for {name}: {cause_of(problem)}; "
@@ -184,12 +198,6 @@ class OutputFolder:
                 ) from problem
             self._parts[name] = part
             step("space reserved")
-
-    def _refuse_promise(self, n_bytes: int) -> None:
-        """Where space cannot be taken, compare at least with what is free now."""
-        usage = shutil.disk_usage(self.path)
-        if usage.total and n_bytes > usage.free:  # some network mounts say 0 of everything
-            raise OutputError(os.strerror(errno.ENOSPC), path=self.path)
 
     def open_part(self, name: str, *, io_mode: IoMode = "buffered") -> OutputFile:
         """Open a file whose space was reserved.
@@ -226,7 +234,7 @@ class OutputFolder:
         output.sync()
         step("header saved")
         output.close()
-        self._rename(output.path, self.staging / name)
+        rename(output.path, self.staging / name)
         sync_folder(self.staging)
         step("file named")
 
@@ -249,14 +257,9 @@ class OutputFolder:
         with self.open_part(name) as output:
             output.write_at(0, content)
             output.sync()
-        self._rename(output.path, self.staging / name)
+        rename(output.path, self.staging / name)
+        self._added.add(name)
         step("small file named")
-
-    def _rename(self, source: Path, target: Path) -> None:
-        try:
-            source.replace(target)
-        except OSError as problem:
-            raise OutputError(f"cannot rename: {first_line(problem)}", path=target) from problem
 
     def commit(self) -> None:
         """Write into the journal that everything staged is whole and goes out.
@@ -264,7 +267,8 @@ class OutputFolder:
         Raises:
             OutputError: If the journal cannot be written.
         """
-        names = tuple(sorted(e.name for e in self.staging.iterdir() if e.name != JOURNAL_NAME))
+        # Not what the folder holds: somebody else may have put something there.
+        names = tuple(sorted({*self.sealed, *self._added}))
         sync_folder(self.staging)
         append_publishing(self._journal_path, names)
         self._journal.publishing = names
@@ -280,48 +284,9 @@ class OutputFolder:
             OutputError: If a file cannot be moved; the folder then holds nothing that loads.
         """
         names = self._journal.publishing
-        waiting = {name for name in names if (self.staging / name).exists()}
-        entrances = [name for name in names if name in _ENTRANCES]
-        if waiting.intersection(entrances):
-            self._remove_old_model(keep={name for name in names if name not in waiting})
-        for name in sorted(waiting.difference(entrances)):
-            self._rename(self.staging / name, self.path / name)
-            step("file moved")
-        sync_folder(self.path)
-        for name in sorted(waiting.intersection(entrances)):
-            self._rename(self.staging / name, self.path / name)
-        sync_folder(self.path)
-        step("published")
-        self._drop_staging()
+        publish(self.staging, self.path, names)
+        clear_staging(self.staging)
         return names
-
-    def _remove_old_model(self, keep: Collection[str]) -> None:
-        """Remove an older model, first what loaders begin with; `keep` was moved here already."""
-        try:
-            for name in _ENTRANCES:
-                (self.path / name).unlink(missing_ok=True)
-            sync_folder(self.path)
-            step("old index removed")
-            for entry in sorted(self.path.iterdir()):
-                is_old = _SHARD_NAME.fullmatch(entry.name) or entry.name in OWN_SMALL_FILES
-                if is_old and entry.name not in keep:
-                    entry.unlink()
-                    step("old file removed")
-            sync_folder(self.path)
-        except OSError as problem:
-            raise OutputError(
-                f"cannot remove the old model: {first_line(problem)}", path=self.path
-            ) from problem
-
-    def _drop_staging(self) -> None:
-        """Remove the staging folder, the journal last: until then it can tell what happened."""
-        with suppress(OSError):
-            for entry in self.staging.iterdir():
-                if entry.name != JOURNAL_NAME:
-                    entry.unlink()
-            step("staging emptied")
-            self._journal_path.unlink(missing_ok=True)
-            self.staging.rmdir()
 
     def __exit__(
         self,
@@ -329,21 +294,36 @@ class OutputFolder:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if value is not None and not self.publishing:
-            # Whole files are worth keeping where the same command can go on: after a signal, or on
-            # a disk that was full. What a damaged source or a failing cast has left is not.
-            hopeless = isinstance(value, ConvertError) and not isinstance(
-                value, Interrupted | OutputError
-            )
-            if hopeless or not (self.sealed or isinstance(value, Interrupted)):
-                shutil.rmtree(self.staging, ignore_errors=True)
-            else:
-                for part in self.staging.glob("*.part"):
-                    part.unlink(missing_ok=True)
+        if value is None:
+            self._lock.release()
+            return
+        # What matters is the problem that is under way, not those of cleaning up after it.
+        with suppress(OSError, OutputError):
+            if not self.publishing:
+                self._keep_what_can_go_on(value)
+        self._leave()
+
+    def _keep_what_can_go_on(self, problem: BaseException) -> None:
+        """Drop what is staged, unless the same command can go on with it.
+
+        It can after a signal, on a disk that was full, or when the source can be read again. What
+        a damaged source or a failing cast has left is not worth keeping.
+        """
+        can_go_on = (
+            not isinstance(problem, ConvertError)
+            or isinstance(problem, Interrupted | OutputError)
+            or isinstance(problem.__cause__, OSError)
+        )
+        if can_go_on and (self.sealed or isinstance(problem, Interrupted)):
+            for part in self.staging.glob("*.part"):
+                part.unlink(missing_ok=True)
+        else:
+            drop_staging(self.staging)
+
+    def _leave(self) -> None:
         self._lock.release()
-        if value is not None:
-            with suppress(OSError):
-                self.path.rmdir()  # only if it is empty
+        with suppress(OSError):
+            self.path.rmdir()  # only if it is empty
 
 
 def cause_of(problem: OutputError) -> str:

@@ -18,6 +18,7 @@ from codellama_convert.files import (
     first_line,
     no_direct_io,
     open_past_cache,
+    some_written,
     take_space,
     write_at,
 )
@@ -142,7 +143,7 @@ class OutputFile:
         done = 0
         try:
             while done < len(piece):
-                done += write_at(fd, piece[done:], offset + done, self._lock)
+                done += some_written(write_at(fd, piece[done:], offset + done, self._lock))
         except OSError as problem:
             raise self._failed(f"write at byte {offset + done}", problem) from problem
 

@@ -7,8 +7,8 @@ workers or buffers. Know nothing of how files are written.
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,23 @@ CONVERSION_NAME = "conversion.json"
 _HASH_CHUNK_BYTES = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class FileSum:
+    """A small file that was written.
+
+    Attributes:
+        n_bytes: Its size.
+        crc32: Of all its bytes.
+    """
+
+    n_bytes: int
+    crc32: int
+
+
 def conversion_json(
     job: Job,
     sealed: Mapping[str, SealedFile],
-    small_files: Mapping[str, bytes],
+    small_files: Mapping[str, FileSum],
     rank_crcs: Sequence[int],
     *,
     sha256_of: Path | None = None,
@@ -39,7 +52,7 @@ def conversion_json(
     Args:
         job: What was done.
         sealed: The safetensors files, by name.
-        small_files: The other files' contents, by name.
+        small_files: What the other files are, by name.
         rank_crcs: CRC-32 of each rank's file, in order.
         sha256_of: The folder whose files are to be hashed; None leaves SHA-256 out.
         look: Called at each piece of them.
@@ -50,11 +63,10 @@ def conversion_json(
     Raises:
         OutputError: If a file to be hashed cannot be read.
     """
+    written: dict[str, SealedFile | FileSum] = {**sealed, **small_files}
     files: dict[str, dict[str, Any]] = {
-        name: {"size": one.n_bytes, "crc32": f"{one.crc32:08x}"} for name, one in sealed.items()
+        name: {"size": one.n_bytes, "crc32": f"{one.crc32:08x}"} for name, one in written.items()
     }
-    for name, content in small_files.items():
-        files[name] = {"size": len(content), "crc32": f"{zlib.crc32(content):08x}"}
     if sha256_of is not None:
         for name, entry in files.items():
             entry["sha256"] = file_sha256(sha256_of / name, look)

@@ -35,6 +35,8 @@ ROOMS: dict[str, int] = {
     "journal": 2,
     "folders": 2,
     "folder_lock": 2,
+    "publish": 3,
+    "staged": 3,
     "variants": 2,
     "sentencepiece_model": 2,
     "archive": 3,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from codellama_convert.convert import run
-from codellama_convert.errors import Interrupted
+from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.job import Options, plan_conversion
 from tests import strace
 from tests.checkpoints import GQA, random_model, save_checkpoint
@@ -87,6 +87,24 @@ def test_a_disk_that_is_too_small_is_refused_before_the_data(
     assert content(target) == content(converted / "out")
 
 
+def test_the_space_of_the_small_files_is_taken_before_the_data_too(
+    converted: Path, disk: Disk
+) -> None:
+    """The weights alone have room; the last tokenizer file found the disk full, an hour later."""
+    disk.change("size=300k")
+    target = disk.path / "out"
+    job = plan_conversion(converted / "in", Options(max_shard_bytes=SHARD_BYTES, workers=1))
+    done: list[int] = []
+    with pytest.raises(OutputError, match=r"cannot reserve .*: No space left on device"):
+        run(job, target, progress=done.append)
+    assert done == []
+    assert list(disk.path.iterdir()) == []
+    disk.change("size=400k")
+    run(job, target, progress=done.append)
+    assert done
+    assert content(target) == content(converted / "out")
+
+
 def test_a_disk_that_fills_up_between_two_runs_costs_no_whole_file(
     converted: Path, disk: Disk
 ) -> None:
@@ -127,7 +145,7 @@ def test_a_full_disk_is_found_before_the_data_where_space_cannot_be_reserved(
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
     assert line.startswith(f"Error: {target}: cannot reserve ")
     assert "No space left on device" in line
-    assert not [c for c in done.calls if c.name == "pwrite64" and ".safetensors." in c.paths[0]]
+    assert not [c for c in done.calls if c.name == "pwrite64" and "/model-0" in c.paths[0]]
     assert list(disk.path.iterdir()) == []
     disk.change("size=400k")
     done = strace.trace(arguments, ["fallocate"], inject=rules, log=tmp_path / "log")

@@ -1,0 +1,96 @@
+"""Own the order in which a finished model comes into its place, and an older one goes.
+
+What loaders begin with goes first and comes last, so that the folder never holds something that
+loads and is not whole. Know nothing of how files are written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from codellama_convert.errors import OutputError
+from codellama_convert.faults import step
+from codellama_convert.files import first_line
+from codellama_convert.folders import names_in, sync_folder
+from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
+
+# What a conversion writes beside the weights; of an older model, these are removed.
+_SMALL_FILES = frozenset(
+    {
+        "config.json", "conversion.json", "generation_config.json", "special_tokens_map.json",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    }
+)  # fmt: skip
+_SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# A loader begins with one of these: they are removed first and appear last.
+_ENTRANCES = (INDEX_NAME, SINGLE_FILE_NAME)
+
+
+def is_of_a_model(name: str) -> bool:
+    """Tell whether a conversion writes a file of this name, and removes an older one."""
+    return bool(name in _SMALL_FILES or name in _ENTRANCES or _SHARD_NAME.fullmatch(name))
+
+
+def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move staged files into place, or those that are not there yet.
+
+    Args:
+        staging: Where they stand, or stood.
+        folder: Where they go.
+        names: All of them.
+
+    Raises:
+        OutputError: If one is lost or cannot be moved; nothing that loads is in the folder then.
+    """
+    staged = names_in(staging)
+    waiting = staged.intersection(names)
+    lost = sorted(set(names) - staged - names_in(folder))
+    if lost:
+        raise OutputError(
+            f"holds {lost[0]!r} no more, and it is not published either",
+            path=staging,
+            hint="drop the staged work with --restart",
+        )
+    entrances = waiting.intersection(_ENTRANCES)
+    if entrances:
+        _remove_old_model(folder, keep=set(names) - waiting)
+    for name in sorted(waiting - entrances):
+        rename(staging / name, folder / name)
+        step("file moved")
+    sync_folder(folder)
+    for name in sorted(entrances):
+        rename(staging / name, folder / name)
+    sync_folder(folder)
+    step("published")
+
+
+def _remove_old_model(folder: Path, keep: Collection[str]) -> None:
+    """Remove an older model, first what loaders begin with; `keep` was moved here already."""
+    try:
+        for name in _ENTRANCES:
+            (folder / name).unlink(missing_ok=True)
+        sync_folder(folder)
+        step("old index removed")
+        for entry in sorted(folder.iterdir()):
+            if is_of_a_model(entry.name) and entry.name not in keep:
+                entry.unlink()
+                step("old file removed")
+        sync_folder(folder)
+    except OSError as problem:
+        raise OutputError(
+            f"cannot remove the old model: {first_line(problem)}", path=folder
+        ) from problem
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file another name; what has it is replaced, and a link there is not followed.
+
+    Raises:
+        OutputError: If the system says so.
+    """
+    try:
+        source.replace(target)
+    except OSError as problem:
+        raise OutputError(f"cannot rename: {first_line(problem)}", path=target) from problem
