@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.errors import ConfigError
+from codellama_convert.errors import ConfigError, shown
+from codellama_convert.strict_json import parse_object
 from codellama_convert.tensors import Dtype
 
 _DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
@@ -159,28 +160,12 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
 
 
 def _json_object(content: bytes, path: Path) -> dict[str, Any]:
-    def refuse_constant(name: str) -> Any:
-        raise ValueError(f"{name} is no number")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        distinct = dict(pairs)
-        if len(distinct) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return distinct
-
     if not content.strip():
         raise ConfigError("the file is empty", path=path, hint="download it again")
     try:
-        found = json.loads(
-            content.decode("utf-8-sig"), parse_constant=refuse_constant, object_pairs_hook=unique
-        )
-    except (ValueError, RecursionError) as problem:
-        raise ConfigError(
-            f"is not JSON ({str(problem)[:80]})", path=path, hint="download it again"
-        ) from problem
-    if not isinstance(found, dict):
-        raise ConfigError("is not a JSON object", path=path, hint="download it again")
-    return found
+        return parse_object(content)
+    except ValueError as problem:
+        raise ConfigError(str(problem), path=path, hint="download it again") from problem
 
 
 def _whole(found: dict[str, Any], key: str, path: Path, *, default: int | None = None) -> int:
@@ -188,7 +173,7 @@ def _whole(found: dict[str, Any], key: str, path: Path, *, default: int | None =
     if value is None:
         raise ConfigError(f"has no {key!r}", path=path, hint="is it Meta's params.json?")
     if type(value) is not int or not 0 < value <= _MAX_DIMENSION:
-        raise ConfigError(f"{key!r} is {str(value)[:40]!r}, not a positive number", path=path)
+        raise ConfigError(f"{key!r} is {shown(value, 40)}, not a positive number", path=path)
     return value
 
 
@@ -200,7 +185,7 @@ def _real(found: dict[str, Any], key: str, path: Path) -> float:
         value = float(value)
     if type(value) is not float or not 0 < value <= _MAX_REAL:
         raise ConfigError(
-            f"{key!r} is {str(value)[:40]!r}, not a plausible positive number", path=path
+            f"{key!r} is {shown(value, 40)}, not a plausible positive number", path=path
         )
     return value
 

@@ -22,6 +22,7 @@ ROOMS: dict[str, int] = {
     "interrupt": 0,
     "protobuf": 0,
     "chat": 0,
+    "strict_json": 0,
     "workers": 0,
     "files": 1,
     "config": 1,
