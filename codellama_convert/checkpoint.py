@@ -7,6 +7,7 @@ the weights are written.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def find_tokenizer(input_dir: Path, folder: Path, tokenizer_model: Path | None) 
     places = (folder, input_dir, folder.absolute().parent)
     candidates = (place / TOKENIZER_NAME for place in places)
     # A dangling link counts: its own error says more than "missing".
-    return next((path for path in candidates if path.is_symlink() or path.exists()), None)
+    return next((path for path in candidates if os.path.lexists(path)), None)
 
 
 def find_files(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -164,6 +166,40 @@ def test_the_command_says_the_same_and_stays_small(name: str, tmp_path: Path) ->
     match = re.search(r"(\d+) kB", peak_file.read_text())
     assert match is not None
     assert int(match[1]) << 10 <= MAX_RSS_BYTES, f"{name}: {int(match[1]) / 1024:.1f} MiB"
+
+
+def as_ordinary_user(arguments: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line as someone whom permissions stop, which root is not."""
+    command = [sys.executable, "-m", "codellama_convert", *arguments]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv: permissions do not stop root")
+        powers = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}", *command]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, **more
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions as POSIX has them")
+def test_a_folder_that_may_be_listed_but_not_entered_is_one_line(tmp_path: Path) -> None:
+    """Looking whether a file exists in it raised PermissionError, up to Python 3.13."""
+    folder, out = tmp_path / "CodeLlama-7b", tmp_path / "out"
+    CASES["control_with_tokenizer"].write(folder)
+    arguments = ["--input_dir", str(folder), "--output_dir", str(out)]
+    assert as_ordinary_user(arguments).returncode == 0
+    compared = ["verify", *arguments]
+    assert as_ordinary_user(compared).returncode == 0
+    for closed, run in ((folder, ["plan", *arguments]), (folder, compared), (out, compared)):
+        closed.chmod(0o444)
+        ended = as_ordinary_user(run)
+        closed.chmod(0o755)
+        *notes, line = ended.stderr.splitlines()
+        assert ended.returncode == 1, ended
+        assert line.startswith(f"Error: {closed}/"), ended.stderr
+        assert "Permission denied" in line
+        assert all(note.startswith("note: ") for note in notes)
 
 
 @pytest.mark.parametrize("name", sorted(n for n, case in CASES.items() if case.armed))
