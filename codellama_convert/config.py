@@ -22,6 +22,7 @@ _MAX_DIMENSION = 1 << 24
 _MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
 _MAX_REAL = 1e30  # times any dimension it is still finite
 SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
+_META_HINT = "is it Meta's params.json?"
 # What Meta's loaders take for themselves; they do not change the weights' meaning.
 _RUNTIME_KEYS = frozenset({"max_batch_size", "max_seq_len"})
 
@@ -171,21 +172,25 @@ def _json_object(content: bytes, path: Path) -> dict[str, Any]:
 def _whole(found: dict[str, Any], key: str, path: Path, *, default: int | None = None) -> int:
     value = found.get(key, default)
     if value is None:
-        raise ConfigError(f"has no {key!r}", path=path, hint="is it Meta's params.json?")
+        raise ConfigError(f"has no {key!r}", path=path, hint=_META_HINT)
     if type(value) is not int or not 0 < value <= _MAX_DIMENSION:
-        raise ConfigError(f"{key!r} is {shown(value, 40)}, not a positive number", path=path)
+        raise ConfigError(
+            f"{key!r} is {shown(value, 40)}, not a positive number", path=path, hint=_META_HINT
+        )
     return value
 
 
 def _real(found: dict[str, Any], key: str, path: Path) -> float:
     value = found.get(key)
     if value is None:
-        raise ConfigError(f"has no {key!r}", path=path, hint="is it Meta's params.json?")
+        raise ConfigError(f"has no {key!r}", path=path, hint=_META_HINT)
     if type(value) is int and value.bit_length() < 64:
         value = float(value)
     if type(value) is not float or not 0 < value <= _MAX_REAL:
         raise ConfigError(
-            f"{key!r} is {shown(value, 40)}, not a plausible positive number", path=path
+            f"{key!r} is {shown(value, 40)}, not a plausible positive number",
+            path=path,
+            hint=_META_HINT,
         )
     return value
 
@@ -242,7 +247,9 @@ def build_config(
 def _check_heads(params: MetaParams, path: Path) -> None:
     if params.dim % params.n_heads or (params.dim // params.n_heads) % 2:
         raise ConfigError(
-            f"dim {params.dim} is not n_heads {params.n_heads} times an even head size", path=path
+            f"dim {params.dim} is not n_heads {params.n_heads} times an even head size",
+            path=path,
+            hint=_META_HINT,
         )
     if params.dim // params.n_heads > _MAX_HEAD_SIZE:
         raise ConfigError(
@@ -253,7 +260,9 @@ def _check_heads(params: MetaParams, path: Path) -> None:
         )
     if params.n_heads % params.key_value_heads():
         raise ConfigError(
-            f"n_heads {params.n_heads} is no multiple of n_kv_heads {params.n_kv_heads}", path=path
+            f"n_heads {params.n_heads} is no multiple of n_kv_heads {params.n_kv_heads}",
+            path=path,
+            hint=_META_HINT,
         )
 
 
