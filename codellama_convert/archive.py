@@ -36,6 +36,9 @@ _MAX_DIRECTORY_BYTES = 4 << 20
 _MAX_EXTRA_FIELDS = 64
 _MAX_SHOWN = 80
 
+DAMAGED_HINT = "the file is damaged or forged, download it again"
+_REZIPPED_HINT = "torch.save stores entries uncompressed - was the file re-zipped?"
+
 _MAGIC_BYTES = 512
 _ORIGINAL = "use the original checkpoint that Meta released"
 # Where a file's magic stands, what it is, what such a file is called, what to do.
@@ -115,7 +118,9 @@ def read_archive(file: InputFile) -> Archive:
     ends = [record.header_offset for record in records[1:]] + [directory_offset]
     if records and records[0].header_offset != 0:
         raise CheckpointError(
-            "is not a PyTorch zip archive (it does not begin with one)", path=file.path
+            "is not a PyTorch zip archive (it does not begin with one)",
+            path=file.path,
+            hint=DAMAGED_HINT,
         )
     for record, end in zip(records, ends, strict=True):
         root, name = _split_name(file, record.raw_name, root)
@@ -124,7 +129,9 @@ def read_archive(file: InputFile) -> Archive:
             continue  # a folder's own entry, as re-zipping tools write them
         if name in entries:
             raise CheckpointError(
-                f"two entries named {name[:_MAX_SHOWN]!r} (duplicate)", path=file.path
+                f"two entries named {name[:_MAX_SHOWN]!r} (duplicate)",
+                path=file.path,
+                hint=DAMAGED_HINT,
             )
         entries[name] = entry
     return Archive(entries, hashlib.sha256(directory).hexdigest())
@@ -146,7 +153,9 @@ def read_entry(file: InputFile, entry: Entry, max_bytes: int) -> bytes:
     """
     if entry.n_bytes > max_bytes:
         raise CheckpointError(
-            f"entry {entry.name!r} has an implausible size of {entry.n_bytes} bytes", path=file.path
+            f"entry {entry.name!r} has an implausible size of {entry.n_bytes} bytes",
+            path=file.path,
+            hint=DAMAGED_HINT,
         )
     content = file.read_exact(entry.offset, entry.n_bytes)
     crc = zlib.crc32(content)
@@ -213,7 +222,9 @@ def _find_directory(file: InputFile) -> tuple[int, int, int]:
         limit, disks, n_here, n_entries, n_bytes, offset = _read_end64(file, end_offset)
         disk, directory_disk = disks
     if disk or directory_disk or n_here != n_entries:
-        raise CheckpointError("is one part of a split zip archive", path=file.path)
+        raise CheckpointError(
+            "is one part of a split zip archive", path=file.path, hint="join its parts first"
+        )
     if (
         n_entries > _MAX_ENTRIES
         or n_bytes > _MAX_DIRECTORY_BYTES
@@ -299,16 +310,19 @@ def _parse_directory(file: InputFile, directory: bytes, n_entries: int) -> Itera
             raise CheckpointError(
                 f"entry {shown!r} is encrypted or uses unsupported zip flags {flags:#x}",
                 path=file.path,
+                hint=_REZIPPED_HINT,
             )
         if method != 0:
             raise CheckpointError(
                 f"entry {shown!r} is compressed (method {method})",
                 path=file.path,
-                hint="torch.save stores entries uncompressed - was the file re-zipped?",
+                hint=_REZIPPED_HINT,
             )
         if packed != size or disk not in (0, _IN_EXTRA_16):
             raise CheckpointError(
-                f"entry {shown!r} has two sizes, {packed} and {size} bytes", path=file.path
+                f"entry {shown!r} has two sizes, {packed} and {size} bytes",
+                path=file.path,
+                hint=DAMAGED_HINT,
             )
         yield _Record(raw_name, flags, crc, size, header_offset)
     if position != len(directory):
@@ -351,14 +365,9 @@ def _show(raw_name: bytes) -> str:
 
 def _split_name(file: InputFile, raw_name: bytes, root: str | None) -> tuple[str, str]:
     """Give the root folder and the name below it; every entry must share one root."""
-    try:
-        full = raw_name.decode("utf-8")
-    except UnicodeDecodeError:
-        raise CheckpointError(
-            f"unexpected entry name {_show(raw_name)!r}", path=file.path
-        ) from None
+    full = raw_name.decode("utf-8", "replace")
     first, slash, name = full.partition("/")
-    unsafe = not slash or not first or "\\" in full or "\0" in full or full.startswith("/")
+    unsafe = not slash or not first or any(c in full for c in "\\\0\ufffd")
     parts = name.split("/")
     if unsafe or ".." in (first, *parts) or root not in (None, first):
         raise CheckpointError(
@@ -381,7 +390,7 @@ def _check_local_header(file: InputFile, record: _Record, name: str, end: int) -
     overlaps = CheckpointError(
         f"entry {shown!r} overlaps the next one",
         path=file.path,
-        hint="the file is damaged or forged",
+        hint=DAMAGED_HINT,
     )
     if start + _LOCAL.size + len(record.raw_name) > end:
         raise overlaps

@@ -7,16 +7,16 @@ that is whole in itself. Meta's own list was wrong for two 70B models (meta-llam
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from codellama_convert.errors import CheckpointError
-from codellama_convert.files import aligned_buffer
+from codellama_convert.digests import file_digest
+from codellama_convert.errors import CheckpointError, shown
 from codellama_convert.input_file import InputFile
 
 ChecksumMode = Literal["off", "warn", "strict"]
@@ -25,7 +25,6 @@ LIST_NAMES = ("checklist.chk", "tokenizer_checklist.chk")
 # As md5sum writes it: the sum, a space, a space or an asterisk, the name.
 _LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](\S.*)")
 _MAX_LIST_BYTES = 1 << 16
-_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +54,50 @@ def read_lists(folders: Sequence[Path]) -> tuple[dict[str, ListedSum], tuple[str
     for folder in dict.fromkeys(folders):
         for name in LIST_NAMES:
             path = folder / name
-            if not path.exists():
+            if not os.path.lexists(path):  # a dangling link counts: a note says what it is
                 continue
             try:
                 lines = _lines(path)
             except CheckpointError as problem:
                 notes.append(f"{name} was not used: {problem.message}")
                 continue
-            for md5, listed in lines:
-                found.setdefault(listed, ListedSum(md5.lower(), path))
+            for listed, md5 in lines.items():
+                found.setdefault(listed, ListedSum(md5, path))
     return found, tuple(notes)
 
 
-def _lines(path: Path) -> list[tuple[str, str]]:
+def _lines(path: Path) -> dict[str, str]:
+    """Read a list; give the sum of each file by its name."""
     with InputFile(path) as file:
         if file.n_bytes > _MAX_LIST_BYTES:
             raise CheckpointError("it is too large to be a list", path=path)
-        text = file.read_exact(0, file.n_bytes).decode("utf-8", "replace")
-    lines = []
-    for line in text.splitlines():
-        match = _LINE.fullmatch(line.strip())
-        if match is None and line.strip():
+        text = file.read_exact(0, file.n_bytes).decode("utf-8-sig", "replace")
+    sums: dict[str, str] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        match = _LINE.fullmatch(line)
+        if match is None:
             raise CheckpointError("it is not a list of MD5 sums", path=path)
-        if match is not None:
-            lines.append((match[1], match[2].rsplit("/", 1)[-1]))
-    return lines
+        md5, name = match[1].lower(), re.split(r"[/\\]", match[2])[-1]
+        if sums.setdefault(name, md5) != md5:
+            raise CheckpointError(f"it has two sums of {shown(name)}", path=path)
+    return sums
+
+
+def absent_names(listed: Mapping[str, ListedSum], *, elsewhere: Collection[str]) -> tuple[str, ...]:
+    """Name the files of the lists that do not lie beside them.
+
+    Args:
+        listed: From `read_lists`.
+        elsewhere: Names that are not looked for.
+
+    Returns:
+        One text for each.
+    """
+    return tuple(
+        f"{entry.list_path.name} names {shown(name)}, which is not there"
+        for name, entry in listed.items()
+        if name not in elsewhere and not os.path.lexists(entry.list_path.parent / name)
+    )
 
 
 def check_sums(
@@ -107,7 +125,7 @@ def check_sums(
 
     def check(one: tuple[Path, ListedSum]) -> str | None:
         path, entry = one
-        md5 = file_md5(path, progress)
+        md5 = file_digest(path, "md5", error=CheckpointError, progress=progress)
         if md5 == entry.md5:
             return None
         return (
@@ -116,14 +134,3 @@ def check_sums(
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         return tuple(text for text in pool.map(check, wanted) if text is not None)
-
-
-def file_md5(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Give a file's MD5 in hexadecimal; the errors of `check_sums`."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with InputFile(path, io_mode="auto") as file:
-        for piece in file.read_pieces(aligned_buffer(_CHUNK_BYTES)):
-            digest.update(piece)
-            if progress is not None:
-                progress(len(piece))
-    return digest.hexdigest()

@@ -7,6 +7,7 @@ the weights are written.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def find_tokenizer(input_dir: Path, folder: Path, tokenizer_model: Path | None) 
     places = (folder, input_dir, folder.absolute().parent)
     candidates = (place / TOKENIZER_NAME for place in places)
     # A dangling link counts: its own error says more than "missing".
-    return next((path for path in candidates if path.is_symlink() or path.exists()), None)
+    return next((path for path in candidates if os.path.lexists(path)), None)
 
 
 def find_files(
@@ -215,7 +216,9 @@ def find_files(
         )
     if len(numbers) > _MAX_RANKS:
         raise CheckpointError(
-            f"holds {len(numbers)} ranks; no model has more than {_MAX_RANKS}", path=folder
+            f"holds {len(numbers)} ranks; no model has more than {_MAX_RANKS}",
+            path=folder,
+            hint="remove those of another model",
         )
     if PARAMS_NAME not in names:
         raise ConfigError(
@@ -229,7 +232,7 @@ def find_files(
         params=folder / PARAMS_NAME,
         ranks=tuple(folder / f"consolidated.{number:02d}.pth" for number in numbers),
         tokenizer=find_tokenizer(input_dir, folder, tokenizer_model),
-        notes=(f"{folder.name}: ignored {', '.join(others)}",) if others else (),
+        notes=(f"ignored {', '.join(others)}",) if others else (),
     )
 
 
@@ -249,7 +252,11 @@ def read_small_file(path: Path, max_bytes: int, error: type[ConfigError]) -> byt
     """
     with InputFile(path, error=error) as file:
         if file.n_bytes > max_bytes:
-            raise error(f"has {file.n_bytes} bytes, too many for what it should be", path=path)
+            raise error(
+                f"has {file.n_bytes} bytes, too many for what it should be",
+                path=path,
+                hint="download it again",
+            )
         content = file.read_exact(0, file.n_bytes)
     other = describe_other_kind(content[:512])
     if other is not None:
@@ -303,7 +310,13 @@ def open_checkpoint(
         max_position_embeddings=max_position_embeddings,
     )
     digest = hashlib.sha256(content).hexdigest()
-    notes = (*files.notes, *param_notes, *((size_note,) if size_note else ()), *identity.notes)
+    notes = (
+        *files.notes,
+        *param_notes,
+        *_unsummed_notes(ranks),
+        *((size_note,) if size_note else ()),
+        *identity.notes,
+    )
     return Checkpoint(files, config, identity, ranks, layout, dropped, digest, tokenizer, notes)
 
 
@@ -317,6 +330,19 @@ def _open_tokenizer(files: CheckpointFiles, config: ModelConfig) -> SentencePiec
     model = read_sentencepiece_model(files.tokenizer)
     check_embedding_rows(model, config.vocab_size)
     return model
+
+
+def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
+    """Say which ranks were saved without sums: a flipped bit in them would go into the output."""
+    bare = [rank for rank in ranks if any(s.crc is None for s in rank.storages.values())]
+    if not bare:
+        return ()
+    others = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
+    note = (
+        f"{bare[0].path.name}{others}: saved without CRC-32 sums, so damage cannot be seen; "
+        "--checksums strict compares them with checklist.chk"
+    )
+    return (note,)
 
 
 def _refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:

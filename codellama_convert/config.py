@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.errors import ConfigError
+from codellama_convert.errors import ConfigError, shown
+from codellama_convert.strict_json import parse_object
 from codellama_convert.tensors import Dtype
 
 _DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
@@ -22,6 +23,7 @@ _MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held 
 _MAX_REAL = 1e30  # times any dimension it is still finite
 _LLAMA_3_VOCAB_SIZE = 128256  # params.json of every Llama 3
 SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
+_META_HINT = "is it Meta's params.json?"
 # What Meta's loaders take for themselves; they do not change the weights' meaning.
 _RUNTIME_KEYS = frozenset({"max_batch_size", "max_seq_len"})
 
@@ -166,48 +168,36 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
 
 
 def _json_object(content: bytes, path: Path) -> dict[str, Any]:
-    def refuse_constant(name: str) -> Any:
-        raise ValueError(f"{name} is no number")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        distinct = dict(pairs)
-        if len(distinct) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return distinct
-
     if not content.strip():
         raise ConfigError("the file is empty", path=path, hint="download it again")
     try:
-        found = json.loads(
-            content.decode("utf-8-sig"), parse_constant=refuse_constant, object_pairs_hook=unique
-        )
-    except (ValueError, RecursionError) as problem:
-        raise ConfigError(
-            f"is not JSON ({str(problem)[:80]})", path=path, hint="download it again"
-        ) from problem
-    if not isinstance(found, dict):
-        raise ConfigError("is not a JSON object", path=path, hint="download it again")
-    return found
+        return parse_object(content)
+    except ValueError as problem:
+        raise ConfigError(str(problem), path=path, hint="download it again") from problem
 
 
 def _whole(found: dict[str, Any], key: str, path: Path, *, default: int | None = None) -> int:
     value = found.get(key, default)
     if value is None:
-        raise ConfigError(f"has no {key!r}", path=path, hint="is it Meta's params.json?")
+        raise ConfigError(f"has no {key!r}", path=path, hint=_META_HINT)
     if type(value) is not int or not 0 < value <= _MAX_DIMENSION:
-        raise ConfigError(f"{key!r} is {str(value)[:40]!r}, not a positive number", path=path)
+        raise ConfigError(
+            f"{key!r} is {shown(value, 40)}, not a positive number", path=path, hint=_META_HINT
+        )
     return value
 
 
 def _real(found: dict[str, Any], key: str, path: Path) -> float:
     value = found.get(key)
     if value is None:
-        raise ConfigError(f"has no {key!r}", path=path, hint="is it Meta's params.json?")
+        raise ConfigError(f"has no {key!r}", path=path, hint=_META_HINT)
     if type(value) is int and value.bit_length() < 64:
         value = float(value)
     if type(value) is not float or not 0 < value <= _MAX_REAL:
         raise ConfigError(
-            f"{key!r} is {str(value)[:40]!r}, not a plausible positive number", path=path
+            f"{key!r} is {shown(value, 40)}, not a plausible positive number",
+            path=path,
+            hint=_META_HINT,
         )
     return value
 
@@ -264,7 +254,9 @@ def build_config(
 def _check_heads(params: MetaParams, path: Path) -> None:
     if params.dim % params.n_heads or (params.dim // params.n_heads) % 2:
         raise ConfigError(
-            f"dim {params.dim} is not n_heads {params.n_heads} times an even head size", path=path
+            f"dim {params.dim} is not n_heads {params.n_heads} times an even head size",
+            path=path,
+            hint=_META_HINT,
         )
     if params.dim // params.n_heads > _MAX_HEAD_SIZE:
         raise ConfigError(
@@ -275,7 +267,9 @@ def _check_heads(params: MetaParams, path: Path) -> None:
         )
     if params.n_heads % params.key_value_heads():
         raise ConfigError(
-            f"n_heads {params.n_heads} is no multiple of n_kv_heads {params.n_kv_heads}", path=path
+            f"n_heads {params.n_heads} is no multiple of n_kv_heads {params.n_kv_heads}",
+            path=path,
+            hint=_META_HINT,
         )
 
 

@@ -19,8 +19,9 @@ from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.journal import SealedFile
 from codellama_convert.model_card import CARD_NAME
 from codellama_convert.output import OutputFolder
+from codellama_convert.output_reader import CONVERSION_NAME
 from codellama_convert.plan import FilePlan, TensorPlan
-from codellama_convert.provenance import CONVERSION_NAME, FileSum, conversion_json
+from codellama_convert.provenance import FileSum, conversion_json
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.tiles import Progress, TileSource, write_tensors
 

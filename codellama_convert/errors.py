@@ -16,6 +16,20 @@ from __future__ import annotations
 import os
 
 
+def one_line(text: str) -> str:
+    """Escape what does not print: a hostile name must not forge a second line or a terminal escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Write a value that came from outside for a message, whatever its size and depth."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 class ConvertError(Exception):
     """A problem with what we were given, told in one line: what, where, what to do.
 
@@ -36,11 +50,7 @@ class ConvertError(Exception):
     def __str__(self) -> str:
         where = f"{os.fspath(self.path)}: " if self.path is not None else ""
         what_to_do = f"; {self.hint}" if self.hint else ""
-        # A hostile file name or tensor name must not forge a second line or a terminal escape.
-        return "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode()
-            for c in f"{where}{self.message}{what_to_do}"
-        )
+        return one_line(f"{where}{self.message}{what_to_do}")
 
 
 class CheckpointError(ConvertError):

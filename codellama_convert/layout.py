@@ -180,7 +180,11 @@ def _matrix(rank: RankIndex, name: str) -> StoredTensor:
     if tensor is None:
         raise _missing(rank, name)
     if len(tensor.shape) != 2 or 0 in tensor.shape:
-        raise LayoutError(f"tensor {name!r} has shape {tensor.shape}, not a matrix", path=rank.path)
+        raise LayoutError(
+            f"tensor {name!r} has shape {tensor.shape}, not a matrix",
+            path=rank.path,
+            hint=SAME_FOLDER_HINT,
+        )
     return tensor
 
 

@@ -5,23 +5,34 @@ It shares nothing with the code that writes them, and reads no weights.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.errors import VerifyError
+from codellama_convert.errors import VerifyError, shown
 from codellama_convert.files import first_line
 from codellama_convert.input_file import InputFile
 from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
+from codellama_convert.strict_json import parse_object
 from codellama_convert.tensors import DTYPES, Dtype
 
 Complain = Callable[[str], None]
 
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-_MAX_JSON_BYTES = 64 << 20
+CONVERSION_NAME = "conversion.json"
+MODEL_SUFFIX = ".safetensors"
+
+# 70B has 723 tensors: a header of 80 kB, an index of 60 kB, a conversion.json of 160 kB. The caps
+# keep a forged one, which may be lists in lists, below some 60 MB.
+_MAX_HEADER_BYTES = 1 << 20
+MAX_JSON_BYTES = 2 << 20
+_MAX_NAME_BYTES = 255  # of Linux's file systems
+_MAX_DIMENSIONS = 8
+_AGAIN = "convert it again"
+# Files that loaders take into account where they find them, besides those of a conversion.
+_ALSO_LOADED = ("adapter_config.json", "added_tokens.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,26 @@ class StoredOutput:
     n_bytes: int
 
 
+def names_in(folder: Path) -> frozenset[str]:
+    """List the names in a folder, those of dangling links too.
+
+    Raises:
+        VerifyError: If it cannot be read.
+    """
+    try:
+        return frozenset(path.name for path in folder.iterdir())
+    except OSError as problem:
+        raise VerifyError(f"cannot open: {first_line(problem)}", path=folder) from problem
+
+
+def is_plain_name(name: object) -> bool:
+    """Tell whether a value names a file in the folder itself, and cannot lead out of it."""
+    if not isinstance(name, str) or name in ("", ".", ".."):
+        return False
+    too_long = len(name.encode(errors="replace")) > _MAX_NAME_BYTES
+    return not too_long and not any(c in name for c in "/\\\0")
+
+
 def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     """Read the index and the headers of an output folder.
 
@@ -51,26 +82,26 @@ def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
         complain: Called with one line for each contradiction.
 
     Returns:
-        Every tensor that the files hold.
+        Every tensor that the files hold; each lies within its file, and none over another.
 
     Raises:
         VerifyError: If there is nothing to verify, or a file cannot be parsed.
     """
-    single = folder / SINGLE_FILE_NAME
-    if (folder / INDEX_NAME).exists():
+    names = names_in(folder)
+    if INDEX_NAME in names:
         found = _read_indexed(folder, complain)
-        if single.exists():
+        if SINGLE_FILE_NAME in names:
             complain(f"{SINGLE_FILE_NAME} lies beside {INDEX_NAME}: loaders disagree which to take")
-    elif single.exists():
-        found = _read_file(single, complain)
+    elif SINGLE_FILE_NAME in names:
+        found = _read_file(folder / SINGLE_FILE_NAME, complain)
     else:
         raise VerifyError(
             f"holds neither {SINGLE_FILE_NAME} nor {INDEX_NAME}", path=folder, hint="convert first"
         )
     used = {one.file.name for one in found.values()} | {SINGLE_FILE_NAME}
-    stray = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in used)
-    if stray:
-        complain(f"{stray[0]} is in the folder, but not in the model")
+    for name in sorted(names - used):
+        if name.endswith(MODEL_SUFFIX) or name in _ALSO_LOADED:
+            complain(f"{name} is in the folder, but not of the conversion; loaders may take it")
     return found
 
 
@@ -78,11 +109,8 @@ def _read_indexed(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     path = folder / INDEX_NAME
     index = json_file(path)
     weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(name, str) and "/" not in name and "\\" not in name
-        for name in weight_map.values()
-    ):
-        raise VerifyError("has no weight_map of plain file names", path=path)
+    if not isinstance(weight_map, dict) or not all(map(is_plain_name, weight_map.values())):
+        raise VerifyError("has no weight_map of plain file names", path=path, hint=_AGAIN)
     found: dict[str, StoredOutput] = {}
     for name in sorted(set(weight_map.values())):
         for tensor, stored in _read_file(folder / name, complain).items():
@@ -95,16 +123,18 @@ def _read_indexed(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
         complain(f"{INDEX_NAME}: tensor {tensor!r} is in no file")
     total = sum(stored.n_bytes for stored in found.values())
     metadata = index.get("metadata")
-    if not isinstance(metadata, dict) or metadata.get("total_size") != total:
-        complain(f"{INDEX_NAME}: total_size is not {total}, the sum of the tensors")
+    said = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if type(said) is not int or said != total:
+        complain(f"{INDEX_NAME}: total_size is {shown(said)}, the sum of the tensors is {total}")
     return found
 
 
-def json_file(path: Path) -> dict[str, Any]:
+def json_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a small JSON object.
 
     Args:
         path: The file.
+        max_bytes: The largest plausible size.
 
     Returns:
         Its content.
@@ -112,51 +142,88 @@ def json_file(path: Path) -> dict[str, Any]:
     Raises:
         VerifyError: If it cannot be read, is too large or is no JSON object.
     """
+    with InputFile(path, error=VerifyError) as file:
+        if file.n_bytes > max_bytes:
+            raise VerifyError(f"has {file.n_bytes} bytes, too many for what it is", path=path)
+        content = file.read_exact(0, file.n_bytes)
     try:
-        with InputFile(path, error=VerifyError) as file:
-            if file.n_bytes > _MAX_JSON_BYTES:
-                raise VerifyError("is too large", path=path)
-            content = json.loads(file.read_exact(0, file.n_bytes))
-    except (ValueError, RecursionError) as problem:
-        raise VerifyError(f"is not JSON ({str(problem)[:80]})", path=path) from problem
-    if not isinstance(content, dict):
-        raise VerifyError("is not a JSON object", path=path)
-    return content
+        return parse_object(content)
+    except ValueError as problem:
+        raise VerifyError(str(problem), path=path, hint=_AGAIN) from problem
 
 
 def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
     """Parse one file's header: contiguous tensors from its end to the end of the file."""
-    with InputFile(path, error=VerifyError) as file:
-        (header_bytes,) = struct.unpack("<Q", file.read_exact(0, 8)) if file.n_bytes >= 8 else (0,)
-        if not 0 < header_bytes <= min(_MAX_HEADER_BYTES, file.n_bytes - 8):
-            raise VerifyError("has no safetensors header", path=path)
-        raw = file.read_exact(8, header_bytes)
-        n_file_bytes = file.n_bytes
+    raw, n_file_bytes = _read_header(path)
     try:
-        header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
-        stored = {name: _stored(path, entry, 8 + header_bytes) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise VerifyError("has a damaged safetensors header", path=path) from problem
+        header = parse_object(raw)
+        metadata_first = next(iter(header), None) == "__metadata__"
+        metadata = header.pop("__metadata__", None)
+        stored = {name: _stored(path, name, entry, 8 + len(raw)) for name, entry in header.items()}
+        _require_contiguous(stored, 8 + len(raw), n_file_bytes)
+    except ValueError as problem:
+        raise VerifyError(
+            f"has a damaged safetensors header: {problem}", path=path, hint=_AGAIN
+        ) from problem
     if metadata != {"format": "pt"}:
-        complain(f"{path.name}: metadata is {metadata!r}, not the format of torch")
-    end = 8 + header_bytes
-    for name, one in stored.items():
-        if one.offset != end:
-            complain(f"{path.name}: tensor {name!r} begins at byte {one.offset}, expected {end}")
-        end = one.offset + one.n_bytes
-    if end != n_file_bytes:
-        complain(f"{path.name}: has {n_file_bytes} bytes, the header accounts for {end}")
+        complain(f"{path.name}: metadata is {shown(metadata)}, not the format of torch")
+    offsets = [one.offset for one in stored.values()]
+    padded = raw[:1] == b"{" and len(raw) % 8 == 0
+    if not padded or not metadata_first or offsets != sorted(offsets):
+        complain(f"{path.name}: the header is not laid out as the safetensors library does")
     _compare_with_library(path, stored, complain)
     return stored
 
 
-def _stored(path: Path, entry: Mapping[str, Any], data_start: int) -> StoredOutput:
-    start, end = entry["data_offsets"]
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """Give a file's header and the file's size."""
+    with InputFile(path, error=VerifyError) as file:
+        (n_bytes,) = struct.unpack("<Q", file.read_exact(0, 8)) if file.n_bytes >= 8 else (0,)
+        if not 0 < n_bytes <= file.n_bytes - 8:
+            raise VerifyError("has no safetensors header", path=path, hint=_AGAIN)
+        if n_bytes > _MAX_HEADER_BYTES:
+            raise VerifyError(f"has an implausible header of {n_bytes} bytes", path=path)
+        return file.read_exact(8, n_bytes), file.n_bytes
+
+
+def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredOutput:
+    """Take one entry of a header; ValueError says what is wrong with it."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {shown(name)} has an entry of another form")
     dtype = next((d for d in DTYPES if d.code == entry["dtype"]), None)
     if dtype is None:
-        raise ValueError(entry["dtype"])
-    return StoredOutput(path, dtype, tuple(entry["shape"]), data_start + start, end - start)
+        raise ValueError(f"tensor {shown(name)} has the dtype {shown(entry['dtype'])}")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"tensor {shown(name)} has no plain shape and offsets")
+    start, end = offsets
+    wanted = prod(shape) * dtype.itemsize
+    if end - start != wanted:
+        raise ValueError(
+            f"tensor {shown(name)} lies in {end - start} bytes, its shape {tuple(shape)} of "
+            f"{dtype.name} takes {wanted}"
+        )
+    return StoredOutput(path, dtype, tuple(shape), data_start + start, wanted)
+
+
+def _is_sizes(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+    )
+
+
+def _require_contiguous(
+    stored: Mapping[str, StoredOutput], data_start: int, n_file_bytes: int
+) -> None:
+    end = data_start
+    for name, one in sorted(stored.items(), key=lambda item: item[1].offset):
+        if one.offset != end:
+            raise ValueError(f"tensor {shown(name)} begins at byte {one.offset}, expected {end}")
+        end += one.n_bytes
+    if end != n_file_bytes:
+        raise ValueError(f"the file has {n_file_bytes} bytes, the header accounts for {end}")
 
 
 def _compare_with_library(
@@ -169,7 +236,7 @@ def _compare_with_library(
             names = set(library.keys())
             if names != set(stored):
                 complain(f"{path.name}: the safetensors library sees other tensors")
-            for name in names & set(stored):
+            for name in sorted(names & set(stored)):
                 piece = library.get_slice(name)
                 seen = (tuple(piece.get_shape()), piece.get_dtype())
                 if seen != (stored[name].shape, stored[name].dtype.code):

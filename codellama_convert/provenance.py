@@ -6,7 +6,6 @@ workers or buffers. Know nothing of how files are written.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,11 @@ from typing import Any
 
 from codellama_convert import __version__
 from codellama_convert.config import json_bytes
+from codellama_convert.digests import file_digest
 from codellama_convert.errors import OutputError
-from codellama_convert.files import aligned_buffer
-from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.job import Job
 from codellama_convert.journal import SealedFile
-
-CONVERSION_NAME = "conversion.json"
-_HASH_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,9 @@ def conversion_json(
     }
     if sha256_of is not None:
         for name, entry in files.items():
-            entry["sha256"] = file_sha256(sha256_of / name, look)
+            entry["sha256"] = file_digest(
+                sha256_of / name, "sha256", error=OutputError, progress=lambda _: look()
+            )
     return json_bytes(
         {
             "converter": {"name": "codellama-convert", "version": __version__},
@@ -115,17 +112,3 @@ def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
         "nonfinite": sealed.nonfinite.get(name, 0),
     }
     return {kind: n for kind, n in counts.items() if n}
-
-
-def file_sha256(path: Path, look: Look = look_away) -> str:
-    """Give a file's SHA-256 in hexadecimal; `look` is called at each piece.
-
-    Raises:
-        OutputError: If it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with InputFile(path, error=OutputError) as file:
-        for piece in file.read_pieces(aligned_buffer(_HASH_CHUNK_BYTES)):
-            look()
-            digest.update(piece)
-    return digest.hexdigest()

@@ -12,7 +12,7 @@ from math import gcd, prod
 from pathlib import Path
 from typing import Any, Literal
 
-from codellama_convert.archive import Archive, read_archive, read_entry
+from codellama_convert.archive import DAMAGED_HINT, Archive, read_archive, read_entry
 from codellama_convert.errors import CheckpointError
 from codellama_convert.input_file import InputFile
 from codellama_convert.tensors import Dtype
@@ -32,6 +32,9 @@ _MAX_NAME_LENGTH = 256
 # A view whose rows interleave is read in many pieces; no model's matrix has so many columns.
 _MAX_PIECES = 1 << 17
 _MAX_VECTOR_REACH_BYTES = 1 << 20
+
+_META_HINT = "use the files that Meta released"
+_CONTIGUOUS_HINT = "re-save it with .contiguous()"
 
 Order = Literal["rows", "columns", "scattered"]
 
@@ -150,7 +153,9 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
         archive = read_archive(file)
         _require_little_endian(file, archive)
         if "data.pkl" not in archive.entries or "constants.pkl" in archive.entries:
-            raise CheckpointError("is a zip archive, but not one that torch.save wrote", path=path)
+            raise CheckpointError(
+                "is a zip archive, but not one that torch.save wrote", path=path, hint=_META_HINT
+            )
         pickled = read_entry(file, archive.entries["data.pkl"], _MAX_PICKLE_BYTES)
         parsed = cache.get(pickled) if cache is not None else None
         if parsed is None:
@@ -207,7 +212,9 @@ def _require_little_endian(file: InputFile, archive: Archive) -> None:
     byteorder = read_entry(file, entry, _MAX_SMALL_RECORD_BYTES)
     if byteorder != b"little":
         raise CheckpointError(
-            f"byteorder {byteorder[:16]!r} is not supported (little-endian only)", path=file.path
+            f"byteorder {byteorder[:16]!r} is not supported (little-endian only)",
+            path=file.path,
+            hint="load and re-save it with torch.save on a little-endian machine",
         )
 
 
@@ -216,22 +223,25 @@ def _parse_pickle(path: Path, pickled: bytes) -> dict[str, Any]:
     try:
         top = parse_pickle(pickled)
     except RefusedPickle as problem:
-        raise CheckpointError(f"data.pkl: {problem}", path=path, hint=problem.hint) from None
+        hint = problem.hint or DAMAGED_HINT
+        raise CheckpointError(f"data.pkl: {problem}", path=path, hint=hint) from None
     if type(top) is OrderedItems:
         top = top.content
     if type(top) is not dict:
         raise CheckpointError(
-            f"holds a {_kind(top)}; expected Meta's flat layout of tensors", path=path
+            f"holds {_kind(top)}; expected Meta's flat layout of tensors",
+            path=path,
+            hint=_META_HINT,
         )
     return top
 
 
 def _kind(value: Any) -> str:
     names: dict[type, str] = {
-        dict: "nested dict", OrderedItems: "nested dict", list: "list", tuple: "tuple", View: "tensor",
-        type(None): "None",
+        dict: "a nested dict", OrderedItems: "a nested dict", View: "a tensor", type(None): "None",
+        int: "an int",
     }  # fmt: skip
-    return names.get(type(value), type(value).__name__)
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _resolve(
@@ -239,10 +249,14 @@ def _resolve(
 ) -> StoredTensor:
     """Turn a declared tensor into one whose every number was checked."""
     if len(name) > _MAX_NAME_LENGTH:
-        raise CheckpointError(f"a tensor's name has {len(name)} characters", path=path)
+        raise CheckpointError(
+            f"a tensor's name has {len(name)} characters", path=path, hint=_META_HINT
+        )
     if type(value) is not View:
         raise CheckpointError(
-            f"entry {name!r} is a {_kind(value)}; expected Meta's flat layout of tensors", path=path
+            f"entry {name!r} is {_kind(value)}; expected Meta's flat layout of tensors",
+            path=path,
+            hint=_META_HINT,
         )
     storage = _resolve_storage(path, archive, storages, name, value.storage)
     shape, strides, offset = value.shape, value.strides, value.storage_offset
@@ -254,20 +268,24 @@ def _resolve(
     )
     if not numbers_are_plain:
         raise CheckpointError(
-            f"tensor {name!r}: negative or invalid shape, stride or storage offset", path=path
+            f"tensor {name!r}: negative or invalid shape, stride or storage offset",
+            path=path,
+            hint=DAMAGED_HINT,
         )
     n_stored = storage.n_bytes // storage.dtype.itemsize
     n_elements = prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if n_elements and last >= n_stored:
         raise CheckpointError(
-            f"tensor {name!r}: the view is out of bounds of its storage {storage.name}", path=path
+            f"tensor {name!r}: the view is out of bounds of its storage {storage.name}",
+            path=path,
+            hint=DAMAGED_HINT,
         )
     if n_elements > n_stored or not _elements_are_distinct(shape, strides):
         raise CheckpointError(
             f"tensor {name!r}: shape {shape} is larger than its storage (an expanded view)",
             path=path,
-            hint="re-save it with .contiguous()",
+            hint=_CONTIGUOUS_HINT,
         )
     tensor = StoredTensor(name, shape, strides, offset, storage)
     _refuse_scattered(path, tensor)
@@ -284,7 +302,7 @@ def _refuse_scattered(path: Path, tensor: StoredTensor) -> None:
             f"tensor {tensor.name!r}: shape {tensor.shape} with strides {tensor.strides} lies in "
             f"{n_pieces} pieces",
             path=path,
-            hint="re-save it with .contiguous()",
+            hint=_CONTIGUOUS_HINT,
         )
 
 
@@ -317,17 +335,21 @@ def _resolve_storage(
             f"tensor {name!r} has an unsupported dtype ({declared.dtype}); "
             "expected bfloat16, float16 or float32",
             path=path,
+            hint=_META_HINT,
         )
     record = f"data/{declared.key}"
     entry = archive.entries.get(record)
     if entry is None:
-        raise CheckpointError(f"tensor {name!r}: storage record {record} is missing", path=path)
+        raise CheckpointError(
+            f"tensor {name!r}: storage record {record} is missing", path=path, hint=DAMAGED_HINT
+        )
     dtype = declared.dtype
     if declared.n_elements * dtype.itemsize != entry.n_bytes:
         raise CheckpointError(
             f"tensor {name!r}: storage size mismatch: data.pkl says {declared.n_elements} x "
             f"{dtype.itemsize} bytes, the record {record} holds {entry.n_bytes}",
             path=path,
+            hint=DAMAGED_HINT,
         )
     known = storages.get(record)
     if known is None:
@@ -337,5 +359,6 @@ def _resolve_storage(
             f"tensor {name!r}: storage {record} is declared both {known.dtype.name} and "
             f"{dtype.name}",
             path=path,
+            hint=DAMAGED_HINT,
         )
     return known

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from codellama_convert.convert import ConversionReport
     from codellama_convert.job import Job
     from codellama_convert.plan import ConversionPlan, TensorPlan
-    from codellama_convert.verify_record import VerifyReport
+    from codellama_convert.verify_report import VerifyReport
 
 
 def describe_job(job: Job, free: int) -> dict[str, Any]:

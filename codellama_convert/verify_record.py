@@ -1,72 +1,41 @@
-"""Own the check of an output against its own record, conversion.json, without its source.
+"""Own the check of an output against its own record, conversion.json.
 
-Every byte is read once, several tensors at a time, at the disk's speed. Print nothing.
+Without the source, every byte is read once, several tensors at a time, at the disk's speed. Beside
+the source, the record itself is held against both. Print nothing.
 """
 
 from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codellama_convert.conversion_record import FileSums, Record, read_record
 from codellama_convert.crc32 import combine
-from codellama_convert.errors import ConvertError, VerifyError
+from codellama_convert.digests import file_digest
+from codellama_convert.errors import ConvertError, VerifyError, shown
 from codellama_convert.files import aligned_buffer
 from codellama_convert.input_file import InputFile
-from codellama_convert.output_reader import StoredOutput, json_file, read_output
-from codellama_convert.provenance import CONVERSION_NAME, file_sha256
+from codellama_convert.output_reader import (
+    CONVERSION_NAME,
+    MODEL_SUFFIX,
+    StoredOutput,
+    names_in,
+    read_output,
+)
+from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
+from codellama_convert.verify_report import Problems, Progress, VerifyReport
 
-Progress = Callable[[int], None]
-
-_MAX_PROBLEMS = 20
 _CHUNK_BYTES = 2 << 20
 _WORKERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """What a verification found.
-
-    Attributes:
-        output_dir: What was verified.
-        against: "source", or "record" where the output's own conversion.json was used.
-        n_tensors: Tensors compared.
-        n_bytes: Bytes read, of both sides.
-        problems: One line each, the first ones; empty where everything is right.
-    """
-
-    output_dir: Path
-    against: str
-    n_tensors: int
-    n_bytes: int
-    problems: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Problems:
-    """Problems as they are found, from several threads; the first ones are kept."""
-
-    texts: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, text: str) -> None:
-        """Take one line."""
-        with self.lock:
-            if len(self.texts) < _MAX_PROBLEMS:
-                self.texts.append(text)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """A part of a file whose sum is wanted: a tensor, or what lies between two."""
-
-    tensor: str | None
-    start: int
-    end: int
+_CONFIGS = ("config.json", "generation_config.json")
+_TOKENIZER_FILES = (
+    "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+)  # fmt: skip
 
 
 def verify_record(output_dir: Path, *, progress: Progress | None = None) -> VerifyReport:
@@ -82,110 +51,129 @@ def verify_record(output_dir: Path, *, progress: Progress | None = None) -> Veri
     Raises:
         VerifyError: If there is no record, or a file cannot be parsed.
     """
-    path = output_dir / CONVERSION_NAME
-    if not path.exists():
+    record = read_record(output_dir)
+    if record is None:
         raise VerifyError(
             f"holds no {CONVERSION_NAME} to verify it against",
             path=output_dir,
             hint="name the checkpoint with --input_dir",
         )
     problems = Problems()
-    record = json_file(path)
-    try:
-        files = {str(name): _FileRecord(**entry) for name, entry in record["files"].items()}
-        tensors = {str(name): _TensorRecord(**entry) for name, entry in record["tensors"].items()}
-    except (KeyError, TypeError, AttributeError) as problem:
-        raise VerifyError("is not a conversion's record", path=path) from problem
-    stored = read_output(output_dir, problems.add) if tensors else {}
-    _compare_places(tensors, stored, problems)
-    sums_of = {name: listed.crc32 for name, listed in tensors.items()}
+    names = names_in(output_dir)
+    has_model = bool(record.tensors) or INDEX_NAME in names or SINGLE_FILE_NAME in names
+    stored = read_output(output_dir, problems.add) if has_model else {}
+    _compare_places(record, stored, problems)
     n_bytes = 0
-    for name, listed in sorted(files.items()):
-        try:
-            found = _sum_file(output_dir / name, stored, progress)
-        except ConvertError as problem:  # noqa: PERF203 - the other files are still worth reading
-            problems.add(str(problem))
-        else:
-            _compare_sums(output_dir / name, listed, sums_of, found, problems)
-            n_bytes += found.n_bytes
-    return VerifyReport(output_dir, "record", len(tensors), n_bytes, tuple(problems.texts))
+    for name in sorted(record.files):
+        n_bytes += _compare_file(output_dir / name, record, stored, problems, progress)
+    return VerifyReport(output_dir, "record", len(record.tensors), n_bytes, problems.lines())
 
 
-@dataclass(frozen=True, slots=True)
-class _FoundSums:
-    """What a file was found to hold."""
-
-    n_bytes: int
-    whole: str
-    tensors: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _FileRecord:
-    """What conversion.json says of a file."""
-
-    size: int
-    crc32: str
-    sha256: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _TensorRecord:
-    """What conversion.json says of a tensor."""
-
-    file: str
-    dtype: str
-    shape: list[int]
-    size: int
-    crc32: str
-    became_zero: int = 0
-    nonfinite: int = 0
-
-
-def _compare_places(
-    tensors: Mapping[str, _TensorRecord], stored: Mapping[str, StoredOutput], problems: Problems
-) -> None:
-    for name in sorted({*tensors, *stored}):
-        listed, found = tensors.get(name), stored.get(name)
-        said = listed and (listed.file, listed.dtype, tuple(listed.shape), listed.size)
-        seen = found and (found.file.name, found.dtype.code, found.shape, found.n_bytes)
-        if said != seen:
-            problems.add(f"tensor {name!r} is {seen}, the record says {said}")
-
-
-def _sum_file(
-    path: Path, stored: Mapping[str, StoredOutput], progress: Progress | None
-) -> _FoundSums:
-    """Read a file once; give the CRC-32 of all of it and of each tensor in it."""
-    with InputFile(path, io_mode="auto", error=VerifyError) as file:
-        spans = _spans(path, file.n_bytes, stored)
-        whole = 0
-        of_tensors: dict[str, str] = {}
-        for span, crc in zip(spans, _sums(file, spans, progress), strict=True):
-            whole = combine(whole, crc, span.end - span.start)
-            if span.tensor is not None:
-                of_tensors[span.tensor] = f"{crc:08x}"
-        return _FoundSums(file.n_bytes, f"{whole:08x}", of_tensors)
-
-
-def _compare_sums(
-    path: Path,
-    listed: _FileRecord,
-    sums_of: Mapping[str, str],
-    found: _FoundSums,
+def check_record(
+    output_dir: Path,
+    record: Record,
+    *,
+    stored: Mapping[str, StoredOutput],
+    source: Mapping[str, FileSums],
     problems: Problems,
 ) -> None:
-    for name, crc in found.tensors.items():
-        if sums_of.get(name, crc) != crc:
+    """Hold a record against an output and its source; the sums of the weights are left out.
+
+    Args:
+        output_dir: What was converted.
+        record: Its record.
+        stored: The tensors that it holds.
+        source: What the ranks are.
+        problems: Gets what differs.
+    """
+    _compare_places(record, stored, problems)
+    for name in sorted(record.files):
+        if not name.endswith(MODEL_SUFFIX):
+            _compare_file(output_dir / name, record, {}, problems, None)
+    for name in sorted({*record.source, *source}):
+        said, found = record.source.get(name), source.get(name)
+        if said != found:
             problems.add(
-                f"{path.name}: tensor {name!r} has CRC-32 {crc}, the record says {sums_of[name]}"
+                f"{CONVERSION_NAME}: says that {name} {_told(said)}; the checkpoint's {_told(found)}"
             )
-    if found.n_bytes != listed.size:
-        problems.add(f"{path.name}: has {found.n_bytes} bytes, the record says {listed.size}")
-    elif found.whole != listed.crc32:
-        problems.add(f"{path.name}: has CRC-32 {found.whole}, the record says {listed.crc32}")
-    elif listed.sha256 is not None and file_sha256(path) != listed.sha256:
-        problems.add(f"{path.name}: its SHA-256 is not that of the record")
+
+
+def _told(sums: FileSums | None) -> str:
+    return "is missing" if sums is None else f"has {sums.size} bytes and CRC-32 {sums.crc32}"
+
+
+def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems: Problems) -> None:
+    """Compare what the record says is where, and look whether it speaks of all."""
+    for name in sorted({*record.tensors, *stored}):
+        listed, found = record.tensors.get(name), stored.get(name)
+        said = listed and _place(listed.file, listed.dtype, listed.shape, listed.size)
+        seen = found and _place(found.file.name, found.dtype.code, found.shape, found.n_bytes)
+        if said != seen:
+            problems.add(
+                f"tensor {shown(name)}: {seen or 'not found'}, the record says {said or 'nothing'}"
+            )
+    model_files = {listed.file for listed in record.tensors.values()}
+    needed = model_files | set(_CONFIGS if model_files else _TOKENIZER_FILES)
+    if len(model_files) > 1:
+        needed.add(INDEX_NAME)
+    if record.options.get("skip_tokenizer") is not True:
+        needed.update(_TOKENIZER_FILES)
+    for name in sorted(needed - set(record.files)):
+        problems.add(f"{CONVERSION_NAME}: files lacks {name}")
+    listed_models = {name for name in record.files if name.endswith(MODEL_SUFFIX)}
+    for name in sorted(listed_models - model_files):
+        problems.add(f"{CONVERSION_NAME}: names no tensor of {name}")
+
+
+def _place(file: str, dtype: str, shape: tuple[int, ...], n_bytes: int) -> str:
+    return f"{dtype} {shape} of {n_bytes} bytes in {file}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A part of a file whose sum is wanted: a tensor, or what lies between two."""
+
+    tensor: str | None
+    start: int
+    end: int
+
+
+def _compare_file(
+    path: Path,
+    record: Record,
+    stored: Mapping[str, StoredOutput],
+    problems: Problems,
+    progress: Progress | None,
+) -> int:
+    """Read a file once and compare its sums and those of its tensors; give the bytes read."""
+    listed = record.files[path.name]
+    try:
+        with InputFile(path, io_mode="auto", error=VerifyError) as file:
+            if file.n_bytes != listed.size:
+                problems.add(
+                    f"{path.name}: has {file.n_bytes} bytes, the record says {listed.size}"
+                )
+                return 0
+            whole = 0
+            spans = _spans(path, file.n_bytes, stored)
+            for span, crc in zip(spans, _sums(file, spans, progress), strict=True):
+                whole = combine(whole, crc, span.end - span.start)
+                said = record.tensors.get(span.tensor) if span.tensor is not None else None
+                if said is not None and said.crc32 != f"{crc:08x}":
+                    problems.add(
+                        f"{path.name}: tensor {span.tensor!r} has CRC-32 {crc:08x}, the record says "
+                        f"{said.crc32}"
+                    )
+        if f"{whole:08x}" != listed.crc32:
+            problems.add(f"{path.name}: has CRC-32 {whole:08x}, the record says {listed.crc32}")
+        elif listed.sha256 is not None:
+            sha256 = file_digest(path, "sha256", error=VerifyError)
+            if sha256 != listed.sha256:
+                problems.add(f"{path.name}: has SHA-256 {sha256}, the record says {listed.sha256}")
+    except ConvertError as problem:  # the other files are still worth reading
+        problems.add(str(problem))
+        return 0
+    return listed.size
 
 
 def _spans(path: Path, n_bytes: int, stored: Mapping[str, StoredOutput]) -> list[_Span]:

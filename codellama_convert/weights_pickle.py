@@ -19,6 +19,7 @@ from codellama_convert.tensors import DTYPES, Dtype
 # some 20 MB, whatever it holds.
 _MAX_OPCODES = 200_000
 _MAX_INT_BITS = 64
+_MAX_PROTOCOL = 5  # since Python 3.8; no later one is known
 
 # The exact names a weights file may refer to; source: torch/_weights_only_unpickler.py
 # (`_get_allowed_globals`) and torch/_utils.py (`_rebuild_*`), of PyTorch 1.6 to 2.13.
@@ -35,7 +36,14 @@ _REBUILDERS = frozenset(
 ) | {("torch._tensor", "_rebuild_from_type_v2")}
 _ORDERED_DICT = ("collections", "OrderedDict")
 _STORAGES = {("torch", dtype.storage): dtype for dtype in DTYPES}
-# Known to be harmless, so the error can name the dtype; none of them is a model's weight.
+# Known to be harmless, so the error can name them; none of them makes a model's weight.
+_OTHER_REBUILDERS = frozenset(
+    ("torch._utils", f"_rebuild_{name}")
+    for name in (
+        "tensor_v3", "qtensor", "sparse_tensor", "sparse_csr_tensor", "nested_tensor",
+        "meta_tensor_no_storage", "wrapper_subclass", "device_tensor_from_numpy",
+    )
+)  # fmt: skip
 _OTHER_STORAGES = frozenset(
     ("torch", f"{name}Storage")
     for name in (
@@ -173,6 +181,8 @@ class _Machine:
             self._stack.append(tuple(self._pop_many(_TUPLE_SIZES[name])))
         elif name in _METHODS:
             _METHODS[name](self, argument)
+        elif name == "PROTO" and argument > _MAX_PROTOCOL:
+            raise RefusedPickle(f"it is of the unknown protocol {argument}")
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
@@ -255,6 +265,12 @@ class _Machine:
 
     def _refer(self, module: str, name: str) -> None:
         pair = (module, name)
+        if pair in _OTHER_REBUILDERS:
+            raise RefusedPickle(
+                f"a tensor of an unsupported kind ({name}); expected plain bfloat16, float16 or "
+                "float32",
+                "use the files that Meta released",
+            )
         known = pair in _REBUILDERS or pair in _TENSOR_TYPES or pair in _STORAGES
         if not known and pair not in _OTHER_STORAGES and pair != _ORDERED_DICT:
             quoted = f"{module}.{name}"[:80]

@@ -7,6 +7,9 @@ transformers' `LlamaForCausalLM`: fixtures that borrow the package's table share
 from __future__ import annotations
 
 import json
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -505,7 +508,8 @@ def write_sparse_checkpoint(
     """Write a checkpoint of true size whose weights are holes: all zeros, next to no disk.
 
     torch lays the files out but skips the weights' bytes, and leaves their CRC fields 0, which
-    means "not computed". The file system must know holes (most do).
+    means "not computed"; the sums of the zeros are put there. The file system must know holes
+    (most do).
 
     Args:
         folder: Made if missing.
@@ -538,7 +542,34 @@ def write_sparse_checkpoint(
             rank = {name: torch.empty(sizes[name], dtype=dtype) for name in rotated}
         with skip_data(materialize_fake_tensors=True):
             torch.save(rank, folder / f"consolidated.{index:02d}.pth")
+        _write_sums_of_zeros(folder / f"consolidated.{index:02d}.pth")
     (folder / "params.json").write_text(params_json(shape, style, params), encoding="utf-8")
     if tokenizer:
         (folder / "tokenizer.model").write_bytes(tokenizer_model(shape.vocab))
     return folder
+
+
+def _write_sums_of_zeros(path: Path) -> None:
+    """Fill the CRC fields that torch left 0: in the zip directory, and behind the data."""
+    with zipfile.ZipFile(path) as archive:
+        entries, position = archive.infolist(), archive.start_dir
+    with path.open("r+b") as file:
+        for entry in entries:
+            file.seek(position)
+            lengths = struct.unpack_from("<3H", file.read(46), 28)  # of name, extra and comment
+            if not entry.CRC and entry.file_size:
+                file.seek(entry.header_offset + 26)
+                n_name, n_extra = struct.unpack("<2H", file.read(4))
+                behind = entry.header_offset + 30 + n_name + n_extra + entry.file_size
+                for place in (position + 16, behind + 4):
+                    file.seek(place)
+                    file.write(struct.pack("<I", _sum_of_zeros(entry.file_size)))
+            position += 46 + sum(lengths)
+
+
+@cache
+def _sum_of_zeros(n_bytes: int) -> int:
+    chunk, crc = bytes(1 << 20), 0
+    for _ in range(n_bytes >> 20):
+        crc = zlib.crc32(chunk, crc)
+    return zlib.crc32(bytes(n_bytes % (1 << 20)), crc)

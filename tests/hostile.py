@@ -326,7 +326,7 @@ class Case:
         build: Tampers with a folder that holds a good checkpoint; a result replaces the expected
             model.
         names: What the error must name first: a file's name; None where the case is accepted.
-        facts: What the error must contain.
+        facts: What the error must contain; where it is accepted, what the notes must.
         options: Of the command line, behind --input_dir and --output_dir.
         bomb: Whether it is made to cost memory or time; runs in a process that is measured.
         armed: Whether its data.pkl runs a command if it is unpickled.
@@ -373,12 +373,12 @@ def refused(
 
 
 def accepted(
-    *, options: Sequence[str] = _WEIGHTS_ONLY, bomb: bool = False
+    *notes: str, options: Sequence[str] = _WEIGHTS_ONLY, bomb: bool = False
 ) -> Callable[[Build], Build]:
-    """Register a case that must be converted bit for bit."""
+    """Register a case that must be converted bit for bit, and told of with these notes."""
 
     def register(build: Build) -> Build:
-        _add(Case(build.__name__, build, None, (), tuple(options), bomb, armed=False))
+        _add(Case(build.__name__, build, None, notes, tuple(options), bomb, armed=False))
         return build
 
     return register
@@ -1018,11 +1018,11 @@ def unsupported_dtype(folder: Path, kind: str) -> None:
 @many(
     RANK,
     {
-        "quantized": (lambda: torch.quantize_per_tensor(torch.ones(8, 8), 0.1, 0, torch.qint8), "_rebuild_qtensor"),
-        "float8": (lambda: torch.ones(8, 8).to(torch.float8_e4m3fn), "_rebuild_tensor_v3"),
-        "uint16": (lambda: torch.ones(8, 8, dtype=torch.uint16), "_rebuild_tensor_v3"),
-        "sparse": (lambda: torch.eye(8).to_sparse(), "_rebuild_sparse_tensor"),
-        "meta": (lambda: torch.ones(8, 8, device="meta"), "_rebuild_meta_tensor_no_storage"),
+        "quantized": (lambda: torch.quantize_per_tensor(torch.ones(8, 8), 0.1, 0, torch.qint8), "unsupported kind", "_rebuild_qtensor"),
+        "float8": (lambda: torch.ones(8, 8).to(torch.float8_e4m3fn), "unsupported kind", "_rebuild_tensor_v3"),
+        "uint16": (lambda: torch.ones(8, 8, dtype=torch.uint16), "unsupported kind", "_rebuild_tensor_v3"),
+        "sparse": (lambda: torch.eye(8).to_sparse(), "unsupported kind", "_rebuild_sparse_tensor"),
+        "meta": (lambda: torch.ones(8, 8, device="meta"), "unsupported kind", "_rebuild_meta_tensor_no_storage"),
     },
 )  # fmt: skip
 def unsupported_tensor(folder: Path, make: Callable[[], torch.Tensor]) -> None:
@@ -1230,6 +1230,7 @@ def refused_pickle(folder: Path, value: bytes) -> None:
         "long-of-negative-size": (b"\x80\x02\x8b\xff\xff\xff\xff.", "damaged"),
         "not-utf-8": (b"\x80\x02X\x01\x00\x00\x00\xff.", "damaged"),
         "line-without-end": (b"\x80\x02cos", "damaged"),
+        "protocol-6": (p_pickle(p_dict(rank_file().items()), 6), "protocol 6"),
     },
     bomb=True,
 )  # fmt: skip
@@ -1505,12 +1506,23 @@ def old_root_name(folder: Path) -> None:
     put(folder, rank.members())
 
 
-@accepted()
+@accepted(f"note: {RANK}: saved without CRC-32 sums", "--checksums strict")
 def crc_field_zero(folder: Path) -> None:
     """torch writes 0 where it was told not to compute a CRC-32."""
     members = rank_file().members()
     for member in members:
         member.local["crc"] = member.central["crc"] = 0
+    put(folder, members)
+
+
+@accepted()
+def names_marked_as_utf_8(folder: Path) -> None:
+    """The one flag that a plain entry may have, alone and beside that of a stream."""
+    members = rank_file().members()
+    members[3] = stream_member(members[3].name, members[3].content)
+    for member in members:
+        flags = 0x0800 | member.central.get("flags", 0)
+        member.local["flags"] = member.central["flags"] = flags
     put(folder, members)
 
 
@@ -1594,7 +1606,7 @@ for _storage in ("shared-offset", "flat", "transposed", "strided"):
     accepted()(_with_storage)
 
 
-@accepted()
+@accepted("infinite or NaN, kept as stored (first in lm_head.weight)")
 def nan_and_infinity(folder: Path) -> tuple[State, Shape]:
     state = random_model(TINY, seed=7, special_values=True)
     save_checkpoint(folder, TINY, state, tokenizer=False)
@@ -1871,15 +1883,11 @@ def tokenizer_refused(folder: Path, content: bytes) -> None:
     (folder / TOKENIZER).write_bytes(content)
 
 
-def _cast_case(value: float, dtype: torch.dtype) -> Build:
-    def build(folder: Path) -> tuple[State, Shape]:
-        state = {name: tensor.to(dtype) for name, tensor in STATE.items()}
-        state[QUERY] = state[QUERY].clone()
-        state[QUERY][2, 3] = value
-        torch.save(state, folder / RANK)
-        return state, TINY
-
-    return build
+def _cast_state(value: float, dtype: torch.dtype) -> State:
+    state = {name: tensor.to(dtype) for name, tensor in STATE.items()}
+    state[QUERY] = state[QUERY].clone()
+    state[QUERY][2, 3] = value
+    return state
 
 
 _HF_QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -1888,9 +1896,35 @@ for _name, _value, _dtype, _to, *_facts in (
     ("cast_fp32_to_fp16", 65520.0, torch.float32, "float16", "1 value", "65504"),
     ("cast_fp32_to_bf16", 3.4e38, torch.float32, "bfloat16", "1 value", "3.4e+38"),
 ):
-    _build = _cast_case(_value, _dtype)
-    _build.__name__ = _name
-    refused("", _HF_QUERY, *_facts, options=("--skip_tokenizer", "--dtype", _to))(_build)
+
+    def _overflow(folder: Path, value: float = _value, dtype: torch.dtype = _dtype) -> None:
+        torch.save(_cast_state(value, dtype), folder / RANK)
+
+    _overflow.__name__ = _name
+    refused("", _HF_QUERY, *_facts, options=("--skip_tokenizer", "--dtype", _to))(_overflow)
+
+_LOST = f"1 value in 1 tensor too small for the new dtype became zero (first in {_HF_QUERY})"
+_KEPT = f"1 value in 1 tensor infinite or NaN, kept as stored (first in {_HF_QUERY})"
+# The largest numbers that do not become infinite, and the smallest, which become zero with a note.
+for _name, _value, _dtype, _to, *_facts in (
+    ("cast_bf16_to_fp16_fits", 65280.0, torch.bfloat16, torch.float16),
+    ("cast_fp32_to_fp16_fits", 65519.996, torch.float32, torch.float16),
+    ("cast_fp32_to_bf16_fits", 3.396e38, torch.float32, torch.bfloat16),
+    ("cast_to_fp16_becomes_zero", 2e-8, torch.bfloat16, torch.float16, _LOST),
+    ("cast_to_fp16_stays_above_zero", 6e-8, torch.bfloat16, torch.float16),
+    ("cast_of_infinity", float("inf"), torch.bfloat16, torch.float16, _KEPT),
+):
+
+    def _cast(
+        folder: Path, value: float = _value, dtype: torch.dtype = _dtype, to: torch.dtype = _to
+    ) -> tuple[State, Shape]:
+        state = _cast_state(value, dtype)
+        torch.save(state, folder / RANK)
+        return {name: tensor.to(to) for name, tensor in state.items()}, TINY
+
+    _cast.__name__ = _name
+    _wanted = str(_to).removeprefix("torch.")
+    accepted(*_facts, options=("--skip_tokenizer", "--dtype", _wanted))(_cast)
 
 
 # --- the output -----------------------------------------------------------------------------------

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 from click.testing import CliRunner
 
+from codellama_convert import Options, plan_conversion
 from codellama_convert.cli import main
+from codellama_convert.errors import ConvertError
 from tests.checkpoints import GQA, save_checkpoint
 
 
@@ -93,3 +96,119 @@ def test_a_list_that_is_a_web_page_is_a_note(download):
     result = convert(download)
     assert result.exit_code == 0
     assert "checklist.chk was not used" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: "\ufeff" + text,
+        lambda text: text[:32].upper() + text[32:],
+        lambda text: text.replace("  ", " *"),
+        lambda text: text.replace("  ", "  ./CodeLlama-7b/"),
+        lambda text: text.replace("  ", "  CodeLlama-7b\\"),
+        lambda text: text + text,
+        lambda text: "\n" + text + "\n\n",
+    ],
+    ids=["crlf", "bom", "upper-case", "binary", "folders", "backslashes", "twice", "blank-lines"],
+)
+def test_a_list_as_other_tools_leave_it_is_read(download, rewrite):
+    path = download / "checklist.chk"
+    for name in ("consolidated.01.pth", None):
+        if name is not None:
+            break_sum(download, name)
+            wrong = path.read_text()
+        else:
+            names = ["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"]
+            write_list(path, download, names)
+            wrong = path.read_text()
+        path.write_bytes(rewrite(wrong).encode())
+        result = convert(download, "--checksums", "strict")
+        assert result.exit_code == (1 if name else 0), result.stderr
+        assert ("does not match checklist.chk" in result.stderr) is (name is not None)
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"<html>Sign in</html>", "not a list of MD5 sums"),
+        (b"0" * 31 + b"  params.json\n", "not a list of MD5 sums"),
+        (b"\xff\xfe0\x000\x00", "not a list of MD5 sums"),
+        (b"0" * 32 + b"  params.json\n" + b"1" * 32 + b"  params.json\n", "two sums of"),
+        (b"\n" * ((1 << 16) + 1), "too large"),
+        ("fifo", "regular file"),
+        ("folder", "folder"),
+        ("dangling", "No such file"),
+    ],
+)
+def test_a_list_that_is_none_is_a_note_and_an_error_when_strict(download, content, fact):
+    path = download / "checklist.chk"
+    path.unlink()
+    if content == "fifo":
+        os.mkfifo(path)
+    elif content == "folder":
+        path.mkdir()
+    elif content == "dangling":
+        path.symlink_to("nowhere")
+    else:
+        path.write_bytes(content)
+    result = convert(download)
+    assert result.exit_code == 0
+    assert "checklist.chk was not used" in result.stderr
+    assert fact in result.stderr
+    strict = convert(download, "--checksums", "strict")
+    assert strict.exit_code == 1
+    assert fact in strict.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("mode", ["off", "warn", "strict"])
+def test_a_file_that_the_list_names_and_nobody_has_is_told(download, mode):
+    path = download / "checklist.chk"
+    path.write_text(path.read_text() + "0" * 32 + "  consolidated.02.pth\n")
+    result = convert(download, "--checksums", mode)
+    assert result.exit_code == (1 if mode == "strict" else 0)
+    assert "checklist.chk names 'consolidated.02.pth', which is not there" in result.stderr
+
+
+@pytest.mark.parametrize("mode", ["warn", "strict"])
+def test_a_rank_that_no_list_names_is_told(download, mode):
+    write_list(download / "checklist.chk", download, ["consolidated.00.pth", "params.json"])
+    result = convert(download, "--checksums", mode)
+    assert result.exit_code == (1 if mode == "strict" else 0)
+    assert "names consolidated.01.pth" not in convert(download).stderr
+    assert "no checklist.chk names tokenizer.model, consolidated.01.pth" in result.stderr
+
+
+def test_the_tokenizer_alone_is_compared_too(download):
+    only = ("--model_size", "tokenizer_only")
+    assert "MD5" not in convert(download, *only).stderr
+    break_sum(download, "tokenizer.model")
+    assert "tokenizer.model does not match" in convert(download, *only).stderr
+    assert convert(download, *only, "--checksums", "strict").exit_code == 1
+
+
+def test_a_file_of_any_size_that_is_listed_is_not_read_through(download):
+    """8.8 TB, all of it a hole: reading it for its MD5 would take a day."""
+    (download / "params.json").unlink()
+    with (download / "params.json").open("wb") as file:
+        file.truncate(1 << 43)
+    result = convert(download)
+    assert result.exit_code == 1
+    assert "params.json: has 8796093022208 bytes" in result.stderr
+
+
+def test_ranks_are_read_for_their_sums_only_when_all_else_is_right(download):
+    """70B takes minutes; a broken params.json is told at once."""
+    read = []
+    options = Options(checksums="warn", progress=read.append)
+    plan_conversion(download, options)
+    small = (download / "params.json").stat().st_size + (
+        download / "tokenizer.model"
+    ).stat().st_size
+    ranks = sum(path.stat().st_size for path in download.glob("*.pth"))
+    assert sum(read) == small + ranks
+    read.clear()
+    (download / "params.json").write_text("{}")
+    with pytest.raises(ConvertError, match=r"params\.json"):
+        plan_conversion(download, options)
+    assert sum(read) == 2 + (download / "tokenizer.model").stat().st_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,11 +13,22 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from codellama_convert import (
+    Options,
+    RunOptions,
+    convert_checkpoint,
+    plan_conversion,
+    verify_output,
+)
 from codellama_convert.cli import main
+from codellama_convert.convert import run
+from codellama_convert.errors import CheckpointError, VerifyError
+from codellama_convert.files import IoMode
 from tests.checkpoints import expected_state_dict, read_output, same_bits
 from tests.fuzz import time_limit
 from tests.hostile import CASES, RANK, Case
@@ -67,6 +79,9 @@ def _in_a_process() -> list[str]:
 
 IN_A_PROCESS = _in_a_process()
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in /proc")
+
+
+SAYS_IT_ALL = re.compile("cannot open: |cannot create: |not a regular file|is a folder, not a file")
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,8 @@ def check(case: Case, tmp_path: Path, run: Callable[[list[str]], Outcome]) -> No
         expected, found = expected_state_dict(state, shape), read_output(out)
         assert sorted(found) == sorted(expected)
         assert all(same_bits(found[name], tensor) for name, tensor in expected.items())
+        for fact in case.facts:
+            assert fact in outcome.stderr, f"{fact!r} is not told: {outcome.stderr}"
         return
     assert outcome.status == 1, outcome
     assert not out.exists() or not any(out.iterdir()), "something was published"
@@ -145,6 +162,8 @@ def check(case: Case, tmp_path: Path, run: Callable[[list[str]], Outcome]) -> No
     assert len(line) < 700 + len(str(folder)), f"{len(line)} characters"
     for fact in (case.names or "", *case.facts):
         assert fact in line, f"{fact!r} is not told: {line}"
+    # What, where, and what to do; where the system's own words say it, there is no more to say.
+    assert "; " in line or SAYS_IT_ALL.search(line), line
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - set(IN_A_PROCESS)))
@@ -164,6 +183,64 @@ def test_the_command_says_the_same_and_stays_small(name: str, tmp_path: Path) ->
     match = re.search(r"(\d+) kB", peak_file.read_text())
     assert match is not None
     assert int(match[1]) << 10 <= MAX_RSS_BYTES, f"{name}: {int(match[1]) / 1024:.1f} MiB"
+
+
+@pytest.mark.parametrize("io_mode", ["buffered", "auto"])
+def test_a_file_that_is_cut_while_it_is_read_is_one_line(tmp_path: Path, io_mode: IoMode) -> None:
+    """The rank while it is converted, then the output while it is verified."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    CASES["control"].write(folder)
+    options = Options(skip_tokenizer=True, io_mode=io_mode, workers=1, tile_bytes=16)
+    job = plan_conversion(folder, options)
+    rank = (folder / RANK).read_bytes()
+
+    def cut(path: Path, n_bytes: int) -> Callable[[int], None]:
+        return lambda _: os.truncate(path, n_bytes)
+
+    with pytest.raises(CheckpointError) as caught:
+        run(job, out, progress=cut(folder / RANK, 3000))
+    assert re.search(rf"{RANK}: unexpected end of file at byte \d+; the file is", str(caught.value))
+    assert not out.exists() or not list(out.glob("*.safetensors"))
+    (folder / RANK).write_bytes(rank)
+    job = plan_conversion(folder, options)
+    convert_checkpoint(folder, out, options=options, run_options=RunOptions(restart=True))
+    assert verify_output(out, job, progress=lambda _: None).problems == ()
+    with pytest.raises(VerifyError, match=r"model\.safetensors: unexpected end of file at byte"):
+        verify_output(out, job, progress=cut(out / "model.safetensors", 3000))
+
+
+def as_ordinary_user(arguments: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line as someone whom permissions stop, which root is not."""
+    command = [sys.executable, "-m", "codellama_convert", *arguments]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv: permissions do not stop root")
+        powers = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}", *command]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, **more
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions as POSIX has them")
+def test_a_folder_that_may_be_listed_but_not_entered_is_one_line(tmp_path: Path) -> None:
+    """Looking whether a file exists in it raised PermissionError, up to Python 3.13."""
+    folder, out = tmp_path / "CodeLlama-7b", tmp_path / "out"
+    CASES["control_with_tokenizer"].write(folder)
+    arguments = ["--input_dir", str(folder), "--output_dir", str(out)]
+    assert as_ordinary_user(arguments).returncode == 0
+    compared = ["verify", *arguments]
+    assert as_ordinary_user(compared).returncode == 0
+    for closed, command in ((folder, ["plan", *arguments]), (folder, compared), (out, compared)):
+        closed.chmod(0o444)
+        ended = as_ordinary_user(command)
+        closed.chmod(0o755)
+        *notes, line = ended.stderr.splitlines()
+        assert ended.returncode == 1, ended
+        assert line.startswith(f"Error: {closed}/"), ended.stderr
+        assert "Permission denied" in line
+        assert all(note.startswith("note: ") for note in notes)
 
 
 @pytest.mark.parametrize("name", sorted(n for n, case in CASES.items() if case.armed))

@@ -22,6 +22,7 @@ ROOMS: dict[str, int] = {
     "interrupt": 0,
     "protobuf": 0,
     "chat": 0,
+    "strict_json": 0,
     "workers": 0,
     "files": 1,
     "config": 1,
@@ -29,6 +30,7 @@ ROOMS: dict[str, int] = {
     "safetensors_io": 1,
     "tokenizer_source": 1,
     "token_batch": 1,
+    "verify_report": 1,
     "cast": 1,
     "input_file": 2,
     "output_file": 2,
@@ -40,11 +42,13 @@ ROOMS: dict[str, int] = {
     "variants": 2,
     "sentencepiece_model": 2,
     "archive": 3,
-    "checklist": 3,
+    "digests": 3,
     "output_reader": 3,
     "tokenizer_json": 3,
     "pth": 4,
     "tokenizer": 4,
+    "checklist": 4,
+    "conversion_record": 4,
     "meta_codec": 4,
     "model_card": 5,
     "rank_reader": 5,
@@ -57,8 +61,11 @@ ROOMS: dict[str, int] = {
     "tiles": 7,
     "provenance": 8,
     "convert": 9,
+    "verify_config": 5,
+    "verify_tokenizer": 6,
+    "verify_tensor": 7,
+    "verify_record": 5,
     "verify": 9,
-    "verify_record": 9,
     "__init__": 10,  # the public names of the library
     "reports": 10,
     "progress_bar": 10,
@@ -68,9 +75,7 @@ ROOMS: dict[str, int] = {
 }
 
 # Neighbours in one layer that may talk, importer first.
-DOORS = {
-    ("verify", "verify_record"),  # one proof, with a source or without; neither knows convert
-}
+DOORS: set[tuple[str, str]] = set()
 
 # They decide and calculate; whoever wants to move bytes or print imports another room.
 PURE = {"errors", "tensors", "config", "variants", "layout", "model_card", "plan", "job"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from itertools import pairwise
 
 import pytest
@@ -330,6 +331,9 @@ def test_a_sparse_checkpoint_has_its_true_size_and_no_two_equal_ranks(tmp_path):
             name: tensor.shape for name, tensor in rank.items()
         }
         assert not found["output.weight"].any()
+        with zipfile.ZipFile(path) as archive:
+            assert all(entry.CRC for entry in archive.infolist())
+            assert archive.testzip() is None
         ids.add(torch._C.PyTorchFileReader(str(path)).serialization_id())
     assert len(ids) == 2
 

@@ -1,0 +1,244 @@
+"""Own the check of the tokenizer files: whatever in them changes an id, a text or a prompt.
+
+What they should hold is spelled here a second time, so that a mistake of the writer is seen: the
+merges are not generated and compared, they are held against the rule that orders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.chat import chat_template
+from codellama_convert.errors import VerifyError, shown
+from codellama_convert.input_file import InputFile
+from codellama_convert.output_reader import json_file
+from codellama_convert.sentencepiece_model import PieceType, SentencePieceModel
+from codellama_convert.verify_config import Asked
+from codellama_convert.verify_report import Problems
+
+_SPACE = "\u2581"
+_INFILLING = tuple(f"{_SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
+_STEP = "<step>"
+_CLASSES = (
+    "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
+)  # fmt: skip
+# tokenizer.json takes 3.7 times the bytes of Meta's tokenizer.model.
+_MOST_JSON_BYTES_PER_BYTE = 8
+_SMALL_JSON_BYTES = 1 << 20
+
+
+def check_tokenizer(
+    folder: Path, model: SentencePieceModel, *, asked: Asked, problems: Problems
+) -> None:
+    """Compare the tokenizer files with the source's tokenizer.model.
+
+    Args:
+        folder: The output.
+        model: The source.
+        asked: What the conversion was asked for.
+        problems: Gets what differs.
+    """
+    for check in (_check_copy, _check_tokenizer_json, _check_config, _check_special_tokens):
+        try:
+            check(folder, model, asked, problems)
+        except VerifyError as problem:  # noqa: PERF203 - the other files are still worth reading
+            problems.add(str(problem))
+
+
+def end_ids(model: SentencePieceModel | None) -> tuple[int, ...]:
+    """List the id that ends a text and that of the `<step>` of Code Llama 70B Instruct, if any."""
+    if model is None:
+        return ()
+    step = model.id_of(_STEP)
+    return (model.eos_id,) if step is None else (model.eos_id, step)
+
+
+def _check_copy(folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems) -> None:
+    del asked
+    with InputFile(folder / "tokenizer.model", error=VerifyError) as file:
+        # The sizes first: what lies there may be of any size.
+        if file.n_bytes != len(model.raw) or file.read_exact(0, file.n_bytes) != model.raw:
+            problems.add("tokenizer.model is not the source's")
+
+
+def _check_tokenizer_json(
+    folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems
+) -> None:
+    del asked
+    most = _SMALL_JSON_BYTES + _MOST_JSON_BYTES_PER_BYTE * len(model.raw)
+    found = json_file(folder / "tokenizer.json", most)
+    bpe = found.pop("model", None)
+    if not isinstance(bpe, dict):
+        problems.add(f"tokenizer.json: model is {shown(bpe)}, not an object")
+        return
+    vocabulary, merges = bpe.pop("vocab", None), bpe.pop("merges", None)
+    problems.add_differences("tokenizer.json", found, _frame(model))
+    problems.add_differences("tokenizer.json: model", bpe, _bpe_settings(model))
+    wrong = _wrong_piece(vocabulary, model) or _wrong_merge(merges, model)
+    if wrong is not None:
+        problems.add(f"tokenizer.json: {wrong}")
+
+
+def _wrong_piece(vocabulary: object, model: SentencePieceModel) -> str | None:
+    """Describe the first piece whose id is not its place in the source."""
+    if not isinstance(vocabulary, dict):
+        return f"vocab is {shown(vocabulary)}, not an object"
+    for number, piece in enumerate(model.pieces):
+        found = vocabulary.get(piece.text)
+        if type(found) is not int or found != number:
+            return f"piece {piece.text!r} has id {shown(found)}, expected {number}"
+    if len(vocabulary) != model.n_pieces:
+        return f"vocab has {len(vocabulary)} pieces, expected {model.n_pieces}"
+    return None
+
+
+def _wrong_merge(merges: object, model: SentencePieceModel) -> str | None:
+    """Describe the first pair that stands where it may not, or tell that some are missing.
+
+    Every cut of a normal piece into two others stands there once; the higher the score of the whole
+    the earlier, of equal scores first the longer left half, then the longer right one, then by id.
+    """
+    if not isinstance(merges, list):
+        return f"merges are {shown(merges)}, not a list"
+    scores = dict(_mergeable(model))
+    last: tuple[float, int, int, int] | None = None
+    for number, pair in enumerate(merges):
+        halves = pair.split(" ") if isinstance(pair, str) else ()
+        if len(halves) != 2 or not {*halves, "".join(halves)} <= scores.keys():
+            return f"merge {number} is {shown(pair)}, which makes no piece of two"
+        left, right = halves
+        place = (-scores[left + right], -len(left), -len(right), model.ids[left + right])
+        if last is not None and place <= last:
+            return f"merge {number} is {shown(pair)}, which belongs further up"
+        last = place
+    expected = sum(
+        text[:cut] in scores and text[cut:] in scores
+        for text in scores
+        for cut in range(1, len(text))
+    )
+    if len(merges) != expected:
+        return f"{len(merges)} merges, expected {expected}"
+    return None
+
+
+def _mergeable(model: SentencePieceModel) -> Iterator[tuple[str, float]]:
+    """Yield the pieces that are made by merging, with their scores; a space is never in the text."""
+    for piece in model.pieces:
+        if piece.type is PieceType.NORMAL and " " not in piece.text:
+            yield piece.text, piece.score
+
+
+def _special_tokens(model: SentencePieceModel) -> dict[str, Any]:
+    return {
+        "bos_token": model.pieces[model.bos_id].text,
+        "eos_token": model.pieces[model.eos_id].text,
+        "unk_token": model.pieces[model.unk_id].text,
+    }
+
+
+def _check_special_tokens(
+    folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems
+) -> None:
+    del asked
+    name = "special_tokens_map.json"
+    problems.add_differences(name, json_file(folder / name), _special_tokens(model))
+
+
+def _check_config(
+    folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems
+) -> None:
+    name = "tokenizer_config.json"
+    found = json_file(folder / name)
+    expected: dict[str, Any] = _special_tokens(model) | {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "legacy": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": asked.context,
+        "padding_side": "left",
+    }
+    if asked.context is None and type(found.get("model_max_length")) is int:
+        expected["model_max_length"] = max(1, found["model_max_length"])
+    named = asked.tokenizer_class
+    if not asked.class_is_known and found.get("tokenizer_class") in _CLASSES:
+        named = found["tokenizer_class"]
+    if named is not None:
+        expected["tokenizer_class"] = named
+    if named in _CLASSES[:2] and not all(name in model.ids for name in _INFILLING):
+        # Left out, these classes invent the pieces, with ids beyond the embedding.
+        for role in ("prefix", "middle", "suffix", "eot", "fill"):
+            expected[f"{role}_token"] = None
+    if asked.chat or (asked.chat is None and "chat_template" in found):
+        # Meta's dialogue form is one text, which both sides take from where it is explained.
+        expected["chat_template"] = chat_template(step=_STEP in model.ids)
+    problems.add_differences(name, found, expected)
+
+
+def _frame(model: SentencePieceModel) -> dict[str, Any]:
+    """Spell what surrounds the model in tokenizer.json, after the tokenizers library's own files."""
+    bos = model.pieces[model.bos_id].text
+    bos_first, bos_second = ({"SpecialToken": {"id": bos, "type_id": n}} for n in (0, 1))
+    first = {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(_added_tokens(model)),
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": _SPACE},
+                {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos_first, first],
+            "pair": [bos_first, first, bos_second, second],
+            "special_tokens": {bos: {"id": bos, "ids": [model.bos_id], "tokens": [bos]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+    }
+
+
+def _bpe_settings(model: SentencePieceModel) -> Mapping[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": model.pieces[model.unk_id].text,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+    }
+
+
+def _added_tokens(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
+    """Yield, by id, the pieces that are looked for in a text before it is cut any further."""
+    for number, (text, _, kind) in enumerate(model.pieces):
+        user_defined = kind is PieceType.USER_DEFINED
+        named = text in _INFILLING or text == _STEP
+        if named or user_defined or kind in (PieceType.UNKNOWN, PieceType.CONTROL):
+            yield {
+                "id": number,
+                "content": text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": named or not user_defined,
+            }
