@@ -266,11 +266,12 @@ def fit_plan(
     """
     halvings = [_LARGEST_TILE_BYTES >> n for n in range(_LARGEST_TILE_BYTES.bit_length())]
     worth_sharing = [size for size in halvings if size >= _SMALLEST_SHARED_TILE_BYTES]
-    fewest = workers if keep_workers else 1
+    fewest = workers if keep_workers else min(1, workers)
     choices = [(n, size) for n in range(workers, fewest - 1, -1) for size in worth_sharing]
     choices += [(fewest, size) for size in halvings[len(worth_sharing) :]]
+    budget = DEFAULT_MAX_RAM_BYTES if max_ram_bytes is None else max_ram_bytes
     needed = 0
-    for n_workers, tile_bytes in choices or [(workers, _LARGEST_TILE_BYTES)]:
+    for n_workers, tile_bytes in choices:
         plan = build_plan(
             layout,
             dtype=dtype,
@@ -280,10 +281,10 @@ def fit_plan(
         )
         needed = plan.buffer_bytes
         asked_for = max_ram_bytes is None and keep_workers and tile_bytes == worth_sharing[-1]
-        if needed <= (max_ram_bytes or DEFAULT_MAX_RAM_BYTES) or asked_for:
+        if needed <= budget or asked_for:
             return plan
     raise ConfigError(
-        f"--max_ram {max_ram_bytes} bytes is too little: the largest row or head needs "
+        f"--max_ram {budget} bytes is too little: the largest row or head needs "
         f"{needed} bytes of buffers",
         hint="allow that much, or ask for fewer workers",
     )

@@ -120,6 +120,14 @@ def test_sizes_must_be_positive(wrong):
         build_plan(layout, dtype=BFLOAT16, **wrong)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_no_workers_at_all_are_refused(keep):
+    layout = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
+    with pytest.raises(ConfigError, match="--workers must be positive, not 0"):
+        fit_plan(layout, dtype=BFLOAT16, workers=0, keep_workers=keep)
+    assert fit_plan(layout, dtype=BFLOAT16, workers=1, keep_workers=keep).workers == 1
+
+
 # Parameters and bytes: FACTS, cross-checked there against the published hub totals.
 @pytest.mark.parametrize(
     ("name", "shape", "ranks", "vocab", "parameters", "n_tensors", "n_files"),
@@ -320,8 +328,12 @@ def test_tiles_and_workers_are_chosen_to_fit(workers, keep, budget, expected):
 
 def test_a_budget_below_one_row_is_refused():
     layout = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
-    with pytest.raises(ConfigError, match="--max_ram 1000"):
-        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=1000, workers=1)
-    with pytest.raises(ConfigError, match="--max_ram"):
+    # One page and two of slack, to read and to write: 24,576 bytes for a worker.
+    with pytest.raises(ConfigError, match=r"--max_ram 24575 bytes .* 24576 bytes .*fewer workers"):
+        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=24_575, workers=1)
+    with pytest.raises(ConfigError, match="--max_ram 0 "):
+        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=0, workers=1)
+    assert fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=24_576, workers=1).workers == 1
+    with pytest.raises(ConfigError, match=r"--max_ram 30000 bytes .* 49152 bytes"):
         fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=30_000, workers=2, keep_workers=True)
     assert fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=30_000, workers=2).workers == 1
