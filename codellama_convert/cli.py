@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from codellama_convert.progress_bar import progress_bar
 from codellama_convert.reports import (
     describe_job,
     describe_report,
+    describe_verification,
     plan_lines,
     summary_line,
     value_notes,
@@ -232,8 +233,8 @@ def verify(
         report = verify_output(output_dir, job, progress=progress)
     seconds = time.monotonic() - started
     if as_json:
-        described = asdict(report) | {"output_dir": str(output_dir), "seconds": round(seconds, 3)}
-        click.echo(json.dumps(described | {"ok": not report.problems}, indent=2))
+        notes = () if job is None else job.notes
+        click.echo(json.dumps(describe_verification(report, seconds, notes), indent=2))
     else:
         click.echo("\n".join(verify_lines(report, seconds)))
     if report.problems:

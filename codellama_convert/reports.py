@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from codellama_convert.sizes import format_size
@@ -183,6 +184,30 @@ def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
         "became_zero": report.became_zero,
         "nonfinite": report.nonfinite,
         "notes": list(report.notes),
+    }
+
+
+def describe_verification(
+    report: VerifyReport, seconds: float, notes: Sequence[str]
+) -> dict[str, Any]:
+    """Describe what a verification found, for machines.
+
+    Args:
+        report: What it found.
+        seconds: How long it took.
+        notes: What the user should know of the source.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    return {
+        **asdict(report),
+        "output_dir": str(report.output_dir),
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(report.n_bytes / seconds) if seconds else None,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "notes": list(notes),
+        "ok": not report.problems,
     }
 
 

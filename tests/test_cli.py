@@ -300,6 +300,35 @@ def test_the_plan_is_a_table_for_people_and_json_for_machines(checkpoint):
         assert path.stat().st_size == file["bytes"]
 
 
+def test_json_is_all_that_stdout_holds_and_tells_time_rate_memory_and_notes(checkpoint):
+    output = checkpoint.with_name("out")
+    both = ["--input_dir", checkpoint, "--output_dir", output]
+    converted = run(*both, "--dtype", "float16", "--json")
+    verified = run("verify", *both, "--json")
+    for result in (converted, verified):
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)
+        assert told["output_dir"] == str(output)
+        assert told["seconds"] > 0
+        assert told["bytes_per_second"] > 0
+        if os.name != "nt":  # where nobody tells
+            assert told["peak_rss_bytes"] > 10_000_000
+        assert [f"note: {note}" for note in told["notes"]] == result.stderr.splitlines()
+        assert len(told["notes"]) == 1
+    told = json.loads(converted.stdout)
+    assert told["cast"] == "bfloat16 to float16"
+    assert told["dropped"] == ["rope.freqs"]
+    assert json.loads(verified.stdout)["ok"]
+    (output / "tokenizer.model").write_bytes(b"other")
+    differs = run("verify", *both, "--json")
+    assert differs.exit_code == 1
+    assert not json.loads(differs.stdout)["ok"]
+    assert json.loads(differs.stdout)["problems"] == ["tokenizer.model is not the source's"]
+    alone = run("verify", "--output_dir", output, "--json")
+    assert json.loads(alone.stdout)["against"] == "record"
+    assert json.loads(alone.stdout)["notes"] == []
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["convert", "-h"], ["plan", "--help"], ["--version"]]
 )
