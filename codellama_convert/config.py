@@ -22,7 +22,6 @@ _MAX_DIMENSION = 1 << 24
 _MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
 _MAX_REAL = 1e30  # times any dimension it is still finite
 _LLAMA_3_VOCAB_SIZE = 128256  # params.json of every Llama 3
-_PARAMS_HINT = "is it Meta's params.json?"
 SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
 _META_HINT = "is it Meta's params.json?"
 # What Meta's loaders take for themselves; they do not change the weights' meaning.

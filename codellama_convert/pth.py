@@ -32,7 +32,6 @@ _MAX_NAME_LENGTH = 256
 # A view whose rows interleave is read in many pieces; no model's matrix has so many columns.
 _MAX_PIECES = 1 << 17
 _MAX_VECTOR_REACH_BYTES = 1 << 20
-_METAS_OWN = "use the original checkpoint that Meta released"
 
 _META_HINT = "use the files that Meta released"
 _CONTIGUOUS_HINT = "re-save it with .contiguous()"
