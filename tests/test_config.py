@@ -20,11 +20,14 @@ from codellama_convert.variants import VARIANTS, check_model_size, identify, rea
 
 PATH = Path("params.json")
 LLAMA_1_7B = b'{"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-06, "vocab_size": -1}'
+LLAMA_1_13B = b'{"dim": 5120, "multiple_of": 256, "n_heads": 40, "n_layers": 40, "norm_eps": 1e-06, "vocab_size": -1}'
+LLAMA_1_30B = b'{"dim": 6656, "multiple_of": 256, "n_heads": 52, "n_layers": 60, "norm_eps": 1e-06, "vocab_size": -1}'
 LLAMA_1_65B = b'{"dim": 8192, "multiple_of": 256, "n_heads": 64, "n_layers": 80, "norm_eps": 1e-05, "vocab_size": -1}'
 LLAMA_2_7B = b'{"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-05, "vocab_size": -1}\n'
 LLAMA_2_13B = b'{"dim": 5120, "multiple_of": 256, "n_heads": 40, "n_layers": 40, "norm_eps": 1e-05, "vocab_size": -1}\n'
 LLAMA_2_70B = b'{"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_heads": 64, "n_kv_heads": 8, "n_layers": 80, "norm_eps": 1e-05, "vocab_size": -1}'
 CODE_7B = b'{"dim": 4096, "n_layers": 32, "n_heads": 32, "multiple_of": 256, "ffn_dim_multiplier": 1.0, "norm_eps": 1e-5, "rope_theta": 1000000}'
+CODE_13B = b'{"dim": 5120, "n_layers": 40, "n_heads": 40, "multiple_of": 256, "ffn_dim_multiplier": 1.0, "norm_eps": 1e-5, "rope_theta": 1000000}'
 CODE_34B = b'{"dim": 8192, "n_layers": 48, "n_heads": 64, "n_kv_heads": 8, "multiple_of": 256, "ffn_dim_multiplier": 1.0, "norm_eps": 1e-5, "rope_theta": 1000000.0}'
 CODE_70B = b'{"dim": 8192, "n_layers": 80, "n_heads": 64, "n_kv_heads": 8, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 1000000}'
 CODE_70B_TUNED = CODE_70B.replace(b"1000000", b"10000")
@@ -37,18 +40,28 @@ def model(content: bytes, intermediate_size: int, vocab_size: int) -> ModelConfi
     )
 
 
-# content, feed-forward width, vocabulary, folder -> name, flavour, positions, rope_theta
+# content, feed-forward width, vocabulary, folder -> name, flavour, positions, rope_theta; every
+# released model, and one that was renamed
 RELEASED = [
     (LLAMA_1_7B, 11008, 32000, "7B", "Llama 7B", "base", 2048, 10000.0),
+    (LLAMA_1_13B, 13824, 32000, "13B", "Llama 13B", "base", 2048, 10000.0),
+    (LLAMA_1_30B, 17920, 32000, "30B", "Llama 30B", "base", 2048, 10000.0),
     (LLAMA_1_65B, 22016, 32000, "65B", "Llama 65B", "base", 2048, 10000.0),
     (LLAMA_2_7B, 11008, 32000, "llama-2-7b", "Llama 2 7B", "base", 4096, 10000.0),
     (LLAMA_2_7B, 11008, 32000, "Llama-2-7b-chat", "Llama 2 7B Chat", "chat", 4096, 10000.0),
     (LLAMA_2_13B, 13824, 32000, "llama-2-13b", "Llama 2 13B", "base", 4096, 10000.0),
+    (LLAMA_2_13B, 13824, 32000, "llama-2-13b-chat", "Llama 2 13B Chat", "chat", 4096, 10000.0),
+    (LLAMA_2_70B, 28672, 32000, "llama-2-70b", "Llama 2 70B", "base", 4096, 10000.0),
     (LLAMA_2_70B, 28672, 32000, "llama-2-70b-chat", "Llama 2 70B Chat", "chat", 4096, 10000.0),
     (CODE_7B, 11008, 32016, "CodeLlama-7b", "Code Llama 7B", "base", 16384, 1e6),
     (CODE_7B, 11008, 32016, "CodeLlama-7b-Instruct", "Code Llama 7B Instruct", "instruct", 16384, 1e6),
     (CODE_7B, 11008, 32000, "CodeLlama-7b-Python", "Code Llama 7B Python", "python", 16384, 1e6),
     (CODE_7B, 11008, 32000, "renamed", "Code Llama 7B Python", "python", 16384, 1e6),
+    (CODE_13B, 13824, 32016, "CodeLlama-13b", "Code Llama 13B", "base", 16384, 1e6),
+    (CODE_13B, 13824, 32016, "CodeLlama-13b-Instruct", "Code Llama 13B Instruct", "instruct", 16384, 1e6),
+    (CODE_13B, 13824, 32000, "CodeLlama-13b-Python", "Code Llama 13B Python", "python", 16384, 1e6),
+    (CODE_34B, 22016, 32000, "CodeLlama-34b", "Code Llama 34B", "base", 16384, 1e6),
+    (CODE_34B, 22016, 32000, "CodeLlama-34b-Python", "Code Llama 34B Python", "python", 16384, 1e6),
     (CODE_34B, 22016, 32000, "CodeLlama-34b-Instruct", "Code Llama 34B Instruct", "instruct", 16384, 1e6),
     (CODE_70B, 28672, 32016, "CodeLlama-70b", "Code Llama 70B", "base", 16384, 1e6),
     (CODE_70B_TUNED, 28672, 32016, "CodeLlama-70b-Python", "Code Llama 70B Python", "python", 4096, 10000.0),
@@ -67,6 +80,10 @@ def test_a_released_model_is_recognised_without_a_note(
     assert (found.name, found.flavor, found.max_position_embeddings) == (name, flavor, positions)
     assert found.notes == ()
     assert config.rope_theta == rope_theta
+
+
+def test_every_row_of_the_table_is_spelled_here_too():
+    assert {row[4] for row in RELEASED} == {variant.name for variant in VARIANTS}
 
 
 def test_every_row_of_the_table_is_found_by_its_own_name():

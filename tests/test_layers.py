@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +141,18 @@ def complaints(package: Path) -> list[str]:
 def test_modules_import_only_from_lower_layers_and_the_core_is_pure():
     assert "errors" in modules(PACKAGE)
     assert complaints(PACKAGE) == []
+
+
+def test_the_guide_shows_the_rooms_as_they_are():
+    guide = (PACKAGE.parent / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    shown = {
+        name: int(layer)
+        for layer, names in re.findall(r"^\| (\d+) \| (`.*?`) \|", guide, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert shown == ROOMS
+    (pure,) = (line for line in guide.splitlines() if "import neither torch" in line)
+    assert set(re.findall(r"`(\w+)`", pure)) == PURE
 
 
 @pytest.mark.parametrize(
