@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import fuzz_files, fuzz_layouts, fuzz_pickles
+from tests.fuzz_outputs import RIGHT, fuzz_outputs
 
 ROOT = Path(__file__).parent.parent
-N_FILES, N_PICKLES, N_LAYOUTS = 600, 600, 40
+N_FILES, N_PICKLES, N_LAYOUTS, N_OUTPUTS = 600, 600, 40, 500
 
 
 def test_damaged_files_give_the_same_bytes_or_an_error() -> None:
@@ -31,6 +32,20 @@ def test_without_the_crc_check_damaged_files_are_silently_wrong() -> None:
 def test_forged_pickles_are_refused_or_converted() -> None:
     tally = fuzz_pickles(N_PICKLES)
     assert set(tally) == {"converted", "refused"}
+
+
+def test_damaged_outputs_are_found_and_damaged_small_inputs_are_no_crash() -> None:
+    tally = fuzz_outputs(N_OUTPUTS)
+    assert set(tally) <= RIGHT, tally
+    assert tally["found"] > N_OUTPUTS / 2
+    assert tally["refused"] > 0
+    assert tally["converted"] > 0
+    assert tally["same"] > 0, "no mutant was another spelling: is every change called damage?"
+
+
+def test_without_the_comparison_of_values_damaged_outputs_are_missed() -> None:
+    """The planted fault."""
+    assert fuzz_outputs(N_OUTPUTS // 2, compare_values=False)["missed"] > N_OUTPUTS / 40
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in /proc")
