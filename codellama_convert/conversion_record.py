@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codellama_convert.errors import VerifyError, shown
-from codellama_convert.output_reader import CONVERSION_NAME, is_plain_name, json_file, names_in
+from codellama_convert.output_reader import (
+    CONVERSION_NAME,
+    MAX_LIST_BYTES,
+    is_plain_name,
+    json_file,
+    names_in,
+)
 
 Entry = TypeVar("Entry")
 
@@ -69,7 +75,7 @@ def read_record(output_dir: Path) -> Record | None:
     if CONVERSION_NAME not in names_in(output_dir):
         return None
     path = output_dir / CONVERSION_NAME
-    content = json_file(path)
+    content = json_file(path, MAX_LIST_BYTES)
     try:
         return Record(
             files=_entries(content, "files", _file_sums),

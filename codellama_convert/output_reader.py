@@ -25,9 +25,10 @@ CONVERSION_NAME = "conversion.json"
 MODEL_SUFFIX = ".safetensors"
 
 # 70B has 723 tensors: a header of 80 kB, an index of 60 kB, a conversion.json of 160 kB. The caps
-# keep a forged one, which may be lists in lists, below some 60 MB.
+# keep a forged one, which may be a million empty lists, below some 30 MB.
 _MAX_HEADER_BYTES = 1 << 20
-MAX_JSON_BYTES = 2 << 20
+MAX_LIST_BYTES = 1 << 20
+_MAX_CONFIG_BYTES = 1 << 16
 _MAX_NAME_BYTES = 255  # of Linux's file systems
 _MAX_DIMENSIONS = 8
 _AGAIN = "convert it again"
@@ -107,7 +108,7 @@ def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
 
 def _read_indexed(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     path = folder / INDEX_NAME
-    index = json_file(path)
+    index = json_file(path, MAX_LIST_BYTES)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(is_plain_name, weight_map.values())):
         raise VerifyError("has no weight_map of plain file names", path=path, hint=_AGAIN)
@@ -129,7 +130,7 @@ def _read_indexed(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     return found
 
 
-def json_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def json_file(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Read a small JSON object.
 
     Args:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from codellama_convert.cli import main
 from codellama_convert.errors import VerifyError
 from codellama_convert.tensors import BFLOAT16, FLOAT16
 from tests.checkpoints import GQA, random_model, save_checkpoint
+from tests.test_hostile import run_process
 from tests.vocabularies import model_bytes
 
 MODEL, INDEX, RECORD = "model.safetensors", "model.safetensors.index.json", "conversion.json"
@@ -306,7 +309,8 @@ def test_what_is_no_file_of_that_kind_is_told_at_once(one, job, name, kind):
         b'{"hidden_act": "\\ud800\\u001b[2J"}',
         b'{"vocab_size": ' + b"9" * 5000 + b"}",
         b'{"rope_theta": ' + b"[" * 900 + b"]" * 900 + b"}",
-        b'{"architectures": ["' + b"x" * 100_000 + b'"]}',
+        b'{"architectures": ["' + b"x" * 60_000 + b'"]}',
+        b"{}".ljust((1 << 16) + 1),
     ],
 )
 def test_what_is_not_json_is_told(one, job, name, content):
@@ -662,6 +666,24 @@ def test_the_command_ends_in_a_report_or_in_one_line(
         *problems, last = result.stdout.splitlines()
         assert bool(problems) is bool(reports)
         assert ("DIFFERS from" in last) is bool(reports)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in /proc")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", RECORD, INDEX, MODEL])
+def test_a_million_empty_lists_cost_no_more_than_30_mb(place, one, name):
+    """A file of 100 MB, of which json makes 2 GB, was parsed. The control takes 37 MB."""
+    n_bytes = 60_000 if name == "config.json" else (1 << 20) - 16
+    content = b'{"x":[' + b"[]," * ((n_bytes - 10) // 3) + b"[]]}"
+    content += b" " * (-len(content) % 8)
+    prefix = struct.pack("<Q", len(content)) if name == MODEL else b""
+    (one / name).write_bytes(prefix + content)
+    peak_file = one.parent / "peak"
+    arguments = ["verify", "--output_dir", str(one), "--input_dir", str(place / "in")]
+    outcome = run_process(arguments, peak_file)
+    assert outcome.status == 1
+    assert "Traceback" not in outcome.stderr
+    (kilobytes,) = re.findall(r"(\d+) kB", peak_file.read_text())
+    assert int(kilobytes) << 10 < 72 << 20
 
 
 def test_the_first_problems_are_told_and_how_many_more(one, job):
