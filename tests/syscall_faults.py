@@ -359,7 +359,10 @@ PLANTED = {
     "an error is not translated": Planted(
         "from codellama_convert import output\n"
         "def rename(source, target):\n"
-        "    source.replace(target)\n"
+        "    try:\n"
+        "        source.replace(target)\n"
+        "    except OSError as problem:\n"
+        "        raise RuntimeError from problem\n"
         "output.rename = rename\n",
         "rename", "/config.json", "ENOSPC", "not one line",
     ),
