@@ -9,6 +9,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -196,7 +197,8 @@ class InputFile:
         for name in ("_fd", "_direct_fd"):
             fd = getattr(self, name, None)
             if fd is not None and fd >= 0:
-                os.close(fd)
+                with suppress(OSError):  # nothing was written that could be lost
+                    os.close(fd)
         self._fd, self._direct_fd = -1, None
 
     def __enter__(self) -> InputFile:  # noqa: PYI034 - typing.Self is not in Python 3.10

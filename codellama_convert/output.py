@@ -32,7 +32,13 @@ from codellama_convert.journal import (
 from codellama_convert.output_file import OutputFile
 from codellama_convert.publish import is_of_a_model, publish, rename
 from codellama_convert.sizes import format_size
-from codellama_convert.staged import clear_staging, drop_staging, find_staged_work, is_whole
+from codellama_convert.staged import (
+    clear_staging,
+    drop_parts,
+    drop_staging,
+    find_staged_work,
+    is_whole,
+)
 
 STAGING_NAME = ".codellama-convert.partial"
 _ANOTHER_PLACE = "name another place with --output_dir"
@@ -112,8 +118,7 @@ class OutputFolder:
         else:
             self._refuse_content(found)
             self._journal = found
-            for part in self.staging.glob("*.part"):
-                part.unlink()
+            drop_parts(self.staging)
         try:
             # Written anew: a torn last line must not be followed by whole ones, nor a line whose
             # fsync failed be relied on.
@@ -164,7 +169,7 @@ class OutputFolder:
         sealed = self._journal.sealed.get(name)
         if sealed is None:
             return False
-        with suppress(OutputError):
+        with suppress(OSError, OutputError):
             if is_whole(self.staging / name, header, sealed, buffer, look):
                 return True
         del self._journal.sealed[name]
@@ -315,8 +320,7 @@ class OutputFolder:
             or isinstance(problem.__cause__, OSError)
         )
         if can_go_on and (self.sealed or isinstance(problem, Interrupted)):
-            for part in self.staging.glob("*.part"):
-                part.unlink(missing_ok=True)
+            drop_parts(self.staging)
         else:
             drop_staging(self.staging)
 

@@ -68,19 +68,22 @@ def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
 
 def _remove_old_model(folder: Path, keep: Collection[str]) -> None:
     """Remove an older model, first what loaders begin with; `keep` was moved here already."""
+    for name in _ENTRANCES:
+        _remove(folder / name)
+    sync_folder(folder)
+    step("old index removed")
+    for name in sorted(filter(is_of_a_model, names_in(folder).difference(keep))):
+        _remove(folder / name)
+        step("old file removed")
+    sync_folder(folder)
+
+
+def _remove(path: Path) -> None:
     try:
-        for name in _ENTRANCES:
-            (folder / name).unlink(missing_ok=True)
-        sync_folder(folder)
-        step("old index removed")
-        for entry in sorted(folder.iterdir()):
-            if is_of_a_model(entry.name) and entry.name not in keep:
-                entry.unlink()
-                step("old file removed")
-        sync_folder(folder)
+        path.unlink(missing_ok=True)
     except OSError as problem:
         raise OutputError(
-            f"cannot remove the old model: {first_line(problem)}", path=folder
+            f"cannot remove, of the old model: {first_line(problem)}", path=path
         ) from problem
 
 

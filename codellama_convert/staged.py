@@ -14,7 +14,7 @@ from typing import Any
 from codellama_convert.errors import OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import first_line
-from codellama_convert.folders import sync_folder
+from codellama_convert.folders import names_in, sync_folder
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look
 from codellama_convert.journal import (
@@ -103,6 +103,22 @@ def clear_staging(staging: Path) -> None:
         step("staging emptied")
         (staging / JOURNAL_NAME).unlink(missing_ok=True)
         staging.rmdir()
+
+
+def drop_parts(staging: Path) -> None:
+    """Remove what is not whole, and its space with it.
+
+    Raises:
+        OutputError: If one cannot be removed.
+    """
+    for name in sorted(names_in(staging)):
+        if name.endswith(".part"):
+            try:
+                (staging / name).unlink()
+            except OSError as problem:
+                raise OutputError(
+                    f"cannot remove: {first_line(problem)}", path=staging / name
+                ) from problem
 
 
 def drop_staging(staging: Path) -> None:

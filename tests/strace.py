@@ -91,7 +91,7 @@ def trace(
     names = ",".join(f"?{name}" for name in calls)  # ?: not every machine has every call
     faults = [option for rule in inject for option in ("-e", f"inject={rule}")]
     done = subprocess.run(
-        ["strace", "-f", "-y", "-s", "80", "-o", str(log), "-e", f"trace={names}", *faults,
+        ["strace", "-f", "-y", "-s", "160", "-o", str(log), "-e", f"trace={names}", *faults,
          *arguments],
         check=False, capture_output=True, text=True, errors="replace", cwd=ROOT, timeout=120,
         # A module that is compiled now and not the next time would shift the ordinals.

@@ -24,6 +24,7 @@ from codellama_convert.output import OutputFolder
 from codellama_convert.pth import read_rank
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.checkpoints import GQA, MHA, Shape, random_model, save_checkpoint
+from tests.kills import KillBench, spoil_the_order
 from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, loads
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and signals as POSIX has them")
@@ -38,22 +39,6 @@ def start(source: Path, target: Path, *more: str, kill_at: int | None = None) ->
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
-
-
-def fork_and_convert(source: Path, target: Path, options: RunOptions, kill_at: int) -> int:
-    """The same in a forked child, which saves the imports; give how it ended."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.environ[KILL_AT] = str(kill_at)
-            job = plan_conversion(source, Options(max_shard_bytes=60_000, workers=1))
-            run(job, target, options)
-            status = 0
-        finally:
-            os._exit(status)
-    _, how = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(how)
 
 
 @pytest.fixture
@@ -79,20 +64,6 @@ def converted(tmp_path_factory):
     return folder
 
 
-def n_steps(converted: Path, tmp_path: Path, options: RunOptions) -> int:
-    """Count the steps of a run: the first number at which it is not killed."""
-    low, high = 1, 400
-    while low < high:
-        middle = (low + high) // 2
-        target = tmp_path / f"count{middle}"
-        if options.overwrite:
-            shutil.copytree(converted / "old", target)
-        how = fork_and_convert(converted / "in", target, options, middle)
-        shutil.rmtree(target, ignore_errors=True)
-        low, high = (middle + 1, high) if how == -signal.SIGKILL else (low, middle)
-    return low - 1
-
-
 FULL = bool(os.environ.get("CODELLAMA_CONVERT_FULL_SWEEP"))
 
 
@@ -102,65 +73,26 @@ def sweep(total: int) -> list[int]:
     return [n for n in range(1, total + 1) if FULL or n % 3 == 0 or n > total - 8]
 
 
-def test_a_kill_at_any_step_leaves_nothing_that_loads_and_the_rerun_the_same_bytes(
-    converted, quick_path
-):
-    expected = content(converted / "out")
-    total = n_steps(converted, quick_path, RunOptions())
-    for kill_at in sweep(total):
-        target = quick_path / f"killed{kill_at}"
-        how = fork_and_convert(converted / "in", target, RunOptions(), kill_at)
-        assert how == -signal.SIGKILL, kill_at
-        if loads(target):
-            assert {n: c for n, c in content(target).items() if n in expected} == expected
-        # A second kill while it goes on, then a run to the end.
-        fork_and_convert(converted / "in", target, RunOptions(), 1 + kill_at % 7)
-        if loads(target):
-            assert {n: c for n, c in content(target).items() if n in expected} == expected
-        if not (loads(target) and not (target / STAGING).exists()):
-            job = plan_conversion(converted / "in", Options(max_shard_bytes=60_000, workers=1))
-            run(job, target)
-        (target / ".codellama-convert.lock").unlink(missing_ok=True)  # of a kill after the end
-        assert content(target) == expected, kill_at
-        assert not (target / STAGING).exists()
-        shutil.rmtree(target)
+def test_a_kill_at_any_step_leaves_nothing_that_loads_and_the_rerun_the_same_bytes(quick_path):
+    bench = KillBench(quick_path, older=False)
+    for kill_at in sweep(bench.n_steps):
+        assert bench.problems(kill_at) == []
+    assert set(bench.ends) == {"nothing", "new"}
 
 
-def test_a_kill_while_overwriting_never_mixes_two_models(converted, quick_path):
-    old = converted / "old"
-    if not old.exists():
-        save_checkpoint(converted / "in-old", GQA, random_model(GQA, torch.bfloat16, 99))
-        convert_checkpoint(
-            converted / "in-old", old, options=Options(max_shard_bytes=60_000, workers=1)
-        )
-    expected, before = content(converted / "out"), content(old)
-    assert expected.keys() == before.keys()
-    options = RunOptions(overwrite=True)
-    seen = set()
-    for kill_at in sweep(n_steps(converted, quick_path, options)):
-        target = quick_path / f"over{kill_at}"
-        shutil.copytree(old, target)
-        assert fork_and_convert(converted / "in", target, options, kill_at) == -signal.SIGKILL
-        for _ in range(2):
-            found = {n: c for n, c in content(target).items() if n in expected}
-            if loads(target):
-                assert found in (before, expected), kill_at
-                seen.add("old" if found == before else "new")
-            else:
-                seen.add("nothing")
-            fork_and_convert(converted / "in", target, options, 1 + kill_at % 5)
-        job = plan_conversion(converted / "in", Options(max_shard_bytes=60_000, workers=1))
-        run(job, target, options)
-        (target / ".codellama-convert.lock").unlink(missing_ok=True)
-        assert content(target) == expected
-        shutil.rmtree(target)
-    assert seen == {"old", "nothing", "new"}
+def test_a_kill_while_overwriting_never_mixes_two_models(quick_path):
+    bench = KillBench(quick_path, older=True)
+    for kill_at in sweep(bench.n_steps):
+        assert bench.problems(kill_at) == []
+    assert set(bench.ends) == {"old", "nothing", "new"}
 
 
-def test_the_sweep_would_see_a_mixture(converted, tmp_path):
-    """The control of the test above: one old shard among new ones is neither model."""
-    mixed = content(converted / "out") | {"model-00002-of-00006.safetensors": b"old"}
-    assert mixed != content(converted / "out")
+@pytest.mark.parametrize("older", [False, True])
+def test_the_sweep_sees_an_index_that_is_not_the_last(quick_path, older):
+    """The control of the two tests above: files come after what leads to them."""
+    bench = KillBench(quick_path, older=older, spoil=spoil_the_order)
+    late = range(bench.n_steps - 30, bench.n_steps + 1)
+    assert any("torn" in problem for kill_at in late for problem in bench.problems(kill_at))
 
 
 # --- resuming -------------------------------------------------------------------------------------
