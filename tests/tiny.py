@@ -48,6 +48,8 @@ DOCUMENTED_MIDDLE = '''Remove non-ASCII characters from a string.
         if ord(c) < 128:
             result += c'''
 
+LONGEST_ANSWER = 100  # tokens, ▁<EOT> among them; a model that is wrong does not stop by itself
+
 
 def merged(ranks: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Put ranks together by the table above; float32, the rotary buffer left out."""
@@ -101,7 +103,7 @@ def recipe_fill(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[st
     ids = torch.tensor([[stop[0]] * (width - len(one)) + one for one in prompts])
     mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts])
     output = model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=200,
+        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=LONGEST_ANSWER,
         eos_token_id=stop, pad_token_id=stop[0],
     )  # fmt: skip
     begin = tokenizer("☺", add_special_tokens=False)["input_ids"][1:]
@@ -117,7 +119,11 @@ def fill_all(model: Any, tokenizer: CodeLlamaTokenizer, fillings: Any, **order: 
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, **order)
     stop = [tokenizer.eos_token_id, tokenizer.eot_id]
     output = model.generate(
-        **inputs, do_sample=False, max_new_tokens=200, eos_token_id=stop, pad_token_id=stop[0]
+        **inputs,
+        do_sample=False,
+        max_new_tokens=LONGEST_ANSWER,
+        eos_token_id=stop,
+        pad_token_id=stop[0],
     )
     width = inputs["input_ids"].shape[1]
     return [tokenizer.decode_infilling(row[width:]) for row in output]
