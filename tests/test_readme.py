@@ -150,6 +150,7 @@ def transcript(text: str) -> list[tuple[str, str]]:
 
 def masked(printed: str) -> str:
     """Leave out what differs from machine to machine."""
+    printed = re.sub(r"[0-9.]+ MB of buffers \(\d+ workers, tiles.*\)", "BUFFERS", printed)
     return re.sub(r"[0-9.]+ [kMGT]B free(: [0-9.]+ [kMGT]B too little)?", "SIZE free", printed)
 
 
