@@ -240,7 +240,10 @@ def summary_line(described: Mapping[str, Any]) -> str:
     Returns:
         Such as "wrote CodeLlama-7b-hf: 13.5 GB in 18.2 s (0.74 GB/s), peak memory 61.3 MB".
     """
-    parts = [f"wrote {described['output_dir']}: {format_size(described['tensor_bytes'])}"]
+    what = format_size(described["tensor_bytes"])
+    if not described["tensor_bytes"]:
+        what = f"the tokenizer, {count(len(described['files']), 'file')}"
+    parts = [f"wrote {described['output_dir']}: {what}"]
     n_new = described["tensor_bytes"] - described["kept_bytes"]
     if n_new and described["seconds"]:
         rate = n_new / described["seconds"] / 1e9
@@ -272,7 +275,8 @@ def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:
     against = "the checkpoint" if report.against == "source" else "conversion.json"
     verdict = "DIFFERS from" if report.problems else "equals"
     rate = f" ({report.n_bytes / seconds / 1e9:.2f} GB/s)" if seconds else ""
+    what = count(report.n_tensors, "tensor") if report.n_tensors else "no weights"
     yield (
-        f"{report.output_dir} {verdict} {against}: {count(report.n_tensors, 'tensor')}, "
+        f"{report.output_dir} {verdict} {against}: {what}, "
         f"{format_size(report.n_bytes)} read in {seconds:.1f} s{rate}"
     )

@@ -108,10 +108,18 @@ def test_the_number_of_files_contradicts_a_model_size(checkpoint):
 
 
 def test_the_tokenizer_alone(checkpoint, tmp_path):
-    result = run(
-        "--input_dir", checkpoint, "--model_size", "tokenizer_only", "--output_dir", tmp_path / "t"
+    both = (
+        "--input_dir",
+        checkpoint,
+        "--model_size",
+        "tokenizer_only",
+        "--output_dir",
+        tmp_path / "t",
     )
+    result = run(*both)
     assert result.exit_code == 0, result.output
+    assert f"wrote {tmp_path / 't'}: the tokenizer, 5 files" in result.stdout
+    assert "equals the checkpoint: no weights" in run("verify", *both).stdout
     assert {path.name for path in (tmp_path / "t").iterdir()} == {
         "conversion.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model",
         "tokenizer_config.json",
