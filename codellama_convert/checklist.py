@@ -25,6 +25,7 @@ LIST_NAMES = ("checklist.chk", "tokenizer_checklist.chk")
 # As md5sum writes it: the sum, a space, a space or an asterisk, the name.
 _LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](\S.*)")
 _MAX_LIST_BYTES = 1 << 16
+_LIST_HINT = "download it again, or move it away"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +71,16 @@ def _lines(path: Path) -> dict[str, str]:
     """Read a list; give the sum of each file by its name."""
     with InputFile(path) as file:
         if file.n_bytes > _MAX_LIST_BYTES:
-            raise CheckpointError("it is too large to be a list", path=path)
+            raise CheckpointError("it is too large to be a list", path=path, hint=_LIST_HINT)
         text = file.read_exact(0, file.n_bytes).decode("utf-8-sig", "replace")
     sums: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         match = _LINE.fullmatch(line)
         if match is None:
-            raise CheckpointError("it is not a list of MD5 sums", path=path)
+            raise CheckpointError("it is not a list of MD5 sums", path=path, hint=_LIST_HINT)
         md5, name = match[1].lower(), re.split(r"[/\\]", match[2])[-1]
         if sums.setdefault(name, md5) != md5:
-            raise CheckpointError(f"it has two sums of {shown(name)}", path=path)
+            raise CheckpointError(f"it has two sums of {shown(name)}", path=path, hint=_LIST_HINT)
     return sums
 
 

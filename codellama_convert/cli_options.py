@@ -67,7 +67,7 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
+NEW_FOLDER = click.Path(path_type=Path)
 INPUT = click.option(
     "--input_dir",
     type=FOLDER,

@@ -166,9 +166,10 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
             if len(ranks) < n_expected:
                 missing = range(len(ranks), n_expected)
                 hint = "download " + ", ".join(f"consolidated.{n:02d}.pth" for n in missing[:8])
+            ranks_expected = f"{n_expected} rank" if n_expected == 1 else f"{n_expected} ranks"
             raise LayoutError(
-                f"tensor {_QUERY!r} has {query.shape[0]} rows, so the checkpoint has {n_expected} "
-                f"ranks, but {len(ranks)} of them are there",
+                f"tensor {_QUERY!r} has {query.shape[0]} rows, so the checkpoint has "
+                f"{ranks_expected}, but {len(ranks)} were found",
                 path=ranks[0].path,
                 hint=hint,
             )

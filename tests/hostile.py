@@ -1765,7 +1765,7 @@ def rank_missing_at_the_end(folder: Path) -> None:
     (folder / "consolidated.03.pth").unlink()
 
 
-@refused(RANK, "1 ranks", "2 were found")
+@refused(RANK, "1 rank,", "2 were found")
 def rank_too_many(folder: Path) -> None:
     shutil.copy(folder / RANK, folder / SECOND)
 

@@ -137,7 +137,13 @@ def test_feed_forward_rows_are_added_up_and_vocabulary_rows_are_not() -> None:
 
 
 def test_a_missing_rank_shows_in_the_rows_of_the_query() -> None:
-    facts = (repr(QUERY), "2 rows", "4 ranks", "2 were found", "; download the missing")
+    facts = (
+        repr(QUERY),
+        "2 rows",
+        "4 ranks",
+        "2 were found",
+        "; download consolidated.02.pth, consolidated.03.pth",
+    )
     with refused("consolidated.00.pth", *facts):
         measure(ranks_of(2, (2, 8)), hidden_size=8)
 
