@@ -12,7 +12,7 @@ from math import gcd, prod
 from pathlib import Path
 from typing import Any, Literal
 
-from codellama_convert.archive import DAMAGED_HINT, Archive, read_archive, read_entry
+from codellama_convert.archive import Archive, read_archive, read_entry
 from codellama_convert.errors import CheckpointError
 from codellama_convert.input_file import InputFile
 from codellama_convert.tensors import Dtype
@@ -23,6 +23,7 @@ from codellama_convert.weights_pickle import (
     View,
     parse_pickle,
 )
+from codellama_convert.zip_directory import DAMAGED_HINT
 
 # 70B in 8 ranks has 120 kB a rank; the cap bounds what a forged one costs to hold.
 _MAX_PICKLE_BYTES = 2 << 20

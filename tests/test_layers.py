@@ -42,6 +42,7 @@ ROOMS: dict[str, int] = {
     "staged": 3,
     "variants": 2,
     "sentencepiece_model": 2,
+    "zip_directory": 3,
     "archive": 3,
     "digests": 3,
     "output_reader": 3,
@@ -76,7 +77,9 @@ ROOMS: dict[str, int] = {
 }
 
 # Neighbours in one layer that may talk, importer first.
-DOORS: set[tuple[str, str]] = set()
+DOORS = {
+    ("archive", "zip_directory"),  # the two halves of one format
+}
 
 # They decide and calculate; whoever wants to move bytes or print imports another room.
 PURE = {"errors", "tensors", "config", "variants", "layout", "model_card", "plan", "job"}
