@@ -15,14 +15,9 @@ from typing import Any, Literal
 from codellama_convert.archive import Archive, read_archive, read_entry
 from codellama_convert.errors import CheckpointError
 from codellama_convert.input_file import InputFile
+from codellama_convert.pickle_names import DeclaredStorage, OrderedItems, RefusedPickle, View
 from codellama_convert.tensors import Dtype
-from codellama_convert.weights_pickle import (
-    DeclaredStorage,
-    OrderedItems,
-    RefusedPickle,
-    View,
-    parse_pickle,
-)
+from codellama_convert.weights_pickle import parse_pickle
 from codellama_convert.zip_directory import DAMAGED_HINT
 
 # 70B in 8 ranks has 120 kB a rank; the cap bounds what a forged one costs to hold.
