@@ -33,6 +33,7 @@ ROOMS: dict[str, int] = {
     "token_batch": 1,
     "verify_report": 1,
     "cast": 1,
+    "checkpoint_files": 2,
     "input_file": 2,
     "weights_pickle": 2,
     "output_file": 2,
