@@ -28,6 +28,7 @@ ROOMS: dict[str, int] = {
     "files": 1,
     "config": 1,
     "pickle_names": 1,
+    "stored_tensor": 1,
     "safetensors_io": 1,
     "tokenizer_source": 1,
     "token_batch": 1,
