@@ -27,6 +27,7 @@ LIST_NAMES = ("checklist.chk", "tokenizer_checklist.chk")
 # As md5sum writes it: the sum, a space, a space or an asterisk, the name.
 _LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](\S.*)")
 _MAX_LIST_BYTES = 1 << 16
+_AGAIN = "download it again"
 
 
 class ListedSums:
@@ -113,7 +114,7 @@ class ListedSums:
         with ThreadPoolExecutor(self._workers) as pool:
             wrong = [text for text in pool.map(check, wanted) if text is not None]
         if wrong and self._mode == "strict":
-            raise CheckpointError(wrong[0], path=self._files.folder, hint="download it again")
+            raise CheckpointError(wrong[0], path=self._files.folder, hint=_AGAIN)
         return tuple(f"{text}: download it again if the result is in doubt" for text in wrong)
 
 
@@ -140,7 +141,8 @@ def _read_lists(folders: Sequence[Path]) -> tuple[dict[str, _ListedSum], tuple[s
         try:
             lines = _lines(path)
         except CheckpointError as problem:
-            notes.append(f"{path.name} was not used: {problem.message}")
+            what_to_do = f"; {problem.hint}" if problem.hint else ""
+            notes.append(f"{path.name} was not used: {problem.message}{what_to_do}")
             continue
         for listed, md5 in lines.items():
             found.setdefault(listed, _ListedSum(md5, path))
@@ -151,14 +153,14 @@ def _lines(path: Path) -> dict[str, str]:
     """Read a list; give the sum of each file by its name."""
     with InputFile(path) as file:
         if file.n_bytes > _MAX_LIST_BYTES:
-            raise CheckpointError("it is too large to be a list", path=path)
+            raise CheckpointError("it is too large to be a list", path=path, hint=_AGAIN)
         text = file.read_exact(0, file.n_bytes).decode("utf-8-sig", "replace")
     sums: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         match = _LINE.fullmatch(line)
         if match is None:
-            raise CheckpointError("it is not a list of MD5 sums", path=path)
+            raise CheckpointError("it is not a list of MD5 sums", path=path, hint=_AGAIN)
         md5, name = match[1].lower(), re.split(r"[/\\]", match[2])[-1]
         if sums.setdefault(name, md5) != md5:
-            raise CheckpointError(f"it has two sums of {shown(name)}", path=path)
+            raise CheckpointError(f"it has two sums of {shown(name)}", path=path, hint=_AGAIN)
     return sums
