@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from codellama_convert.checkpoint_files import TOKENIZER_NAME, CheckpointFiles
 from codellama_convert.digests import file_digest
 from codellama_convert.errors import CheckpointError, shown
 from codellama_convert.input_file import InputFile
+from codellama_convert.tokenizer_source import MAX_FILE_BYTES
 
 ChecksumMode = Literal["off", "warn", "strict"]
 
@@ -25,45 +27,125 @@ LIST_NAMES = ("checklist.chk", "tokenizer_checklist.chk")
 # As md5sum writes it: the sum, a space, a space or an asterisk, the name.
 _LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](\S.*)")
 _MAX_LIST_BYTES = 1 << 16
-_LIST_HINT = "download it again, or move it away"
+_AGAIN = "download it again"
+
+
+class ListedSums:
+    """The lists beside a checkpoint, and its comparison with them."""
+
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        mode: ChecksumMode,
+        *,
+        skip_tokenizer: bool = False,
+        workers: int = 1,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Read the lists that lie in the model's folder and in its tokenizer's.
+
+        Args:
+            files: The checkpoint; without ranks, only its tokenizer is looked at.
+            mode: "off" compares the small files only, "warn" the ranks too; "strict" the same, and
+                whatever is wrong is an error.
+            skip_tokenizer: Whether the tokenizer is left out.
+            workers: How many files are read at once; MD5 needs each in order.
+            progress: Called with the bytes that were read, from several threads.
+        """
+        self._files, self._mode = files, mode
+        self._workers, self._progress = workers, progress
+        has_tokenizer = files.tokenizer is not None and not skip_tokenizer
+        self._tokenizer = (files.tokenizer,) if has_tokenizer and files.tokenizer else ()
+        self._listed, self._notes = _read_lists(
+            (files.folder, *(path.parent for path in self._tokenizer))
+        )
+
+    def check_small_files(self) -> tuple[str, ...]:
+        """Compare params.json and tokenizer.model, and look whether the lists cover the ranks.
+
+        Returns:
+            A note on each list that is none, each file that is missing on either side, and each
+            file that differs.
+
+        Raises:
+            CheckpointError: In strict mode, for whatever is wrong; or if a file cannot be read.
+        """
+        files = self._files
+        params = (files.params,) if files.ranks else ()
+        small = tuple(path for path in (*params, *self._tokenizer) if _may_be_small(path))
+        notes = self._notes
+        if files.ranks:
+            notes += self._absent_names()
+        paths = small if self._mode == "off" else (*small, *files.ranks)
+        unlisted = [path.name for path in paths if path.name not in self._listed]
+        if self._mode != "off" and unlisted:
+            notes += (f"no checklist.chk names {', '.join(unlisted)}",)
+        if self._mode == "strict" and notes:
+            raise CheckpointError(
+                "; ".join(notes),
+                path=files.folder,
+                hint="use --checksums warn, or download what is missing",
+            )
+        return notes + self._compare(small)
+
+    def check_ranks(self) -> tuple[str, ...]:
+        """Compare the ranks, which takes minutes; the results and errors of `check_small_files`."""
+        return self._compare(self._files.ranks)
+
+    def _absent_names(self) -> tuple[str, ...]:
+        """Name the files of the lists that do not lie beside them; a tokenizer may lie elsewhere."""
+        return tuple(
+            f"{entry.list_path.name} names {shown(name)}, which is not there"
+            for name, entry in self._listed.items()
+            if name != TOKENIZER_NAME and not os.path.lexists(entry.list_path.parent / name)
+        )
+
+    def _compare(self, paths: Sequence[Path]) -> tuple[str, ...]:
+        wanted = [(path, self._listed[path.name]) for path in paths if path.name in self._listed]
+
+        def check(one: tuple[Path, _ListedSum]) -> str | None:
+            path, entry = one
+            md5 = file_digest(path, "md5", error=CheckpointError, progress=self._progress)
+            if md5 == entry.md5:
+                return None
+            name = entry.list_path.name
+            return f"{path.name} does not match {name} (MD5 {md5}, expected {entry.md5})"
+
+        with ThreadPoolExecutor(self._workers) as pool:
+            wrong = [text for text in pool.map(check, wanted) if text is not None]
+        if wrong and self._mode == "strict":
+            raise CheckpointError(wrong[0], path=self._files.folder, hint=_AGAIN)
+        return tuple(f"{text}: download it again if the result is in doubt" for text in wrong)
 
 
 @dataclass(frozen=True, slots=True)
-class ListedSum:
-    """One line of a list.
-
-    Attributes:
-        md5: The sum that it expects.
-        list_path: The list.
-    """
+class _ListedSum:
+    """One line of a list: the sum that it expects, and the list."""
 
     md5: str
     list_path: Path
 
 
-def read_lists(folders: Sequence[Path]) -> tuple[dict[str, ListedSum], tuple[str, ...]]:
-    """Read the lists that lie in some folders.
+def _may_be_small(path: Path) -> bool:
+    """Tell whether a file is small enough to be what it should be; else it is soon refused."""
+    return os.path.isfile(path) and os.path.getsize(path) <= MAX_FILE_BYTES  # noqa: PTH113, PTH202
 
-    Args:
-        folders: The model's folder, and the one that holds its tokenizer.
 
-    Returns:
-        The lines by file name, the first folder's first; and notes on lists that cannot be read.
-    """
-    found: dict[str, ListedSum] = {}
+def _read_lists(folders: Sequence[Path]) -> tuple[dict[str, _ListedSum], tuple[str, ...]]:
+    """Read the lists in some folders: lines by file name, the first folder's first; and notes."""
+    found: dict[str, _ListedSum] = {}
     notes: list[str] = []
-    for folder in dict.fromkeys(folders):
-        for name in LIST_NAMES:
-            path = folder / name
-            if not os.path.lexists(path):  # a dangling link counts: a note says what it is
-                continue
-            try:
-                lines = _lines(path)
-            except CheckpointError as problem:
-                notes.append(f"{name} was not used: {problem.message}")
-                continue
-            for listed, md5 in lines.items():
-                found.setdefault(listed, ListedSum(md5, path))
+    for path in (folder / name for folder in dict.fromkeys(folders) for name in LIST_NAMES):
+        if not os.path.lexists(path):  # a dangling link counts: a note says what it is
+            continue
+        try:
+            lines = _lines(path)
+        except CheckpointError as problem:
+            what_to_do = f"; {problem.hint}" if problem.hint else ""
+            notes.append(f"{path.name} was not used: {problem.message}{what_to_do}")
+            continue
+        for listed, md5 in lines.items():
+            found.setdefault(listed, _ListedSum(md5, path))
     return found, tuple(notes)
 
 
@@ -71,67 +153,14 @@ def _lines(path: Path) -> dict[str, str]:
     """Read a list; give the sum of each file by its name."""
     with InputFile(path) as file:
         if file.n_bytes > _MAX_LIST_BYTES:
-            raise CheckpointError("it is too large to be a list", path=path, hint=_LIST_HINT)
+            raise CheckpointError("it is too large to be a list", path=path, hint=_AGAIN)
         text = file.read_exact(0, file.n_bytes).decode("utf-8-sig", "replace")
     sums: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         match = _LINE.fullmatch(line)
         if match is None:
-            raise CheckpointError("it is not a list of MD5 sums", path=path, hint=_LIST_HINT)
+            raise CheckpointError("it is not a list of MD5 sums", path=path, hint=_AGAIN)
         md5, name = match[1].lower(), re.split(r"[/\\]", match[2])[-1]
         if sums.setdefault(name, md5) != md5:
-            raise CheckpointError(f"it has two sums of {shown(name)}", path=path, hint=_LIST_HINT)
+            raise CheckpointError(f"it has two sums of {shown(name)}", path=path, hint=_AGAIN)
     return sums
-
-
-def absent_names(listed: Mapping[str, ListedSum], *, elsewhere: Collection[str]) -> tuple[str, ...]:
-    """Name the files of the lists that do not lie beside them.
-
-    Args:
-        listed: From `read_lists`.
-        elsewhere: Names that are not looked for.
-
-    Returns:
-        One text for each.
-    """
-    return tuple(
-        f"{entry.list_path.name} names {shown(name)}, which is not there"
-        for name, entry in listed.items()
-        if name not in elsewhere and not os.path.lexists(entry.list_path.parent / name)
-    )
-
-
-def check_sums(
-    listed: Mapping[str, ListedSum],
-    paths: Sequence[Path],
-    *,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[str, ...]:
-    """Compare files with the list, several at once.
-
-    Args:
-        listed: From `read_lists`.
-        paths: The files.
-        workers: How many are read at once; MD5 needs each in order.
-        progress: Called with the bytes that were read, from several threads.
-
-    Returns:
-        One text for each file that differs.
-
-    Raises:
-        CheckpointError: If a file cannot be read.
-    """
-    wanted = [(path, listed[path.name]) for path in paths if path.name in listed]
-
-    def check(one: tuple[Path, ListedSum]) -> str | None:
-        path, entry = one
-        md5 = file_digest(path, "md5", error=CheckpointError, progress=progress)
-        if md5 == entry.md5:
-            return None
-        return (
-            f"{path.name} does not match {entry.list_path.name} (MD5 {md5}, expected {entry.md5})"
-        )
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        return tuple(text for text in pool.map(check, wanted) if text is not None)

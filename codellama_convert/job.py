@@ -8,29 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from codellama_convert import __version__
-from codellama_convert.checklist import (
-    ChecksumMode,
-    ListedSum,
-    absent_names,
-    check_sums,
-    read_lists,
-)
-from codellama_convert.checkpoint import (
-    TOKENIZER_NAME,
-    Checkpoint,
-    CheckpointFiles,
-    find_files,
-    find_tokenizer,
-    open_checkpoint,
-)
+from codellama_convert.checklist import ChecksumMode, ListedSums
+from codellama_convert.checkpoint import Checkpoint, open_checkpoint
+from codellama_convert.checkpoint_files import CheckpointFiles, find_files, find_tokenizer
 from codellama_convert.config import config_json, generation_config_json
-from codellama_convert.errors import CheckpointError, TokenizerError
+from codellama_convert.errors import TokenizerError
 from codellama_convert.files import IoMode
 from codellama_convert.model_card import model_card
 from codellama_convert.plan import (
@@ -43,7 +31,6 @@ from codellama_convert.safetensors_io import INDEX_NAME
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.tensors import Dtype
 from codellama_convert.tokenizer import stop_token_ids, tokenizer_files, tokenizer_notes
-from codellama_convert.tokenizer_source import MAX_FILE_BYTES
 from codellama_convert.variants import Flavor
 
 TOKENIZER_ONLY = "tokenizer_only"
@@ -223,7 +210,8 @@ def plan_conversion(input_dir: Path, options: Options) -> Job:
     files = find_files(
         input_dir, model_size=options.model_size, tokenizer_model=options.tokenizer_model
     )
-    lists, list_notes = _compare_small_files(files, options)
+    sums = _sums(files, options)
+    list_notes = sums.check_small_files()
     checkpoint = open_checkpoint(
         files,
         model_size=options.model_size,
@@ -234,54 +222,18 @@ def plan_conversion(input_dir: Path, options: Options) -> Job:
     plan = _plan(checkpoint, options)
     notes = list_notes + checkpoint.notes + _tokenizer_notes(checkpoint.tokenizer, options)
     if options.checksums != "off":  # last: it takes minutes, and all else can be refused at once
-        notes += _compare(lists, files.ranks, files.folder, options)
+        notes += sums.check_ranks()
     return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes)
 
 
-def _compare_small_files(
-    files: CheckpointFiles, options: Options
-) -> tuple[dict[str, ListedSum], tuple[str, ...]]:
-    """Read the MD5 lists beside the input and compare the small files with them.
-
-    Returns:
-        What they list, and a note for each mismatch.
-
-    Raises:
-        CheckpointError: In strict mode, for the first thing that is wrong.
-    """
-    tokenizer = () if options.skip_tokenizer or files.tokenizer is None else (files.tokenizer,)
-    lists, notes = read_lists((files.folder, *(path.parent for path in tokenizer)))
-    small = tuple(path for path in (files.params, *tokenizer) if _may_be_small(path))
-    if files.ranks:
-        notes += absent_names(lists, elsewhere={TOKENIZER_NAME})
-    else:
-        small = tuple(path for path in small if path in tokenizer)
-    paths = small if options.checksums == "off" else (*small, *files.ranks)
-    unlisted = [path.name for path in paths if path.name not in lists]
-    if options.checksums != "off" and unlisted:
-        notes += (f"no checklist.chk names {', '.join(unlisted)}",)
-    if options.checksums == "strict" and notes:
-        raise CheckpointError(
-            "; ".join(notes),
-            path=files.folder,
-            hint="use --checksums warn, or download what is missing",
-        )
-    return lists, notes + _compare(lists, small, files.folder, options)
-
-
-def _may_be_small(path: Path) -> bool:
-    """Tell whether a file is small enough to be what it should be; else it is soon refused."""
-    return os.path.isfile(path) and os.path.getsize(path) <= MAX_FILE_BYTES  # noqa: PTH113, PTH202
-
-
-def _compare(
-    lists: dict[str, ListedSum], paths: Sequence[Path], folder: Path, options: Options
-) -> tuple[str, ...]:
-    """Compare files with their MD5; give a note for each mismatch, which strict mode refuses."""
-    wrong = check_sums(lists, paths, workers=default_workers(), progress=options.progress)
-    if wrong and options.checksums == "strict":
-        raise CheckpointError(wrong[0], path=folder, hint="download it again")
-    return tuple(f"{text}: download it again if the result is in doubt" for text in wrong)
+def _sums(files: CheckpointFiles, options: Options) -> ListedSums:
+    return ListedSums(
+        files,
+        options.checksums,
+        skip_tokenizer=options.skip_tokenizer,
+        workers=default_workers(),
+        progress=options.progress,
+    )
 
 
 def default_workers() -> int:
@@ -320,7 +272,7 @@ def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
             hint="name it with --tokenizer_model",
         )
     files = CheckpointFiles(input_dir, input_dir / "params.json", (), path, ())
-    _, list_notes = _compare_small_files(files, options)
+    list_notes = _sums(files, options).check_small_files()
     model = read_sentencepiece_model(path)
     notes = list_notes + _tokenizer_notes(model, options)
     return Job(options, files, None, None, model, notes)

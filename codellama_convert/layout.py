@@ -12,7 +12,8 @@ from typing import Literal
 
 from codellama_convert.config import SAME_FOLDER_HINT, ModelConfig
 from codellama_convert.errors import LayoutError
-from codellama_convert.pth import RankIndex, StoredTensor
+from codellama_convert.pth import RankIndex
+from codellama_convert.stored_tensor import StoredTensor
 from codellama_convert.tensors import Dtype, TensorSpec
 
 Dimension = Literal["vocab_size", "hidden_size", "intermediate_size", "key_value_size"]

@@ -6,23 +6,17 @@ of the record that it speaks of.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd, prod
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from codellama_convert.archive import Archive, read_archive, read_entry
 from codellama_convert.errors import CheckpointError
 from codellama_convert.input_file import InputFile
-from codellama_convert.tensors import Dtype
-from codellama_convert.weights_pickle import (
-    DeclaredStorage,
-    OrderedItems,
-    RefusedPickle,
-    View,
-    parse_pickle,
-)
+from codellama_convert.pickle_names import DeclaredStorage, OrderedItems, RefusedPickle, View
+from codellama_convert.stored_tensor import Storage, StoredTensor, elements_are_distinct
+from codellama_convert.weights_pickle import parse_pickle
 from codellama_convert.zip_directory import DAMAGED_HINT
 
 # 70B in 8 ranks has 120 kB a rank; the cap bounds what a forged one costs to hold.
@@ -36,77 +30,6 @@ _MAX_VECTOR_REACH_BYTES = 1 << 20
 
 _META_HINT = "use the files that Meta released"
 _CONTIGUOUS_HINT = "re-save it with .contiguous()"
-
-Order = Literal["rows", "columns", "scattered"]
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """One record of bytes that tensors are views of.
-
-    Attributes:
-        name: Its entry, such as "data/17".
-        dtype: The element type of every view of it.
-        offset: Its first byte's position in the file.
-        n_bytes: Its size.
-        crc: Its CRC-32, or None where the writer did not compute one.
-    """
-
-    name: str
-    dtype: Dtype
-    offset: int
-    n_bytes: int
-    crc: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor as a rank holds it: a strided view of a storage.
-
-    Attributes:
-        name: Meta's name.
-        shape: Elements along each dimension.
-        strides: Elements to step along each dimension.
-        storage_offset: Elements before the first one.
-        storage: What it is a view of.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    storage_offset: int
-    storage: Storage
-
-    @property
-    def dtype(self) -> Dtype:
-        """Its element type."""
-        return self.storage.dtype
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """The bytes of the storage that it reaches over, as (first, behind the last)."""
-        reach = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        itemsize = self.dtype.itemsize
-        return self.storage_offset * itemsize, (self.storage_offset + reach + 1) * itemsize
-
-    @property
-    def steps(self) -> tuple[int, int]:
-        """Elements from row to row and from column to column; a vector has one column."""
-        n_rows, n_columns = (*self.shape, 1)[:2]
-        row_step, column_step = (*self.strides, 1)[:2]
-        # The stride along a dimension of one element means nothing.
-        column_step = column_step if n_columns > 1 else 1
-        row_step = row_step if n_rows > 1 else (n_columns - 1) * column_step + 1
-        return row_step, column_step
-
-    @property
-    def order(self) -> Order:
-        """What lies apart in the storage: whole rows, whole columns, or neither."""
-        n_rows, n_columns = (*self.shape, 1)[:2]
-        row_step, column_step = self.steps
-        if row_step > (n_columns - 1) * column_step:
-            return "rows"
-        return "columns" if column_step > (n_rows - 1) * row_step else "scattered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,24 +196,32 @@ def _resolve(
             path=path,
             hint=DAMAGED_HINT,
         )
-    n_stored = storage.n_bytes // storage.dtype.itemsize
-    n_elements = prod(shape)
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    tensor = StoredTensor(name, shape, strides, offset, storage)
+    _refuse_wrong_view(path, tensor)
+    _refuse_scattered(path, tensor)
+    return tensor
+
+
+def _refuse_wrong_view(path: Path, tensor: StoredTensor) -> None:
+    """Refuse a view that leaves its storage, or has an element of it twice."""
+    n_stored = tensor.storage.n_bytes // tensor.dtype.itemsize
+    n_elements = prod(tensor.shape)
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    last = tensor.storage_offset + sum((n - 1) * step for n, step in steps)
     if n_elements and last >= n_stored:
         raise CheckpointError(
-            f"tensor {name!r}: the view is out of bounds of its storage {storage.name}",
+            f"tensor {tensor.name!r}: the view is out of bounds of its storage "
+            f"{tensor.storage.name}",
             path=path,
             hint=DAMAGED_HINT,
         )
-    if n_elements > n_stored or not _elements_are_distinct(shape, strides):
+    if n_elements > n_stored or not elements_are_distinct(tensor.shape, tensor.strides):
         raise CheckpointError(
-            f"tensor {name!r}: shape {shape} is larger than its storage (an expanded view)",
+            f"tensor {tensor.name!r}: shape {tensor.shape} is larger than its storage (an expanded "
+            "view)",
             path=path,
             hint=_CONTIGUOUS_HINT,
         )
-    tensor = StoredTensor(name, shape, strides, offset, storage)
-    _refuse_scattered(path, tensor)
-    return tensor
 
 
 def _refuse_scattered(path: Path, tensor: StoredTensor) -> None:
@@ -305,23 +236,6 @@ def _refuse_scattered(path: Path, tensor: StoredTensor) -> None:
             path=path,
             hint=_CONTIGUOUS_HINT,
         )
-
-
-def _elements_are_distinct(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Tell whether no two elements of a view lie at the same place."""
-    dims = [(step, n) for n, step in zip(shape, strides, strict=True) if n > 1]
-    if len(dims) == 2:
-        (step_a, n_a), (step_b, n_b) = dims
-        if not step_a or not step_b:
-            return False
-        common = gcd(step_a, step_b)
-        return step_b // common >= n_a or step_a // common >= n_b
-    reach = 0
-    for step, n in sorted(dims):
-        if step <= reach:
-            return False
-        reach += (n - 1) * step
-    return True
 
 
 def _resolve_storage(

@@ -24,7 +24,8 @@ from codellama_convert.files import IoMode
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.journal import SourceSums
-from codellama_convert.pth import RankIndex, Storage, StoredTensor
+from codellama_convert.pth import RankIndex
+from codellama_convert.stored_tensor import Storage, StoredTensor
 
 Rows = npt.NDArray[Any]
 

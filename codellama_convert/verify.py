@@ -130,7 +130,7 @@ def _common_dtype(
         return asked.dtype
     dtype = dtypes[0] if dtypes else asked.dtype
     if asked.dtype not in (None, dtype):
-        problems.add(f"the tensors are {dtype}, but {asked.dtype} was asked for")
+        problems.add(f"the tensors are {dtype}, not {asked.dtype} as asked for")
     return dtype
 
 

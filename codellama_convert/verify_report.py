@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -78,6 +79,12 @@ class Problems:
                 self.add(
                     f"{name}: {key} is {_as_json(found[key])}, expected {_as_json(expected[key])}"
                 )
+
+    def tell_of(self, name: str) -> bool:
+        """Tell whether one of them is of a file of that name."""
+        whole = re.compile(rf"(?<![\w.-]){re.escape(name)}\b")
+        with self._lock:
+            return any(whole.search(text) for text in self._texts)
 
     def lines(self) -> tuple[str, ...]:
         """Give them, and how many more there were."""

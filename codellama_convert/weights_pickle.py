@@ -10,74 +10,22 @@ from __future__ import annotations
 import io
 import pickletools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from codellama_convert.tensors import DTYPES, Dtype
+from codellama_convert.pickle_names import (
+    GlobalName,
+    OrderedItems,
+    RefusedPickle,
+    declared,
+    named,
+    rebuilt,
+)
 
 # 70B in 8 ranks has 120 kB and 40,000 opcodes a rank; with this cap a forged pickle stays below
 # some 20 MB, whatever it holds.
 _MAX_OPCODES = 200_000
 _MAX_INT_BITS = 64
 _MAX_PROTOCOL = 5  # since Python 3.8; no later one is known
-
-# The exact names a weights file may refer to; source: torch/_weights_only_unpickler.py
-# (`_get_allowed_globals`) and torch/_utils.py (`_rebuild_*`), of PyTorch 1.6 to 2.13.
-_TENSOR_TYPES = frozenset(
-    {("torch", "Tensor"), ("torch.nn.parameter", "Parameter"), ("torch._tensor", "Tensor")}
-)
-_REBUILDERS = frozenset(
-    ("torch._utils", name)
-    for name in (
-        "_rebuild_tensor_v2",
-        "_rebuild_parameter",
-        "_rebuild_parameter_with_state",
-    )
-) | {("torch._tensor", "_rebuild_from_type_v2")}
-_ORDERED_DICT = ("collections", "OrderedDict")
-_STORAGES = {("torch", dtype.storage): dtype for dtype in DTYPES}
-# Known to be harmless, so the error can name them; none of them makes a model's weight.
-_OTHER_REBUILDERS = frozenset(
-    ("torch._utils", f"_rebuild_{name}")
-    for name in (
-        "tensor_v3", "qtensor", "sparse_tensor", "sparse_csr_tensor", "nested_tensor",
-        "meta_tensor_no_storage", "wrapper_subclass", "device_tensor_from_numpy",
-    )
-)  # fmt: skip
-_OTHER_STORAGES = frozenset(
-    ("torch", f"{name}Storage")
-    for name in (
-        "Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexFloat", "ComplexDouble",
-        "QInt8", "QUInt8", "QInt32", "Untyped",
-    )
-) | {("torch.storage", "UntypedStorage"), ("torch.storage", "TypedStorage")}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A tensor as the pickle declares it, nothing checked yet."""
-
-    storage: DeclaredStorage
-    storage_offset: Any
-    shape: Any
-    strides: Any
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredStorage:
-    """A storage as the pickle declares it."""
-
-    dtype: Dtype | str
-    key: str
-    n_elements: int
-
-
-@dataclass(frozen=True, slots=True)
-class GlobalName:
-    """A name that the pickle refers to: a token, nothing is imported."""
-
-    module: str
-    name: str
 
 
 def parse_pickle(pickled: bytes) -> Any:
@@ -93,23 +41,6 @@ def parse_pickle(pickled: bytes) -> Any:
         RefusedPickle: If it is damaged, or does what a weights file has no need of.
     """
     return _Machine().run(pickled)
-
-
-class RefusedPickle(Exception):  # noqa: N818 - the reader of the file adds its path and raises
-    """The pickle does something that a weights file has no need of."""
-
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-class OrderedItems:
-    """An OrderedDict: its items; an attached state (`_metadata` of a state dict) is dropped."""
-
-    __slots__ = ("content",)
-
-    def __init__(self) -> None:
-        self.content: dict[str, Any] = {}
 
 
 class _Mark:
@@ -264,37 +195,20 @@ class _Machine:
         self._refer(module, name)
 
     def _refer(self, module: str, name: str) -> None:
-        pair = (module, name)
-        if pair in _OTHER_REBUILDERS:
-            raise RefusedPickle(
-                f"a tensor of an unsupported kind ({name}); expected plain bfloat16, float16 or "
-                "float32",
-                "use the files that Meta released",
-            )
-        known = pair in _REBUILDERS or pair in _TENSOR_TYPES or pair in _STORAGES
-        if not known and pair not in _OTHER_STORAGES and pair != _ORDERED_DICT:
-            quoted = f"{module}.{name}"[:80]
-            raise RefusedPickle(
-                f"refers to {quoted!r}, which is not allowed in a weights file",
-                "the file may be malicious. Nothing was executed",
-            )
-        self._stack.append(GlobalName(module, name))
+        self._stack.append(named(module, name))
 
     def persistent_id(self, _: Any) -> None:
         match self._pop():
-            case ("storage", GlobalName(module, name), str(key), str(), int(n_elements)) if (
+            case ("storage", GlobalName() as storage_class, str(key), str(), int(n_elements)) if (
                 type(n_elements) is int
                 and n_elements >= 0
                 and len(key) <= 20
                 and key.isascii()
                 and key.isdigit()
             ):
-                pair = (module, name)
-                if pair in _STORAGES:
-                    self._stack.append(DeclaredStorage(_STORAGES[pair], key, n_elements))
-                    return
-                if pair in _OTHER_STORAGES:
-                    self._stack.append(DeclaredStorage(name, key, n_elements))
+                storage = declared(storage_class, key, n_elements)
+                if storage is not None:
+                    self._stack.append(storage)
                     return
         raise RefusedPickle("a storage is declared in an unknown way")
 
@@ -302,7 +216,7 @@ class _Machine:
         called, arguments = self._pop_many(2)
         if type(called) is not GlobalName or type(arguments) is not tuple:
             raise RefusedPickle("it calls something that is no function")
-        self._stack.append(_rebuild((called.module, called.name), arguments))
+        self._stack.append(rebuilt(called, arguments))
 
     def build(self, _: Any) -> None:
         target, state = self._pop_many(2)
@@ -313,38 +227,6 @@ class _Machine:
 
     def push_mark(self, _: Any) -> None:
         self._stack.append(_MARK)
-
-
-def _rebuild(function: tuple[str, str], arguments: tuple[Any, ...]) -> Any:
-    """Give what a known constructor would build, as a token."""
-    name = function[1]
-    if function == _ORDERED_DICT and not arguments:
-        return OrderedItems()
-    if function in _REBUILDERS:
-        match name, arguments:
-            case "_rebuild_tensor_v2", (
-                DeclaredStorage() as storage,
-                offset,
-                shape,
-                strides,
-                *rest,
-            ):
-                if len(rest) in (2, 3):  # requires_grad, backward_hooks[, metadata]
-                    return View(storage, offset, shape, strides)
-            case "_rebuild_parameter", (View() as view, _, _):
-                return view
-            case "_rebuild_parameter_with_state", (View() as view, _, _, _):
-                return view
-            case "_rebuild_from_type_v2", (
-                GlobalName() as inner,
-                GlobalName(),
-                tuple(inner_arguments),
-                _,
-            ):
-                # A subclass of Tensor with attributes: the inner call holds all of its values.
-                if inner.name != name:
-                    return _rebuild((inner.module, inner.name), inner_arguments)
-    raise RefusedPickle(f"calls {'.'.join(function)} in an unknown way")
 
 
 _NO_OPERATION = frozenset({"PROTO", "FRAME"})

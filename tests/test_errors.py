@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "codellama_convert"
 KINDS = {name for name in vars(errors) if name.endswith("Error")} | {"error"}
 # The modules that judge what a user gave; their problems say what to do about it.
 JUDGES = (
-    "archive", "checklist", "checkpoint", "config", "job", "layout", "pth", "sentencepiece_model",
-    "tokenizer", "tokenizer_source",
+    "archive", "checklist", "checkpoint", "checkpoint_files", "config", "job", "layout", "pth",
+    "sentencepiece_model", "tokenizer", "tokenizer_source", "zip_directory",
 )  # fmt: skip
 # The system's own words say it: permission denied, a disk that fails.
 SYSTEM = "cannot open: "

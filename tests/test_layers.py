@@ -27,13 +27,16 @@ ROOMS: dict[str, int] = {
     "workers": 0,
     "files": 1,
     "config": 1,
-    "weights_pickle": 1,
+    "pickle_names": 1,
+    "stored_tensor": 1,
     "safetensors_io": 1,
     "tokenizer_source": 1,
     "token_batch": 1,
     "verify_report": 1,
     "cast": 1,
+    "checkpoint_files": 2,
     "input_file": 2,
+    "weights_pickle": 2,
     "output_file": 2,
     "journal": 2,
     "folders": 2,
@@ -212,3 +215,36 @@ def plant(folder: Path, module: str, source: str) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(source, encoding="utf-8")
     return package
+
+
+# What writes an output; whoever proves it spells what it expects a second time.
+WRITERS = {
+    "cast", "convert", "journal", "model_card", "output", "output_file", "provenance", "tiles",
+    "tokenizer", "tokenizer_json",
+}  # fmt: skip
+WRITING_NAMES = {"config_json", "encode_header", "encode_index", "generation_config_json", "json_bytes", "to_half_split"}  # fmt: skip
+
+
+def shared_with_writers(package: Path) -> list[str]:
+    """List what the rooms of the proof take from those of the writer."""
+    found = []
+    for name, tree in modules(package).items():
+        if name not in {"output_reader", "conversion_record"} and not name.startswith("verify"):
+            continue
+        rooms = {room for owner, room in imports(tree, package.name) if owner}
+        found += [f"{name} imports {room}" for room in sorted(rooms & WRITERS)]
+        taken = {a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+        found += [f"{name} takes {one}" for one in sorted(taken & WRITING_NAMES)]
+    return found
+
+
+def test_the_proof_shares_nothing_with_the_writer(tmp_path):
+    assert {"verify", "verify_tensor", "verify_tokenizer"} <= set(modules(PACKAGE))
+    assert shared_with_writers(PACKAGE) == []
+    assert set(modules(PACKAGE)) >= WRITERS
+    source = "from .cast import Cast\nfrom .config import config_json"
+    planted = plant(tmp_path, "verify_tensor", source)
+    assert shared_with_writers(planted) == [
+        "verify_tensor imports cast",
+        "verify_tensor takes config_json",
+    ]

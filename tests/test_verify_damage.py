@@ -261,7 +261,7 @@ def test_a_dtype_or_context_that_nobody_asked_for_is_found(place, one):
         return told(one, plan_conversion(place / "in", Options(**options)))
 
     assert with_options(dtype=BFLOAT16) == []
-    assert with_options(dtype=FLOAT16) == ["the tensors are bfloat16, but float16 was asked for"]
+    assert with_options(dtype=FLOAT16) == ["the tensors are bfloat16, not float16 as asked for"]
     assert with_options(max_position_embeddings=16384) == []
     found = with_options(max_position_embeddings=4096)
     assert [line.split(" is ")[0] for line in found] == [
@@ -592,7 +592,7 @@ def test_a_record_that_lies_is_told_with_and_without_the_source(one, job, edit, 
         (lambda c: c["source"]["consolidated.01.pth"].update(size=7), "7 bytes"),
         (lambda c: c["source"].pop("consolidated.01.pth"), "is missing"),
         (lambda c: c["source"].update({"x.pth": {"size": 1, "crc32": "0" * 8}}), "x.pth"),
-        (lambda c: c["options"].update(dtype="float32"), "float32 was asked for"),
+        (lambda c: c["options"].update(dtype="float32"), "not float32 as asked for"),
         (lambda c: c["options"].update(max_position_embeddings=5), "max_position_embeddings"),
         (lambda c: c["options"].update(tokenizer_class="LlamaTokenizer"), "tokenizer_class"),
         (lambda c: c["options"].update(variant="chat"), "chat_template"),
@@ -601,6 +601,18 @@ def test_a_record_that_lies_is_told_with_and_without_the_source(one, job, edit, 
 def test_a_record_that_lies_of_its_source_is_told_beside_it(one, job, edit, fact):
     change(one / RECORD, edit)
     assert any(fact in line for line in told(one, job))
+
+
+def test_what_differs_from_the_source_is_told_once(one, job):
+    """Its record differs from it too, which says less."""
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        change(one / name, lambda content: content.update(bos_token_id="x", bos_token="x"))
+    found = told(one, job)
+    assert len(found) == 4
+    assert all("bos_token" in line for line in found)
+    # A file whose name only ends alike is still held against the record.
+    change(one / RECORD, lambda c: c["files"]["config.json"].update(size=1))
+    assert len(told(one, job)) == 5
 
 
 def test_a_sum_of_the_weights_in_a_record_is_compared_without_the_source(one):

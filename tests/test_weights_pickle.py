@@ -9,14 +9,9 @@ from typing import Any
 
 import pytest
 
+from codellama_convert.pickle_names import DeclaredStorage, OrderedItems, RefusedPickle, View
 from codellama_convert.tensors import DTYPES
-from codellama_convert.weights_pickle import (
-    DeclaredStorage,
-    OrderedItems,
-    RefusedPickle,
-    View,
-    parse_pickle,
-)
+from codellama_convert.weights_pickle import parse_pickle
 from tests.hostile import (
     P_FALSE,
     P_NONE,

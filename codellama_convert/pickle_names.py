@@ -1,0 +1,169 @@
+"""Own the names that a weights file may refer to, and what each of them would build.
+
+Nothing here is imported or called: a name becomes a token, a call of a known constructor is matched
+by its shape. Know nothing of opcodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from codellama_convert.tensors import DTYPES, Dtype
+
+# The exact names a weights file may refer to; source: torch/_weights_only_unpickler.py
+# (`_get_allowed_globals`) and torch/_utils.py (`_rebuild_*`), of PyTorch 1.6 to 2.13.
+_TENSOR_TYPES = frozenset(
+    {("torch", "Tensor"), ("torch.nn.parameter", "Parameter"), ("torch._tensor", "Tensor")}
+)
+_REBUILDERS = frozenset(
+    ("torch._utils", name)
+    for name in (
+        "_rebuild_tensor_v2",
+        "_rebuild_parameter",
+        "_rebuild_parameter_with_state",
+    )
+) | {("torch._tensor", "_rebuild_from_type_v2")}
+_ORDERED_DICT = ("collections", "OrderedDict")
+_STORAGES = {("torch", dtype.storage): dtype for dtype in DTYPES}
+# Known to be harmless, so the error can name them; none of them makes a model's weight.
+_OTHER_REBUILDERS = frozenset(
+    ("torch._utils", f"_rebuild_{name}")
+    for name in (
+        "tensor_v3", "qtensor", "sparse_tensor", "sparse_csr_tensor", "nested_tensor",
+        "meta_tensor_no_storage", "wrapper_subclass", "device_tensor_from_numpy",
+    )
+)  # fmt: skip
+_OTHER_STORAGES = frozenset(
+    ("torch", f"{name}Storage")
+    for name in (
+        "Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexFloat", "ComplexDouble",
+        "QInt8", "QUInt8", "QInt32", "Untyped",
+    )
+) | {("torch.storage", "UntypedStorage"), ("torch.storage", "TypedStorage")}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor as the pickle declares it, nothing checked yet."""
+
+    storage: DeclaredStorage
+    storage_offset: Any
+    shape: Any
+    strides: Any
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredStorage:
+    """A storage as the pickle declares it."""
+
+    dtype: Dtype | str
+    key: str
+    n_elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalName:
+    """A name that the pickle refers to: a token, nothing is imported."""
+
+    module: str
+    name: str
+
+
+class RefusedPickle(Exception):  # noqa: N818 - the reader of the file adds its path and raises
+    """The pickle does something that a weights file has no need of."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class OrderedItems:
+    """An OrderedDict: its items; an attached state (`_metadata` of a state dict) is dropped."""
+
+    __slots__ = ("content",)
+
+    def __init__(self) -> None:
+        self.content: dict[str, Any] = {}
+
+
+def named(module: str, name: str) -> GlobalName:
+    """Give the token of a name.
+
+    Args:
+        module: As the pickle says.
+        name: As the pickle says.
+
+    Returns:
+        The token; nothing is imported.
+
+    Raises:
+        RefusedPickle: If a weights file has no need of it.
+    """
+    pair = (module, name)
+    if pair in _OTHER_REBUILDERS:
+        raise RefusedPickle(
+            f"a tensor of an unsupported kind ({name}); expected plain bfloat16, float16 or float32",
+            "use the files that Meta released",
+        )
+    known = pair in _REBUILDERS or pair in _TENSOR_TYPES or pair in _STORAGES
+    if not known and pair not in _OTHER_STORAGES and pair != _ORDERED_DICT:
+        quoted = f"{module}.{name}"[:80]
+        raise RefusedPickle(
+            f"refers to {quoted!r}, which is not allowed in a weights file",
+            "the file may be malicious. Nothing was executed",
+        )
+    return GlobalName(module, name)
+
+
+def declared(storage_class: GlobalName, key: str, n_elements: int) -> DeclaredStorage | None:
+    """Give a storage as it is declared; None where the name is no storage's."""
+    pair = (storage_class.module, storage_class.name)
+    if pair in _STORAGES:
+        return DeclaredStorage(_STORAGES[pair], key, n_elements)
+    if pair in _OTHER_STORAGES:
+        return DeclaredStorage(storage_class.name, key, n_elements)
+    return None
+
+
+def rebuilt(called: GlobalName, arguments: tuple[Any, ...]) -> Any:
+    """Give what a known constructor would build.
+
+    Args:
+        called: The constructor.
+        arguments: Its arguments, as tokens and plain values.
+
+    Returns:
+        A `View` or `OrderedItems`.
+
+    Raises:
+        RefusedPickle: If it is not called as torch does.
+    """
+    function, name = (called.module, called.name), called.name
+    if function == _ORDERED_DICT and not arguments:
+        return OrderedItems()
+    if function in _REBUILDERS:
+        match name, arguments:
+            case "_rebuild_tensor_v2", (
+                DeclaredStorage() as storage,
+                offset,
+                shape,
+                strides,
+                *rest,
+            ):
+                if len(rest) in (2, 3):  # requires_grad, backward_hooks[, metadata]
+                    return View(storage, offset, shape, strides)
+            case "_rebuild_parameter", (View() as view, _, _):
+                return view
+            case "_rebuild_parameter_with_state", (View() as view, _, _, _):
+                return view
+            case "_rebuild_from_type_v2", (
+                GlobalName() as inner,
+                GlobalName(),
+                tuple(inner_arguments),
+                _,
+            ):
+                # A subclass of Tensor with attributes: the inner call holds all of its values.
+                if inner.name != name:
+                    return rebuilt(inner, inner_arguments)
+    raise RefusedPickle(f"calls {'.'.join(function)} in an unknown way")

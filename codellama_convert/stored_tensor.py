@@ -1,0 +1,106 @@
+"""Own a tensor as a rank holds it: a strided view of a record of bytes; know nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Literal
+
+from codellama_convert.tensors import Dtype
+
+Order = Literal["rows", "columns", "scattered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One record of bytes that tensors are views of.
+
+    Attributes:
+        name: Its entry, such as "data/17".
+        dtype: The element type of every view of it.
+        offset: Its first byte's position in the file.
+        n_bytes: Its size.
+        crc: Its CRC-32, or None where the writer did not compute one.
+    """
+
+    name: str
+    dtype: Dtype
+    offset: int
+    n_bytes: int
+    crc: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as a rank holds it: a strided view of a storage.
+
+    Attributes:
+        name: Meta's name.
+        shape: Elements along each dimension.
+        strides: Elements to step along each dimension.
+        storage_offset: Elements before the first one.
+        storage: What it is a view of.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    storage_offset: int
+    storage: Storage
+
+    @property
+    def dtype(self) -> Dtype:
+        """Its element type."""
+        return self.storage.dtype
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The bytes of the storage that it reaches over, as (first, behind the last)."""
+        reach = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        itemsize = self.dtype.itemsize
+        return self.storage_offset * itemsize, (self.storage_offset + reach + 1) * itemsize
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Elements from row to row and from column to column; a vector has one column."""
+        n_rows, n_columns = (*self.shape, 1)[:2]
+        row_step, column_step = (*self.strides, 1)[:2]
+        # The stride along a dimension of one element means nothing.
+        column_step = column_step if n_columns > 1 else 1
+        row_step = row_step if n_rows > 1 else (n_columns - 1) * column_step + 1
+        return row_step, column_step
+
+    @property
+    def order(self) -> Order:
+        """What lies apart in the storage: whole rows, whole columns, or neither."""
+        n_rows, n_columns = (*self.shape, 1)[:2]
+        row_step, column_step = self.steps
+        if row_step > (n_columns - 1) * column_step:
+            return "rows"
+        return "columns" if column_step > (n_rows - 1) * row_step else "scattered"
+
+
+def elements_are_distinct(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Tell whether no two elements of a view lie at the same place.
+
+    Args:
+        shape: Elements along each dimension.
+        strides: Elements to step along each dimension, as many.
+
+    Returns:
+        Whether they are distinct; of three and more dimensions, False where it is not plain.
+    """
+    dims = [(step, n) for n, step in zip(shape, strides, strict=True) if n > 1]
+    if len(dims) == 2:
+        (step_a, n_a), (step_b, n_b) = dims
+        if not step_a or not step_b:
+            return False
+        common = gcd(step_a, step_b)
+        return step_b // common >= n_a or step_a // common >= n_b
+    reach = 0
+    for step, n in sorted(dims):
+        if step <= reach:
+            return False
+        reach += (n - 1) * step
+    return True
