@@ -4,9 +4,10 @@ A quick share of each runs in tests/test_fuzz.py. The full sweep, a quarter of a
 
     python -m tests.fuzz --full
 
-It runs 20,000 damaged files, the same with the CRC-32 check switched off (which must find silently
+It is part of `python -m tests.sweep`, which runs all families. It runs 20,000 damaged files, the same with the CRC-32 check switched off (which must find silently
 wrong weights, or the first run proved nothing), 20,000 forged pickles whose CRC-32 is right, and
-1,000 random layouts; it prints how many ended how, and exits with 1 if any ended wrong.
+1,000 random layouts; it prints how many ended how, and exits with 1 if any ended wrong. Of pickles
+and layouts some more are run by a program with a planted mistake, which must be found.
 `--files N`, `--pickles N` and `--layouts N` run some of it; `--seed N` runs others of its kind.
 Every mutant follows from its family, the seed and its number, which are printed where one fails.
 """
@@ -14,6 +15,7 @@ Every mutant follows from its family, the seed and its number, which are printed
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import pickletools
 import random
@@ -25,14 +27,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -40,6 +42,7 @@ from codellama_convert.convert import convert_checkpoint
 from codellama_convert.errors import ConvertError
 from codellama_convert.job import Options
 from codellama_convert.rank_reader import RankReader
+from codellama_convert.weights_pickle import _Machine
 from tests import hostile
 from tests.checkpoints import (
     STORAGES,
@@ -401,17 +404,38 @@ def check_layout(layout: Layout) -> None:
             assert (out / file).read_bytes() == save(contiguous(part), metadata=_METADATA), file
 
 
-def fuzz_layouts(n_examples: int) -> None:
-    """Check random layouts."""
+def fuzz_layouts(n_examples: int, *, shrink: bool = True) -> None:
+    """Check random layouts; of one that fails a smaller one is looked for, if wanted."""
     run = given(layouts())(check_layout)
     quiet = settings(
         max_examples=n_examples,
         deadline=None,
         derandomize=True,
         database=None,
+        phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])],
         suppress_health_check=list(HealthCheck),
     )
     quiet(run)()
+
+
+def planted_in_pickles(n_mutants: int = 150) -> Counter[str]:
+    """Convert forged pickles with a check of the pickle machine left out: "crash" is right."""
+    with (
+        mock.patch.object(_Machine, "_pop", lambda machine: machine._stack.pop()),
+        redirect_stderr(io.StringIO()),
+    ):
+        tally = fuzz_pickles(n_mutants)
+    return Counter(how.partition(":")[0] for how in tally.elements())
+
+
+def planted_in_layouts(n_examples: int = 20) -> Counter[str]:
+    """Check random layouts with rotary rows left as Meta has them: "wrong" is right."""
+    with mock.patch("codellama_convert.tiles.to_half_split", lambda rows, head_dim: rows):
+        try:
+            fuzz_layouts(n_examples, shrink=False)
+        except AssertionError:
+            return Counter(wrong=1)
+    return Counter(exact=n_examples)
 
 
 # --- the sweep ------------------------------------------------------------------------------------
@@ -481,10 +505,16 @@ def main() -> int:
         tally, growth = measured_growth(lambda: fuzz_pickles(n_pickles, seed=asked.seed))
         passed = set(tally) <= {"converted", "refused"} and growth <= MAX_GROWTH_BYTES
         report(f"forged pickles, peak +{growth / 1e6:.1f} MB", tally, began, passed=passed)
+        began = time.monotonic()
+        found = planted_in_pickles()
+        report("the same, a check left out", found, began, passed=found["crash"] > 0)
     if n_layouts:
         began = time.monotonic()
         fuzz_layouts(n_layouts)
         report("random layouts", Counter(exact=n_layouts), began, passed=True)
+        began = time.monotonic()
+        found = planted_in_layouts()
+        report("the same, rows not reordered", found, began, passed=found["wrong"] > 0)
     return 0 if right else 1
 
 

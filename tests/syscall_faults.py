@@ -145,16 +145,14 @@ class Bench:
             log=target.with_suffix(".log"),
         )  # fmt: skip
 
-    def plain_run(self) -> list[Call]:
+    def plain_run(self, name: str = "plain") -> list[Call]:
         """The control: run it whole; give its calls on the output folder."""
-        target = self.prepare("plain")
+        target = self.prepare(name)
         done = self.trace(target)
         assert done.status == 0, done.stderr
         assert content(target) == self.expected
         assert not (target / STAGING).exists()
         assert len({call.thread for call in done.calls}) == 1, "ordinals count one thread's calls"
-        # A call that fails as a matter of course says nothing when it fails otherwise; those of
-        # names that are not there yet are the exception: they are the first to meet the disk.
         return [call for call in done.calls if _is_below(call, target)]
 
     def faults(self) -> Iterator[Fault]:

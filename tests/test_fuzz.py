@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import fuzz_files, fuzz_layouts, fuzz_pickles
+from tests.fuzz import (
+    fuzz_files,
+    fuzz_layouts,
+    fuzz_pickles,
+    planted_in_layouts,
+    planted_in_pickles,
+)
 from tests.fuzz_outputs import RIGHT, fuzz_outputs
 
 ROOT = Path(__file__).parent.parent
@@ -65,3 +71,8 @@ def test_the_sweep_runs_by_its_command_in_bounded_memory() -> None:
 
 def test_random_layouts_equal_the_oracle_and_the_library_bit_for_bit() -> None:
     fuzz_layouts(N_LAYOUTS)
+
+
+def test_mistakes_that_are_planted_in_the_program_are_found() -> None:
+    assert planted_in_pickles()["crash"] > 0
+    assert planted_in_layouts() == {"wrong": 1}

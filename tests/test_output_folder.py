@@ -17,6 +17,7 @@ from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.folder_lock import FolderLock
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Options, plan_conversion
+from codellama_convert.journal import read_journal, write_journal
 from tests.checkpoints import GQA, random_model, save_checkpoint
 from tests.fuzz import time_limit
 from tests.outputs import LOCK, SHARD_BYTES, STAGING, StopAfter, content, loads
@@ -441,6 +442,25 @@ def test_a_model_that_was_removed_is_not_called_done(converted: Path, tmp_path: 
         convert(converted, target)
     convert(converted, target, RunOptions(restart=True))
     assert content(target) == content(converted / "out")
+
+
+def test_names_in_a_journal_lead_nowhere_else(converted: Path, tmp_path: Path) -> None:
+    """Someone may have written it who may write here, and not where we may."""
+    target = tmp_path / "out"
+    interrupt(converted, target)
+    (tmp_path / "mine").write_bytes(b"mine")
+    journal = read_journal(target / STAGING / "journal.jsonl")
+    assert journal is not None
+    for names in (("../../mine",), ("..",), (str(tmp_path / "mine"),)):
+        journal.publishing = names
+        write_journal(target / STAGING / "journal.jsonl", journal)
+        before = everything(tmp_path)
+        with pytest.raises(OutputError, match="--restart"):
+            convert(converted, target)
+        assert everything(tmp_path) == before
+    convert(converted, target, RunOptions(restart=True))
+    assert content(target) == content(converted / "out")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
 
 
 def test_publishing_goes_on_after_a_kill_and_drops_what_it_does_not_know(

@@ -1,0 +1,193 @@
+"""Own the whole sweep: every family of faults, each to its end, in one command.
+
+    python -m tests.sweep
+
+It prints one line for each family, with counts and verdict, and exits with 1 if one failed:
+
+fuzz      damaged files, the same without the CRC-32 check, forged pickles, random layouts
+          (tests/fuzz.py, in a process of its own: `python -m tests.fuzz --full`)
+kills     the process dies at every step, and again while it goes on; the same over an older result
+syscalls  every call on the output folder fails with ENOSPC, with EIO, and is the last one
+order     what is on the disk before what, and whether each fsync is missed
+
+Each family has a control that must succeed, without which it does not begin, and planted mistakes
+that must be found. Names of families run some of them. A share of each runs in the suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests import strace
+from tests.durability import complaints
+from tests.kills import KillBench, spoil_the_order
+from tests.outputs import ROOT, environment
+from tests.syscall_faults import KILL, PLANTED, SCENES, Bench, find_planted, sweep
+
+_MOST_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a family ended.
+
+    Attributes:
+        family: Its name, and of what.
+        ended: Counts, in words.
+        passed: Whether it ended as it must; None where it could not be run.
+        problems: What went wrong.
+    """
+
+    family: str
+    ended: str
+    passed: bool | None
+    problems: Sequence[str] = ()
+
+
+Family = Callable[[int], Iterator[Verdict]]
+
+
+def fuzz(workers: int) -> Iterator[Verdict]:
+    """Run the fuzzers; they print their own lines."""
+    del workers
+    command = [sys.executable, "-m", "tests.fuzz", "--full"]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment())
+    yield Verdict("fuzzers", f"exit status {done.returncode}", done.returncode == 0)
+
+
+def kills(workers: int) -> Iterator[Verdict]:
+    """Kill at every step."""
+    del workers
+    for what, older in (("in a new folder", False), ("over an older result", True)):
+        with scratch() as folder:
+            bench = KillBench(folder, older=older)
+            steps = range(1, bench.n_steps + 1)
+            problems = [problem for step in steps for problem in bench.problems(step)]
+            ends = dict(bench.ends)
+            all_seen = set(ends) == ({"nothing", "new", "old"} if older else {"nothing", "new"})
+        ended = f"{len(steps)} steps, 3 kills each; then found: {_counts(ends)}"
+        yield Verdict(f"kills {what}", ended, not problems and all_seen, problems)
+        with scratch() as folder:
+            spoiled = KillBench(folder, older=older, spoil=spoil_the_order)
+            found = [step for step in steps if any("torn" in p for p in spoiled.problems(step))]
+        ended = f"seen at {len(found)} of {len(steps)} steps"
+        yield Verdict(f"kills {what}, index not the last", ended, bool(found))
+
+
+def syscalls(workers: int) -> Iterator[Verdict]:
+    """Let every call on the output folder fail."""
+    for scene in SCENES:
+        with scratch(on_disk=scene.name == "direct") as folder:
+            bench = Bench(folder / "bench", scene)
+            faults = list(bench.faults())
+            how = _io_mode(bench)
+            counts, problems = sweep(bench, faults, workers)
+        n_kills = sum(fault.error == KILL for fault in faults)
+        n_calls = len({(fault.call.name, fault.call.ordinal) for fault in faults})
+        ended = (
+            f"{n_calls} calls, {len(faults) - n_kills} errors and {n_kills} kills: "
+            f"{_counts(counts)}; {how}"
+        )
+        yield Verdict(f"syscalls, {scene.name}", ended, not problems, problems)
+    missed = []
+    for name, planted in PLANTED.items():
+        with scratch() as folder:
+            problems = find_planted(folder / "bench", planted, SCENES[0])
+        if not any(planted.problem in problem for problem in problems):
+            missed.append(f"not found: {name}")
+    ended = f"{len(PLANTED) - len(missed)} of {len(PLANTED)} found"
+    yield Verdict("syscalls, planted mistakes", ended, not missed, missed)
+
+
+def _io_mode(bench: Bench) -> str:
+    opened = [call.arguments for call in bench.plain_run("opened") if call.name == "openat"]
+    return "past the page cache" if any("O_DIRECT" in one for one in opened) else "buffered"
+
+
+def order(workers: int) -> Iterator[Verdict]:
+    """Check the order of a run's calls, and that the check misses each fsync that is left out."""
+    del workers
+    for scene in SCENES:
+        with scratch() as folder:
+            problems, n_fsyncs, n_missed = _order_of(Bench(folder / "bench", scene))
+        ended = f"{n_fsyncs} fsyncs, {n_missed} of them missed when left out"
+        # Those that nobody misses save that there was nothing old, or that it is gone.
+        passed = not problems and n_missed >= n_fsyncs - 3
+        yield Verdict(f"order, {scene.name}", ended, passed, problems)
+
+
+def _order_of(bench: Bench) -> tuple[list[str], int, int]:
+    target = bench.prepare("out")
+    done = bench.trace(target)
+    held = frozenset(bench.older)
+    calls = [c for c in done.calls if any(str(bench.folder) in path for path in c.paths)]
+    places = [number for number, call in enumerate(calls) if call.name == "fsync"]
+    missed = [
+        number for number in places
+        if complaints([*calls[:number], *calls[number + 1 :]], target, held=held)
+    ]  # fmt: skip
+    return complaints(calls, target, held=held), len(places), len(missed)
+
+
+NEED_STRACE = (syscalls, order)
+FAMILIES: dict[str, Family] = {"fuzz": fuzz, "kills": kills, "syscalls": syscalls, "order": order}
+
+
+@contextmanager
+def scratch(*, on_disk: bool = False) -> Iterator[Path]:
+    """Make a folder in memory where there is one, or on a disk, which has direct I/O."""
+    places = (Path("/var/tmp"),) if on_disk else (Path("/dev/shm"),)
+    place = next((place for place in places if place.is_dir()), None)
+    with tempfile.TemporaryDirectory(dir=place, prefix="codellama-convert-sweep-") as name:
+        yield Path(name)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in Counter(counts).most_common())
+
+
+def run(families: Mapping[str, Family], workers: int) -> int:
+    """Run families and print a line for each verdict; 0 if none failed."""
+    failed = 0
+    for name, family in families.items():
+        reason = strace.why_not() if family in NEED_STRACE else None
+        if reason is not None:
+            sys.stdout.write(f"skip  {name}: {reason}\n")
+            continue
+        began = time.monotonic()
+        for verdict in family(workers):
+            seconds = time.monotonic() - began
+            word = "pass" if verdict.passed else "FAIL"
+            failed += not verdict.passed
+            sys.stdout.write(f"{word}  {verdict.family}: {verdict.ended} ({seconds:.0f} s)\n")
+            for problem in verdict.problems[:_MOST_PROBLEMS]:
+                sys.stdout.write(f"      {problem}\n")
+            sys.stdout.flush()
+            began = time.monotonic()
+    return 1 if failed else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; 0 if all of it ended right."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sweep", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("families", nargs="*", choices=[[], *FAMILIES], metavar="FAMILY")
+    parser.add_argument("--workers", type=int, default=2, help="processes for the system calls")
+    asked = parser.parse_args(arguments)
+    chosen = {name: FAMILIES[name] for name in asked.families or FAMILIES}
+    return run(chosen, asked.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
