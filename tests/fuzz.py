@@ -1,6 +1,6 @@
-"""Own the fuzzers: damaged files, forged pickles, random layouts.
+"""Own the fuzzers: damaged files, forged pickles, random layouts; and run those of outputs.
 
-A quick share of each runs in tests/test_fuzz.py. The full sweep, a quarter of an hour on one core:
+A quick share of each runs in tests/test_fuzz.py. The full sweep, twenty minutes on one core:
 
     python -m tests.fuzz --full
 
@@ -470,6 +470,17 @@ def measured_growth(run: Callable[[], Any]) -> tuple[Any, int]:
     return result, memory_status("VmHWM") - before
 
 
+def _sweep_outputs(n_mutants: int, seed: int, report: Callable[..., None]) -> None:
+    from tests.fuzz_outputs import RIGHT, fuzz_outputs  # it takes its mutants from here
+
+    began = time.monotonic()
+    tally = fuzz_outputs(n_mutants, seed=seed)
+    report("damaged outputs", tally, began, passed=set(tally) <= RIGHT)
+    began = time.monotonic()
+    tally = fuzz_outputs(min(n_mutants, 2_000), seed=seed, compare_values=False)
+    report("the same, values not compared", tally, began, passed=tally["missed"] > 0)
+
+
 def main() -> int:
     """Run what the command line asks for; 0 if all of it ended right."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
@@ -477,11 +488,13 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=0)
     parser.add_argument("--pickles", type=int, default=0)
     parser.add_argument("--layouts", type=int, default=0)
+    parser.add_argument("--outputs", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     n_files = 20_000 if asked.full else asked.files
     n_pickles = 20_000 if asked.full else asked.pickles
     n_layouts = 1_000 if asked.full else asked.layouts
+    n_outputs = 20_000 if asked.full else asked.outputs
     right = True
 
     def report(what: str, tally: Counter[str], began: float, *, passed: bool) -> None:
@@ -515,6 +528,8 @@ def main() -> int:
         began = time.monotonic()
         found = planted_in_layouts()
         report("the same, rows not reordered", found, began, passed=found["wrong"] > 0)
+    if n_outputs:
+        _sweep_outputs(n_outputs, asked.seed, report)
     return 0 if right else 1
 
 

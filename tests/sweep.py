@@ -4,7 +4,7 @@
 
 It prints one line for each family, with counts and verdict, and exits with 1 if one failed:
 
-fuzz      damaged files, the same without the CRC-32 check, forged pickles, random layouts
+fuzz      damaged files, the same without the CRC-32 check, forged pickles, random layouts, outputs
           (tests/fuzz.py, in a process of its own: `python -m tests.fuzz --full`)
 kills     the process dies at every step, and again while it goes on; the same over an older result
 syscalls  every call on the output folder fails with ENOSPC, with EIO, and is the last one

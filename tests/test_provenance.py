@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -46,7 +47,7 @@ def place(tmp_path_factory):
     (model / "optimizer.pth").write_bytes(b"")
     lines = [f"{'0' * 32}  {name}\n" for name in (RANK, "params.json", "consolidated.07.pth")]
     (model / "checklist.chk").write_text("".join(lines))
-    os.mkfifo(model / "tokenizer_checklist.chk")
+    (model / "tokenizer_checklist.chk").write_text("<html>Sign in</html>")
     convert_checkpoint(model, folder / "out", options=Options(**ASKED, workers=1))
     return folder
 
@@ -94,7 +95,7 @@ def test_no_note_names_a_place(place):
         "max_position_embeddings",
     ):  # fmt: skip
         assert any(fact in note for note in notes), fact
-    for part in (str(place), place.name, os.uname().nodename, "/"):
+    for part in (str(place), place.name, platform.node(), "/"):
         assert part not in text, part
 
 
@@ -113,14 +114,13 @@ def test_the_record_does_not_depend_on_how_the_bytes_are_moved(place, tmp_path, 
     assert same is ("model_size" not in how), "the control, another note, must make a difference"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links as POSIX has them")
 def test_the_record_does_not_depend_on_the_place(place, tmp_path, monkeypatch):
     """Another folder, a relative name, a link, another process with other hashes of strings."""
     model = tmp_path / "deeper" / "llama-2-7b"
     model.mkdir(parents=True)
     for path in (place / "llama-2-7b").iterdir():
-        if path.is_file():
-            shutil.copyfile(path, model / path.name)
-    os.mkfifo(model / "tokenizer_checklist.chk")
+        shutil.copyfile(path, model / path.name)
     monkeypatch.chdir(model)
     (tmp_path / "link").symlink_to(model)
     for number, given in enumerate(
