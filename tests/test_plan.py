@@ -106,6 +106,51 @@ def test_tiles_cover_every_row_once_and_stay_in_one_rank(tile_bytes, n_ranks, ta
         assert rows == list(range(tensor.n_rows))
 
 
+@pytest.mark.parametrize(
+    ("name", "tile_bytes", "tiles", "read_bytes", "write_bytes"),
+    [
+        # Rows of float32 are written, and rows of bfloat16 read: those of one rank, or its columns.
+        ("model.embed_tokens.weight", 160, [(0, 5), (5, 1)], 5 * 4 * 2, 5 * 8 * 4),
+        ("model.layers.1.self_attn.q_proj.weight", 160, [(0, 4), (4, 4)], 4 * 8 * 2, 4 * 8 * 4),
+        ("model.layers.1.self_attn.k_proj.weight", 160, [(0, 2), (2, 2)], 2 * 8 * 2, 2 * 8 * 4),
+        ("model.layers.1.self_attn.o_proj.weight", 160, [(0, 5), (5, 3)], 5 * 4 * 2, 5 * 8 * 4),
+        ("model.layers.1.mlp.gate_proj.weight", 160, [(0, 5), (5, 1), (6, 5), (11, 1)], 5 * 8 * 2, 5 * 8 * 4),
+        ("model.layers.1.mlp.down_proj.weight", 160, [(0, 3), (3, 3), (6, 2)], 3 * 6 * 2, 3 * 12 * 4),
+        ("lm_head.weight", 160, [(0, 3), (3, 3)], 3 * 8 * 2, 3 * 8 * 4),
+        ("model.norm.weight", 24, [(0, 6), (6, 2)], 6 * 2, 6 * 4),
+        ("model.layers.1.self_attn.q_proj.weight", 63, [(0, 2), (2, 2), (4, 2), (6, 2)], 2 * 8 * 2, 2 * 8 * 4),
+        ("model.embed_tokens.weight", 31, [(n, 1) for n in range(6)], 4 * 2, 8 * 4),
+    ],
+)  # fmt: skip
+def test_tiles_and_buffers_of_two_ranks(name, tile_bytes, tiles, read_bytes, write_bytes):
+    layout = build_layout(CONFIG, n_ranks=2, dtype=BFLOAT16)
+    plan = build_plan(layout, dtype=FLOAT32, tile_bytes=tile_bytes)
+    (tensor,) = [tensor for tensor in plan.tensors if tensor.spec.name == name]
+    assert [(tile.start_row, tile.n_rows) for tile in tensor.tiles()] == tiles
+    assert tensor.read_bytes == read_bytes
+    assert tensor.write_bytes == write_bytes
+
+
+def test_a_plan_adds_up():
+    layout = build_layout(CONFIG, n_ranks=2, dtype=BFLOAT16)
+    plan = build_plan(layout, dtype=FLOAT32, max_shard_bytes=2400, tile_bytes=5000, workers=3)
+    # Embedding and head 48 each; in a layer q, o 64, k, v 32, gate, up, down 96, two norms 8; norm 8.
+    assert plan.n_parameters == 48 + 2 * 496 + 8 + 48
+    assert plan.tensor_bytes == 4 * 1096
+    assert [file.name for file in plan.files] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+    # The first layer's 4 x 496 and the embedding make 2176; the next q is a 4 x 64 more.
+    assert len(plan.files[0].tensors) == 1 + 9
+    assert plan.file_bytes == sum(len(file.header) for file in plan.files) + 4 * 1096
+    assert json.loads(plan.index)["metadata"] == {"total_size": 4 * 1096}
+    # down_proj is written whole, 8 x 12 x 4 bytes, and read as 8 x 6 x 2: a page and two of slack.
+    assert (plan.read_tile_bytes, plan.write_tile_bytes) == (96, 384)
+    assert plan.buffer_bytes == 3 * 2 * (4096 + 2 * 4096)
+    assert build_plan(layout, dtype=FLOAT32, max_shard_bytes=4 * 1096).index is None
+
+
 def test_a_plan_can_be_sent_to_another_process():
     layout = build_layout(CONFIG, n_ranks=2, dtype=BFLOAT16)
     plan = build_plan(layout, dtype=BFLOAT16, max_shard_bytes=500)
@@ -113,11 +158,16 @@ def test_a_plan_can_be_sent_to_another_process():
     assert pickle.loads(pickle.dumps(plan.files[1])) == plan.files[1]
 
 
-@pytest.mark.parametrize("wrong", [{"max_shard_bytes": 0}, {"tile_bytes": -1}, {"workers": 0}])
-def test_sizes_must_be_positive(wrong):
+@pytest.mark.parametrize(
+    ("size", "option"),
+    [("max_shard_bytes", "max_shard_size"), ("tile_bytes", "tile"), ("workers", "workers")],
+)
+def test_sizes_must_be_positive(size, option):
     layout = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
-    with pytest.raises(ConfigError, match="positive"):
-        build_plan(layout, dtype=BFLOAT16, **wrong)
+    for wrong in (0, -1):
+        with pytest.raises(ConfigError, match=f"--{option} must be positive, not {wrong}$"):
+            build_plan(layout, dtype=BFLOAT16, **{size: wrong})
+    assert len(build_plan(layout, dtype=BFLOAT16, **{size: 1}).tensors) == 21
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -307,6 +357,7 @@ def test_the_process_keeps_to_the_buffers_that_the_plan_prints(tmp_path, workers
 @pytest.mark.parametrize(
     ("workers", "keep", "budget", "expected"),
     [
+        (1, False, None, (1, 4 << 20)),  # the largest, whatever would fit
         (2, False, None, (2, 4 << 20)),
         (4, False, None, (4, 2 << 20)),
         (16, False, None, (16, 512 << 10)),
