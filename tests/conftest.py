@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -93,3 +94,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in MEETS_TRANSFORMERS:
             item.add_marker(pytest.mark.transformers)
+
+
+def pytest_configure() -> None:
+    """Take back signals that the caller ignores, as a shell's background job does.
+
+    The program leaves them ignored, as it should; the tests of signals send them all the same.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)

@@ -181,7 +181,7 @@ def corrupt(path: Path, content: bytes) -> None:
         ),
         (
             lambda d: (d / "consolidated.03.pth").unlink(),
-            ["consolidated.00.pth", "4 ranks", "3 of them", "download consolidated.03.pth"],
+            ["consolidated.00.pth", "4 ranks", "3 were found", "download consolidated.03.pth"],
         ),
         (
             lambda d: shutil.copy(d / "tokenizer.model", d / "consolidated.04.pth"),
@@ -283,7 +283,6 @@ def test_a_wrong_option_is_a_usage_error(checkpoint):
         ("--input_dir", checkpoint, "--max_shard_size", "5XB"),
         ("--input_dir", checkpoint / "nowhere"),
         ("--input_dir", checkpoint / "params.json"),
-        ("--input_dir", checkpoint, "--output_dir", checkpoint / "params.json"),
         ("--output_dir", "x"),
     ):
         assert run(*arguments).exit_code == 2, arguments
@@ -331,10 +330,7 @@ def test_json_is_all_that_stdout_holds_and_tells_time_rate_memory_and_notes(chec
     differs = run("verify", *both, "--json")
     assert differs.exit_code == 1
     assert not json.loads(differs.stdout)["ok"]
-    assert json.loads(differs.stdout)["problems"] == [
-        "tokenizer.model is not the source's",
-        "tokenizer.model: has 5 bytes, the record says 5289",
-    ]
+    assert json.loads(differs.stdout)["problems"] == ["tokenizer.model is not the source's"]
     alone = run("verify", "--output_dir", output, "--json")
     assert json.loads(alone.stdout)["against"] == "record"
     assert json.loads(alone.stdout)["notes"] == []
@@ -401,7 +397,7 @@ def test_verify_holds_the_dtype_against_the_one_asked_for(checkpoint):
     assert run("verify", *both, "--dtype", "fp16").exit_code == 0
     other = run("verify", *both, "--dtype", "float32")
     assert other.exit_code == 1
-    assert "the tensors are float16, but float32 was asked for" in other.stdout
+    assert "the tensors are float16, not float32 as asked for" in other.stdout
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL as POSIX has it")

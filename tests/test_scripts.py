@@ -167,7 +167,7 @@ def test_a_batch_goes_on_after_a_failure_and_is_taken_up_again(downloads):
 
 def test_a_batch_that_was_killed_goes_on_with_the_same_bytes(one):
     options = ("--max_shard_size", "30KB", "--quiet")
-    killed = bash("batch_convert.sh", one, *options, **{KILL_AT: "20"})
+    killed = bash("batch_convert.sh", one, *options, **{KILL_AT: "45"})
     assert killed.returncode == 1
     assert table(killed.stdout) == {"CodeLlama-7b": "failed (137)"}
     output = one / "CodeLlama-7b-hf"

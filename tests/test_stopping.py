@@ -179,7 +179,7 @@ def test_a_second_signal_stops_at_once_and_the_work_can_still_go_on(
 @pytest.mark.parametrize(
     ("place", "more"),
     [
-        ("job::check_sums", ("--checksums", "warn")),
+        ("checklist:ListedSums:_compare", ("--checksums", "warn")),
         ("job::open_checkpoint", ()),
     ],
 )
