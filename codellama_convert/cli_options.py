@@ -67,7 +67,8 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-NEW_FOLDER = click.Path(path_type=Path)
+# Not looked at here: what is wrong with it is told in one place, when it is made or locked.
+NEW_FOLDER = click.Path(readable=False, path_type=Path)
 INPUT = click.option(
     "--input_dir",
     type=FOLDER,
