@@ -4,9 +4,9 @@ Usage:
     python examples/train_tiny_codellama.py           # trains, writes examples/tiny-codellama
     python examples/train_tiny_codellama.py --check   # does the shipped model fill every gap?
 
-Needs torch, sentencepiece and numpy, and five to seven minutes of one core.
-The same machine and torch give the same bytes again; another processor or torch rounds otherwise,
-and so ends at other weights, equally good.
+Needs torch, sentencepiece and numpy, five minutes of one core and 1 GB of memory.
+The same processor and torch give the same bytes again; another processor or torch rounds otherwise,
+and so ends at other weights, equally good. The shipped ones need not be those that yours makes.
 """
 
 from __future__ import annotations
@@ -278,6 +278,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="checkpoint folder")
     parser.add_argument("--check", action="store_true", help="only check what is there")
     options = parser.parse_args()
+    if options.check and not (options.folder / "params.json").is_file():
+        parser.error(f"{options.folder} holds no params.json; without --check it is trained")
     torch.set_num_threads(N_THREADS)
     torch.use_deterministic_algorithms(mode=True)
     if not options.check:

@@ -259,3 +259,11 @@ def test_a_written_checkpoint_is_read_back_as_merged_by_hand(training, tmp_path,
         assert bool((tensor.view(torch.int32) == again[name].view(torch.int32)).all()), name
     for name in ("params.json", "tokenizer.model"):
         assert (tmp_path / name).read_bytes() == (TINY / name).read_bytes()
+
+
+def test_a_check_of_nothing_says_so(training, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", "--check", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        training.main()
+    assert left.value.code == 2
+    assert f"{tmp_path} holds no params.json" in capsys.readouterr().err
