@@ -44,7 +44,6 @@ class RankIndex:
         tensors: By Meta's name, in the file's order.
         storages: By name; also those that no tensor of `tensors` uses are checked when read.
         directory_sha256: Of the zip directory, which holds every size and CRC-32.
-        serialization_id: torch's own hash of the content, where the file has one.
     """
 
     path: Path
@@ -54,7 +53,6 @@ class RankIndex:
     tensors: dict[str, StoredTensor]
     storages: dict[str, Storage]
     directory_sha256: str
-    serialization_id: str | None
 
 
 PickleCache = dict[bytes, dict[str, Any]]
@@ -90,7 +88,6 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
         tensors = {
             name: _resolve(path, archive, storages, name, value) for name, value in parsed.items()
         }
-        identifier = archive.entries.get(".data/serialization_id")
         return RankIndex(
             path=path,
             n_bytes=file.n_bytes,
@@ -99,9 +96,6 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
             tensors=tensors,
             storages=storages,
             directory_sha256=archive.directory_sha256,
-            serialization_id=None
-            if identifier is None
-            else read_entry(file, identifier, _MAX_SMALL_RECORD_BYTES).hex(),
         )
 
 

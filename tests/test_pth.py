@@ -1,0 +1,208 @@
+"""What a .pth file says of its tensors, and what is said of one that tells it otherwise."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codellama_convert import pth
+from codellama_convert.archive import read_archive
+from codellama_convert.errors import CheckpointError
+from codellama_convert.input_file import InputFile
+from codellama_convert.pth import RankIndex, read_rank, read_vector
+from tests.hostile import P_NONE, Declared, RankFile, p_dict, p_int, p_pickle, p_str, write_zip
+
+N_ELEMENTS = 64
+CONTENT = bytes(range(2 * N_ELEMENTS))
+METAS = "; use the files that Meta released"
+CONTIGUOUS = "; re-save it with .contiguous()"
+
+
+def rank_file(*tensors: Declared, content: bytes = CONTENT) -> RankFile:
+    return RankFile(list(tensors), {"data/0": content})
+
+
+def declared(
+    shape: tuple[int, ...], strides: tuple[int, ...], name: str = "t", **more: Any
+) -> Declared:
+    return Declared(name, "0", more.pop("n_elements", N_ELEMENTS), shape, strides, **more)
+
+
+def write(path: Path, rank: RankFile, pickled: bytes | None = None) -> Path:
+    path.write_bytes(write_zip(rank.members(pickled)))
+    return path
+
+
+def read(folder: Path, rank: RankFile, pickled: bytes | None = None) -> RankIndex:
+    return read_rank(write(folder / "rank.pth", rank, pickled))
+
+
+@contextmanager
+def refused(*facts: str) -> Iterator[None]:
+    """Expect a refusal that tells these facts, in this order."""
+    with pytest.raises(CheckpointError) as caught:
+        yield
+    told = str(caught.value)
+    assert re.search(".*".join(map(re.escape, facts)), told), told
+
+
+# --- a whole file ---------------------------------------------------------------------------------
+
+
+def test_an_index_tells_one_file_from_another(tmp_path: Path) -> None:
+    """Resuming and verifying take a file for the same by these."""
+    path = write(tmp_path / "rank.pth", rank_file(declared((64,), (1,))))
+    index, status = read_rank(path), path.stat()
+    assert index.path == path
+    assert index.n_bytes == status.st_size
+    assert index.mtime_ns == status.st_mtime_ns
+    assert index.identity == (status.st_dev, status.st_ino)
+    with InputFile(path) as file:
+        assert index.directory_sha256 == read_archive(file).directory_sha256
+    assert pickle.loads(pickle.dumps(index)) == index
+
+
+def test_an_ordered_dict_is_read_like_a_dict(tmp_path: Path) -> None:
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
+    for kind in (dict, OrderedDict):
+        torch.save(kind(state), tmp_path / "rank.pth")
+        tensors = read_rank(tmp_path / "rank.pth").tensors
+        assert {name: tensor.shape for name, tensor in tensors.items()} == {"a": (2, 3), "b": (4,)}
+
+
+def test_a_pickle_that_was_seen_before_is_not_parsed_again(tmp_path: Path, monkeypatch) -> None:
+    """The ranks of one model often have the same; each record is still looked up in its own file."""
+    rank = rank_file(declared((64,), (1,)))
+    cache: dict[bytes, dict[str, Any]] = {}
+    first = read_rank(write(tmp_path / "a.pth", rank), cache=cache)
+    assert list(cache) == [rank.pickled()]
+    parse, parsed = pth.parse_pickle, []
+    monkeypatch.setattr(pth, "parse_pickle", lambda raw: parsed.append(raw) or parse(raw))
+    second = read_rank(write(tmp_path / "b.pth", rank), cache=cache)
+    assert second.tensors == first.tensors
+    assert parsed == []
+    other = rank_file(declared((32, 2), (2, 1)))
+    assert read_rank(write(tmp_path / "c.pth", other), cache=cache).tensors["t"].shape == (32, 2)
+    assert parsed == [other.pickled()]
+
+
+@pytest.mark.parametrize(
+    ("pickled", "kind"),
+    [
+        (P_NONE, "None"),
+        (b"]", "list"),
+        (b")", "tuple"),
+        (p_int(1), "int"),
+        (declared((64,), (1,)).pickled(), "tensor"),
+    ],
+)
+def test_what_is_no_dict_of_tensors_is_named(tmp_path: Path, pickled: bytes, kind: str) -> None:
+    rank = rank_file(declared((64,), (1,)))
+    with refused("rank.pth", kind, "flat layout", METAS):
+        read(tmp_path, rank, p_pickle(pickled))
+    if kind != "tensor":
+        with refused("rank.pth", "'entry'", kind, "flat layout", METAS):
+            read(tmp_path, rank, p_pickle(p_dict([(p_str("entry"), pickled)])))
+    with refused("rank.pth", "'model'", "nested dict", "flat layout", METAS):
+        read(tmp_path, rank, p_pickle(p_dict([(p_str("model"), p_dict(rank.items()))])))
+    assert list(read(tmp_path, rank).tensors) == ["t"]
+
+
+def test_a_refused_pickle_says_that_nothing_ran(tmp_path: Path) -> None:
+    with refused("rank.pth: data.pkl: ", "os.system", "; ", "Nothing was executed"):
+        read(tmp_path, rank_file(), b"\x80\x02cos\nsystem\n.")
+
+
+# --- one tensor -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "fits"), [(256, True), (257, False)])
+def test_a_name_has_so_many_characters_at_most(tmp_path: Path, length: int, *, fits: bool) -> None:
+    rank = rank_file(declared((64,), (1,), "n" * length))
+    if fits:
+        assert list(read(tmp_path, rank).tensors) == ["n" * length]
+    else:
+        with refused("rank.pth", f"{length} characters", METAS):
+            read(tmp_path, rank)
+
+
+@pytest.mark.parametrize(("n_dimensions", "fits"), [(8, True), (9, False)])
+def test_a_tensor_has_so_many_dimensions_at_most(
+    tmp_path: Path, n_dimensions: int, *, fits: bool
+) -> None:
+    rank = rank_file(declared((1,) * n_dimensions, (1,) * n_dimensions))
+    if fits:
+        assert read(tmp_path, rank).tensors["t"].shape == (1,) * n_dimensions
+    else:
+        with refused("rank.pth", "'t'", "shape"):
+            read(tmp_path, rank)
+
+
+@pytest.mark.parametrize(("shape", "strides"), [((8,), (0,)), ((2, 4), (0, 1)), ((4, 2), (1, 0))])
+def test_an_expanded_view_is_refused(tmp_path: Path, shape, strides) -> None:
+    with refused("rank.pth", "'t'", str(shape), "expanded", CONTIGUOUS):
+        read(tmp_path, rank_file(declared(shape, strides)))
+    plain = (shape[1], 1) if len(shape) == 2 else (1,)
+    assert read(tmp_path, rank_file(declared(shape, plain))).tensors["t"].strides == plain
+
+
+@pytest.mark.parametrize(("n_rows", "fits"), [(1 << 16, True), ((1 << 16) + 1, False)])
+def test_a_scattered_matrix_counts_every_element_as_a_piece(
+    tmp_path: Path, n_rows: int, *, fits: bool
+) -> None:
+    """Rows at even places, and between them the second column: 131,072 pieces at most."""
+    n_elements = 2 * n_rows + 2
+    rank = rank_file(
+        declared((n_rows, 2), (2, 3), n_elements=n_elements), content=bytes(2 * n_elements)
+    )
+    if fits:
+        assert read(tmp_path, rank).tensors["t"].order == "scattered"
+    else:
+        with refused("rank.pth", "'t'", f"({n_rows}, 2)", "(2, 3)", f"{2 * n_rows}", CONTIGUOUS):
+            read(tmp_path, rank)
+
+
+def test_a_dtype_that_no_model_has_is_named_beside_those_that_are_read(tmp_path: Path) -> None:
+    facts = ("rank.pth", "'t'", "DoubleStorage", "bfloat16, float16 or float32", METAS)
+    with refused(*facts):
+        read(tmp_path, rank_file(declared((16,), (1,), n_elements=16, storage="DoubleStorage")))
+    assert read(tmp_path, rank_file(declared((16,), (1,)))).tensors["t"].shape == (16,)
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "itemsize"), [("BFloat16", 2), ("Half", 2), ("Float", 4)])
+@pytest.mark.parametrize(
+    ("n", "stride", "offset"),
+    [
+        (6, 1, 0),
+        (6, 1, 5),
+        (6, 7, 5),
+        (1, 0, 3),  # the step along one element means nothing
+        (5, 200_003, 2),  # reaches over more than 1 MiB: element by element
+    ],
+)
+def test_a_vector_is_read_whole(tmp_path: Path, kind, itemsize, n, stride, offset) -> None:
+    n_elements = offset + (n - 1) * stride + 9
+    content = bytearray(itemsize * n_elements)
+    expected = b""
+    for i in range(n):
+        at = itemsize * (offset + i * stride)
+        content[at : at + itemsize] = bytes([17 * i + k + 1 for k in range(itemsize)])
+        expected += content[at : at + itemsize]
+    vector = declared(
+        (n,), (stride,), n_elements=n_elements, offset=offset, storage=f"{kind}Storage"
+    )
+    path = write(tmp_path / "rank.pth", rank_file(vector, content=bytes(content)))
+    tensor = read_rank(path).tensors["t"]
+    with InputFile(path) as file:
+        assert read_vector(file, tensor) == expected
