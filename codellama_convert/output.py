@@ -97,9 +97,10 @@ class OutputFolder:
             self._resume_or_begin()
         except OSError as problem:
             self._leave()
-            raise OutputError(
-                f"cannot create: {first_line(problem)}", path=self.path, hint=_ANOTHER_PLACE
-            ) from problem
+            what = f"cannot create: {first_line(problem)}"
+            if isinstance(problem, FileExistsError) and not self.path.is_dir():
+                what = "is a file, not a folder"
+            raise OutputError(what, path=self.path, hint=_ANOTHER_PLACE) from problem
         except BaseException:
             self._leave()
             raise

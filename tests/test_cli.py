@@ -239,6 +239,8 @@ def test_an_unreadable_file_is_named(tmp_path):
 
 def test_an_output_folder_that_cannot_be_made_is_one_line(checkpoint, tmp_path):
     (tmp_path / "file").write_text("in the way")
+    line = one_line(run("--input_dir", checkpoint, "--output_dir", tmp_path / "file"))
+    assert f"{tmp_path / 'file'}: is a file, not a folder; " in line
     line = one_line(run("--input_dir", checkpoint, "--output_dir", tmp_path / "file" / "out"))
     assert str(tmp_path / "file" / "out") in line
     if sys.platform == "linux":
