@@ -30,7 +30,7 @@ def make_folder(folder: Path) -> None:
         # Of a folder that is there a system may also say that its disk is read-only.
         if not folder.is_dir():
             raise
-        return
+    # One that is there too: the run that made it may have died before it got here.
     sync_folder(folder.parent)
 
 

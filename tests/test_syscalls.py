@@ -162,6 +162,12 @@ def complaints_of(calls: list[Call], target: Path) -> list[str]:
     return complaints(calls, target, held=held)
 
 
+def test_an_output_folder_is_not_judged_before_it_is_used(log: tuple[list[Call], Path]) -> None:
+    """click looked whether it may be read, and what was wrong was four lines and exit status 2."""
+    calls, _ = log
+    assert [call for call in calls if call.name in ("access", "faccessat", "faccessat2")] == []
+
+
 def test_no_fsync_of_a_run_can_be_left_out(log: tuple[list[Call], Path]) -> None:
     calls, target = log
     assert complaints_of(calls, target) == []
