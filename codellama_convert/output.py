@@ -98,7 +98,7 @@ class OutputFolder:
         except OSError as problem:
             self._leave()
             what = f"cannot create: {first_line(problem)}"
-            if isinstance(problem, FileExistsError) and not self.path.is_dir():
+            if isinstance(problem, FileExistsError) and self.path.is_file():
                 what = "is a file, not a folder"
             raise OutputError(what, path=self.path, hint=_ANOTHER_PLACE) from problem
         except BaseException:
