@@ -6,7 +6,6 @@ it (O_DIRECT, F_NOCACHE): large sequential work is faster past it, and leaves th
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import mmap
@@ -144,6 +143,8 @@ def _allocator() -> Callable[[int, int], None] | None:
     if sys.platform != "linux":
         posix = getattr(os, "posix_fallocate", None)
         return None if posix is None else lambda fd, n_bytes: posix(fd, 0, n_bytes)
+    import ctypes  # noqa: PLC0415 - for who writes only
+
     # Not posix_fallocate: where a file system cannot reserve (NFS before 4.2, some FUSE), glibc's
     # writes a byte into every block instead, and all of the disk would be written twice.
     system = ctypes.CDLL(None, use_errno=True)
