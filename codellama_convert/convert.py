@@ -228,7 +228,7 @@ class _WeightWriter:
             ]
             kept = self._keep_whole_files(plan.files, readers, buffers[0][0])
             missing = [file for file in plan.files if file.name not in kept]
-            kept_bytes = plan.tensor_bytes - sum(map(_tensor_bytes, missing))
+            kept_bytes = plan.tensor_bytes - sum(file.tensor_bytes for file in missing)
             self._folder.reserve({file.name: file.n_bytes for file in missing})
             source = TileSource(readers, mover)
             direct = all(reader.direct for reader in readers)
@@ -251,7 +251,7 @@ class _WeightWriter:
                 for reader, part in zip(readers, sums, strict=True):
                     reader.restore(part)
                 kept.add(file.name)
-                self._progress(_tensor_bytes(file))
+                self._progress(file.tensor_bytes)
         return kept
 
     def _write_file(
@@ -292,10 +292,6 @@ def _refuse_to_go_on(stop: StopRequest, staging: Path) -> None:
             signal_number=stop.signal_number,
             hint=f"run the same command again to resume, or delete {staging}",
         )
-
-
-def _tensor_bytes(file: FilePlan) -> int:
-    return sum(tensor.spec.n_bytes for tensor in file.tensors)
 
 
 def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:

@@ -101,9 +101,14 @@ class FilePlan:
     tensors: tuple[TensorPlan, ...]
 
     @property
+    def tensor_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.spec.n_bytes for tensor in self.tensors)
+
+    @property
     def n_bytes(self) -> int:
         """Size of the whole file."""
-        return len(self.header) + sum(tensor.spec.n_bytes for tensor in self.tensors)
+        return len(self.header) + self.tensor_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,7 @@ class ConversionPlan:
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all written tensors."""
-        return sum(tensor.spec.n_bytes for tensor in self.tensors)
+        return sum(file.tensor_bytes for file in self.files)
 
     @property
     def file_bytes(self) -> int:
