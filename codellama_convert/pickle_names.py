@@ -43,6 +43,9 @@ _OTHER_STORAGES = frozenset(
 ) | {("torch.storage", "UntypedStorage"), ("torch.storage", "TypedStorage")}  # fmt: skip
 
 
+METAS_FILES_HINT = "use the files that Meta released"
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """A tensor as the pickle declares it, nothing checked yet."""
@@ -104,7 +107,7 @@ def named(module: str, name: str) -> GlobalName:
     if pair in _OTHER_REBUILDERS:
         raise RefusedPickle(
             f"a tensor of an unsupported kind ({name}); expected plain bfloat16, float16 or float32",
-            "use the files that Meta released",
+            METAS_FILES_HINT,
         )
     known = pair in _REBUILDERS or pair in _TENSOR_TYPES or pair in _STORAGES
     if not known and pair not in _OTHER_STORAGES and pair != _ORDERED_DICT:

@@ -14,7 +14,13 @@ from typing import Any
 from codellama_convert.archive import Archive, read_archive, read_entry
 from codellama_convert.errors import CheckpointError
 from codellama_convert.input_file import InputFile
-from codellama_convert.pickle_names import DeclaredStorage, OrderedItems, RefusedPickle, View
+from codellama_convert.pickle_names import (
+    METAS_FILES_HINT,
+    DeclaredStorage,
+    OrderedItems,
+    RefusedPickle,
+    View,
+)
 from codellama_convert.stored_tensor import Storage, StoredTensor, elements_are_distinct
 from codellama_convert.weights_pickle import parse_pickle
 from codellama_convert.zip_directory import DAMAGED_HINT
@@ -28,7 +34,6 @@ _MAX_NAME_LENGTH = 256
 _MAX_PIECES = 1 << 17
 _MAX_VECTOR_REACH_BYTES = 1 << 20
 
-_META_HINT = "use the files that Meta released"
 _CONTIGUOUS_HINT = "re-save it with .contiguous()"
 
 
@@ -76,7 +81,9 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
         _require_little_endian(file, archive)
         if "data.pkl" not in archive.entries or "constants.pkl" in archive.entries:
             raise CheckpointError(
-                "is a zip archive, but not one that torch.save wrote", path=path, hint=_META_HINT
+                "is a zip archive, but not one that torch.save wrote",
+                path=path,
+                hint=METAS_FILES_HINT,
             )
         pickled = read_entry(file, archive.entries["data.pkl"], _MAX_PICKLE_BYTES)
         parsed = cache.get(pickled) if cache is not None else None
@@ -149,7 +156,7 @@ def _parse_pickle(path: Path, pickled: bytes) -> dict[str, Any]:
         raise CheckpointError(
             f"holds {_kind(top)}; expected Meta's flat layout of tensors",
             path=path,
-            hint=_META_HINT,
+            hint=METAS_FILES_HINT,
         )
     return top
 
@@ -168,13 +175,13 @@ def _resolve(
     """Turn a declared tensor into one whose every number was checked."""
     if len(name) > _MAX_NAME_LENGTH:
         raise CheckpointError(
-            f"a tensor's name has {len(name)} characters", path=path, hint=_META_HINT
+            f"a tensor's name has {len(name)} characters", path=path, hint=METAS_FILES_HINT
         )
     if type(value) is not View:
         raise CheckpointError(
             f"entry {name!r} is {_kind(value)}; expected Meta's flat layout of tensors",
             path=path,
-            hint=_META_HINT,
+            hint=METAS_FILES_HINT,
         )
     storage = _resolve_storage(path, archive, storages, name, value.storage)
     shape, strides, offset = value.shape, value.strides, value.storage_offset
@@ -244,7 +251,7 @@ def _resolve_storage(
             f"tensor {name!r} has an unsupported dtype ({declared.dtype}); "
             "expected bfloat16, float16 or float32",
             path=path,
-            hint=_META_HINT,
+            hint=METAS_FILES_HINT,
         )
     record = f"data/{declared.key}"
     entry = archive.entries.get(record)
