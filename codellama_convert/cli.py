@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -307,7 +307,7 @@ def _to_options(choices: Mapping[str, Any]) -> Options:
     )
 
 
-def _print_notes(notes: Sequence[str]) -> None:
+def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
         click.echo(f"note: {note}", err=True)
 
@@ -317,8 +317,7 @@ def _weight_bytes(job: Job | None) -> int | None:
 
 
 def _print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
-    for note in value_notes(described):
-        click.echo(f"note: {note}", err=True)
+    _print_notes(value_notes(described))
     if as_json:
         click.echo(json.dumps(described, indent=2))
     elif not quiet:
