@@ -54,8 +54,8 @@ class ListedSums:
         """
         self._files, self._mode = files, mode
         self._workers, self._progress = workers, progress
-        has_tokenizer = files.tokenizer is not None and not skip_tokenizer
-        self._tokenizer = (files.tokenizer,) if has_tokenizer and files.tokenizer else ()
+        tokenizer = None if skip_tokenizer else files.tokenizer
+        self._tokenizer = () if tokenizer is None else (tokenizer,)
         self._listed, self._notes = _read_lists(
             (files.folder, *(path.parent for path in self._tokenizer))
         )
