@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from codellama_convert.interrupt import StopRequest
+from tests.checkpoints import GQA, random_model, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 STAGING = ".codellama-convert.partial"
@@ -49,6 +52,13 @@ def finish(arguments: list[str], **how: str) -> subprocess.CompletedProcess[str]
         arguments, check=False, capture_output=True, text=True, cwd=ROOT,
         env=environment(**how), timeout=120,
     )  # fmt: skip
+
+
+def convert_whole(folder: Path) -> Path:
+    """Put a checkpoint into `in`, and what an uninterrupted run makes of it into `out`."""
+    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
+    assert finish(command(folder / "in", folder / "out")).returncode == 0
+    return folder
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:

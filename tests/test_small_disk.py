@@ -10,19 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from codellama_convert.convert import run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.job import Options, plan_conversion
 from tests import strace
-from tests.checkpoints import GQA, random_model, save_checkpoint
 from tests.outputs import (
     SHARD_BYTES,
     STAGING,
     StopAfter,
     command,
     content,
+    convert_whole,
     error_line,
     finish,
 )
@@ -33,10 +32,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts as Linux
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and what an uninterrupted run makes of it: 269 KB in six files, and 25 KB."""
-    folder = tmp_path_factory.mktemp("small_disk")
-    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
-    assert finish(command(folder / "in", folder / "out")).returncode == 0
-    return folder
+    return convert_whole(tmp_path_factory.mktemp("small_disk"))
 
 
 class Disk:

@@ -9,12 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from codellama_convert.convert import run
 from codellama_convert.errors import Interrupted
 from codellama_convert.job import Options, plan_conversion
-from tests.checkpoints import GQA, random_model, save_checkpoint
 from tests.outputs import (
     LOCK,
     ROOT,
@@ -23,6 +21,7 @@ from tests.outputs import (
     StopAfter,
     command,
     content,
+    convert_whole,
     environment,
     finish,
     loads,
@@ -63,10 +62,7 @@ def hooked(
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and what an uninterrupted run makes of it."""
-    folder = tmp_path_factory.mktemp("stopping")
-    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
-    assert finish(command(folder / "in", folder / "out")).returncode == 0
-    return folder
+    return convert_whole(tmp_path_factory.mktemp("stopping"))
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])

@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.checkpoints import GQA, random_model, save_checkpoint
 from tests.durability import complaints
-from tests.outputs import STAGING, command, content, error_line, finish
+from tests.outputs import STAGING, command, content, convert_whole, error_line, finish
 from tests.strace import Call, parse, trace, why_not
 from tests.syscall_faults import PLANTED, SCENES, WRITES, Bench, Scene, a_share, find_planted, sweep
 
@@ -21,10 +19,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and what an uninterrupted run makes of it."""
-    folder = tmp_path_factory.mktemp("syscalls")
-    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
-    assert finish(command(folder / "in", folder / "out")).returncode == 0
-    return folder
+    return convert_whole(tmp_path_factory.mktemp("syscalls"))
 
 
 @pytest.mark.parametrize("error", ["EOPNOTSUPP", "ENOSYS"])
