@@ -10,6 +10,7 @@ import pytest
 from codellama_convert import CodeLlamaTokenizer
 from codellama_convert.errors import TokenizerError
 from tests.texts import infilling_pairs
+from tests.tiny import recipe_prompt
 from tests.vocabularies import processor
 
 MODELS = ("infilling", "step", "mistral_infilling")
@@ -22,19 +23,6 @@ def meta_prompt(name: str, prefix: str, suffix: str, *, suffix_first: bool) -> l
     if suffix_first:
         return [1, pre, suf, *after, mid, *encode(prefix)]
     return [1, pre, *encode(prefix), suf, *after, mid]
-
-
-def recipe(tok, prefix: str, suffix: str, *, suffix_first: bool) -> list[int]:
-    """The README's recipe for AutoTokenizer."""
-
-    def encode(text: str) -> list[int]:
-        return tok(text, add_special_tokens=False)["input_ids"]
-
-    pre, suf, mid = tok.convert_tokens_to_ids(["▁<PRE>", "▁<SUF>", "▁<MID>"])
-    before, after = encode(prefix), encode("☺" + suffix)[2:]
-    if suffix_first:
-        return [tok.bos_token_id, pre, suf, *after, mid, *before]
-    return [tok.bos_token_id, pre, *before, suf, *after, mid]
 
 
 def test_there_are_enough_pairs():
@@ -62,7 +50,7 @@ def test_our_class_builds_metas_prompt(name, suffix_first, folder_of):
 def test_the_recipe_builds_metas_prompt_with_auto_tokenizer(name, suffix_first, auto_of):
     tokenizer = auto_of(name)
     for pair in infilling_pairs():
-        found = recipe(tokenizer, *pair, suffix_first=suffix_first)
+        found = recipe_prompt(tokenizer, *pair, suffix_first=suffix_first)
         assert found == meta_prompt(name, *pair, suffix_first=suffix_first), pair
 
 
