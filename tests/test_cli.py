@@ -120,6 +120,10 @@ def test_the_tokenizer_alone(checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"wrote {tmp_path / 't'}: the tokenizer, 5 files" in result.stdout
     assert "equals the checkpoint: no weights" in run("verify", *both).stdout
+    assert run("plan", *both).stdout.splitlines()[:2] == [
+        f"checkpoint  {checkpoint}",
+        "model       none: the tokenizer alone",
+    ]
     assert {path.name for path in (tmp_path / "t").iterdir()} == {
         "conversion.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model",
         "tokenizer_config.json",
@@ -140,6 +144,10 @@ def test_a_missing_tokenizer_is_an_error_that_tells_both_ways_out(checkpoint, tm
     without = run("--input_dir", checkpoint, "--skip_tokenizer", "--output_dir", tmp_path / "no")
     assert without.exit_code == 0
     assert not list((tmp_path / "no").glob("tok*"))
+    line = one_line(run("--input_dir", checkpoint, "--model_size", "tokenizer_only"))
+    assert line.endswith(
+        "no tokenizer.model in the folder or beside it; name it with --tokenizer_model"
+    )
 
 
 def test_a_tokenizer_of_another_model_is_refused(checkpoint):

@@ -215,6 +215,17 @@ def test_params_that_contradict_the_tensors_are_refused():
         model(CODE_34B.replace(b'"n_kv_heads": 8', b'"n_kv_heads": 7'), 22016, 32000)
 
 
+def test_a_head_has_so_many_rows_at_most():
+    """A head is the least that is held in memory; 128 in every release."""
+    wide = {"dim": 2048, "n_layers": 1, "n_heads": 2, "norm_eps": 1e-5}
+    assert model(json.dumps(wide).encode(), 5632, 32000).head_dim == 1024
+    wider = json.dumps(wide | {"dim": 2052}).encode()
+    with pytest.raises(
+        ConfigError, match=r"dim 2052 over n_heads 2 gives heads of 1026, more than 1024"
+    ):
+        model(wider, 5632, 32000)
+
+
 def test_config_json_is_what_both_versions_of_transformers_read():
     config = model(CODE_34B, 22016, 32000)
     written = json.loads(config_json(config, dtype=BFLOAT16, max_position_embeddings=16384))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from codellama_convert.input_file import InputFile
 from tests.durability import complaints
-from tests.outputs import STAGING, command, content, convert_whole, error_line, finish
+from tests.outputs import ROOT, STAGING, command, content, convert_whole, error_line, finish, loads
 from tests.strace import Call, parse, trace, why_not
 from tests.syscall_faults import PLANTED, SCENES, WRITES, Bench, Scene, a_share, find_planted, sweep
 
@@ -41,6 +44,50 @@ def test_where_space_cannot_be_reserved_no_byte_is_written_twice(
         if call.name == "pwrite64" and str(target / STAGING) in call.paths[0]
     )  # fmt: skip
     assert written == sum(len(bytes_) for bytes_ in content(target).values())
+
+
+@pytest.mark.parametrize("error", ["ENOLCK", "EOPNOTSUPP"])
+def test_some_network_mounts_have_no_locks(converted: Path, tmp_path: Path, error: str) -> None:
+    target = tmp_path / "out"
+    arguments = command(converted / "in", target)
+    done = trace(arguments, ["flock"], inject=[f"flock:error={error}"], log=tmp_path / "log")
+    assert done.status == 0, done.stderr
+    assert any(call.injected for call in done.calls)
+    assert content(target) == content(converted / "out")
+
+
+def test_a_file_system_may_take_the_flag_and_refuse_direct_reads(
+    converted: Path, tmp_path: Path
+) -> None:
+    """It is asked with one block first; ours is the checkout's, the suite may run in memory."""
+    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".test-") as folder:
+        source, target = Path(folder) / "in", Path(folder) / "out"
+        shutil.copytree(converted / "in", source)
+        with InputFile(source / "consolidated.00.pth", io_mode="auto") as file:
+            if not file.direct:
+                pytest.skip("the file system of the checkout has no direct I/O")
+        arguments, log = command(source, target, "--workers", "1"), tmp_path / "log"
+        plain = trace(arguments, ["preadv", "preadv2"], log=log)
+        reads = [call for call in plain.calls if call.paths[0].endswith(".pth")]
+        asked = next(call for call in reads if "iov_len=4096}], 1, 0" in call.arguments)
+        for path in target.iterdir():
+            path.unlink()
+        rule = f"{asked.name}:error=EINVAL:when={asked.ordinal}"
+        done = trace(arguments, [asked.name], inject=[rule], log=log)
+        assert done.status == 0, done.stderr
+        refused = [call.paths[0] for call in done.calls if call.injected]
+        assert refused == [str(source / "consolidated.00.pth")]
+        assert content(target) == content(converted / "out")
+
+
+def test_a_lock_that_fails_is_no_lock(converted: Path, tmp_path: Path) -> None:
+    """The neighbour of the tests above: an error is not taken for a file system without locks."""
+    target = tmp_path / "out"
+    arguments = command(converted / "in", target)
+    done = trace(arguments, ["flock"], inject=["flock:error=EIO"], log=tmp_path / "log")
+    assert done.status == 1
+    assert "Input/output error" in done.stderr.splitlines()[-1]
+    assert not loads(target)
 
 
 def test_the_log_is_read_as_strace_writes_it() -> None:

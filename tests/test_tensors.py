@@ -1,0 +1,26 @@
+"""The names of element types."""
+
+from __future__ import annotations
+
+import pytest
+
+from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype, dtype_named
+
+
+@pytest.mark.parametrize(
+    ("dtype", "names"),
+    [
+        (BFLOAT16, ["bfloat16", "BF16", "bf16", "torch.bfloat16"]),
+        (FLOAT16, ["float16", "F16", "fp16", "half", "torch.half", "torch.float16"]),
+        (FLOAT32, ["float32", "F32", "fp32", "float", "torch.float", "Float32"]),
+    ],
+)
+def test_a_dtype_is_found_by_every_name_it_has(dtype: Dtype, names: list[str]) -> None:
+    for name in names:
+        assert dtype_named(name) is dtype
+
+
+@pytest.mark.parametrize("name", ["", "auto", "float64", "torch.", "bfloat", "int8"])
+def test_an_unknown_name_is_told_beside_those_that_are_known(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}'; known are bfloat16, float16, float32$"):
+        dtype_named(name)
