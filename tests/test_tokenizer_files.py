@@ -60,6 +60,17 @@ def test_four_files_are_written_and_the_model_is_unchanged(model_of):
     }
 
 
+def test_the_small_files_are_sorted_and_indented(tmp_path):
+    """As a person reads them, and the same from run to run."""
+    model = parsed(model_bytes("plain"))
+    model.pieces[0].piece = model.trainer_spec.unk_piece = "<\u00fcnk>"
+    read = read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
+    files = tokenizer_files(read, flavor="base")
+    assert files["special_tokens_map.json"].decode() == (
+        '{\n  "bos_token": "<s>",\n  "eos_token": "</s>",\n  "unk_token": "<\u00fcnk>"\n}\n'
+    )
+
+
 @pytest.mark.parametrize("name", ["plain", "infilling", "step"])
 @pytest.mark.parametrize("flavor", ["base", "python", None])
 def test_the_config_holds_exactly_the_keys_that_make_ids_exact(name, flavor, model_of):
@@ -164,16 +175,43 @@ def test_the_frame_of_tokenizer_json_is_the_measured_one(model_of):
         "byte_fallback": True,
         "ignore_merges": False,
     }
-    assert list(content) == [
-        "version",
-        "truncation",
-        "padding",
-        "added_tokens",
-        "normalizer",
-        "pre_tokenizer",
-        "post_processor",
-        "decoder",
-    ]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    bos_a, bos_b = ({"SpecialToken": {"id": "<s>", "type_id": n}} for n in (0, 1))
+    a, b = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    frame = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": number, "content": text, **flags, "special": True}
+            for number, text in enumerate(("<unk>", "<s>", "</s>"))
+        ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos_a, a],
+            "pair": [bos_a, a, bos_b, b],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+    }
+    assert content == frame
+    assert list(content) == list(frame)
     assert "▁def".encode() in raw
     assert raw.startswith(b'{\n  "version": "1.0",\n  "truncation": null,\n')
     assert raw.endswith(b'"\n    ]\n  }\n}')
@@ -202,7 +240,11 @@ def test_special_pieces_are_found_wherever_they_stand(tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(model_of):
     check_embedding_rows(model_of("infilling"), 926)
-    with pytest.raises(TokenizerError, match=r"tokenizer.model: .*926 pieces.*910 rows"):
+    mismatch = (
+        r"tokenizer.model: .*926 pieces.*910 rows: they do not belong together; "
+        r"name the right one with --tokenizer_model$"
+    )
+    with pytest.raises(TokenizerError, match=mismatch):
         check_embedding_rows(model_of("infilling"), 910)
 
 
