@@ -10,11 +10,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.tokenizer import tokenizer_files
 from tests.vocabularies import model_bytes, write_folder, write_model
+
+# For mutation testing: a mutant is killed by any example, and by the same one in every run.
+hypothesis.settings.register_profile(
+    "first_failure",
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    derandomize=True,
+    database=None,
+)
 
 
 @pytest.fixture(scope="session")
