@@ -227,7 +227,16 @@ def identify(
         named_flavor = None
     candidates = of_family or candidates
     wanted = flavor or named_flavor
-    candidates = tuple(v for v in candidates if wanted in (None, v.flavor)) or candidates
+    of_flavor = tuple(v for v in candidates if wanted in (None, v.flavor))
+    if candidates and not of_flavor:
+        asked = f"{flavor} was asked for" if flavor else f"the folder's name says {wanted}"
+        notes.append(f"{asked}, but the weights are those of {_either(candidates)}")
+    candidates = of_flavor or candidates
+    if wanted is None and len({variant.flavor for variant in candidates}) > 1:
+        notes.append(
+            f"the weights fit {_either(candidates)}: no chat template is written; if it was tuned "
+            "for dialogue, say so with --variant"
+        )
     context, context_note = max_position_embeddings, None
     if context is None:
         context, context_note = _context(candidates, family, config)
@@ -275,8 +284,7 @@ def _context(
         return lengths[0], None
     if lengths:
         guess = lengths[0]
-        names = " or ".join(variant.name for variant in candidates)
-        why = f"the weights fit {names}"
+        why = f"the weights fit {_either(candidates)}"
     elif config.rope_theta == _CODE_LLAMA_ROPE_THETA:
         guess = _CODE_LLAMA_CONTEXT
         why = "not a released model, but its rope_theta is Code Llama's"
@@ -295,4 +303,8 @@ def _describe(candidates: tuple[Variant, ...], family: Family | None) -> str:
         return (
             f"no released model ({family} by its folder's name)" if family else "no released model"
         )
+    return _either(candidates)
+
+
+def _either(candidates: tuple[Variant, ...]) -> str:
     return " or ".join(variant.name for variant in candidates)

@@ -114,10 +114,36 @@ def test_what_fits_two_releases_of_another_context_is_a_note_and_an_option():
     config = model(LLAMA_1_7B, 11008, 32000)
     found = identify(config, folder_name="renamed")
     assert found.max_position_embeddings == 2048
-    assert "--max_position_embeddings" in found.notes[0]
-    told = identify(config, folder_name="renamed", max_position_embeddings=3000)
+    assert "--max_position_embeddings" in found.notes[1]
+    told = identify(config, folder_name="renamed", max_position_embeddings=3000, flavor="base")
     assert told.max_position_embeddings == 3000
     assert told.notes == ()
+
+
+def test_a_renamed_model_that_may_be_one_for_dialogue_is_a_note_and_an_option():
+    """Nothing in the weights tells Instruct from base; a chat template was left out in silence."""
+    config = model(CODE_7B, 11008, 32016)
+    (note,) = identify(config, folder_name="ckpt").notes
+    assert "Code Llama 7B or Code Llama 7B Instruct" in note
+    assert "no chat template" in note
+    assert "--variant" in note
+    for flavor in ("base", "instruct"):
+        assert identify(config, folder_name="ckpt", flavor=flavor).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("folder", "flavor", "said"),
+    [
+        ("ckpt", "python", "python was asked for"),
+        ("CodeLlama-7b", "chat", "chat was asked for"),
+        ("CodeLlama-7b-Python", None, "the folder's name says python"),
+    ],
+)
+def test_a_variant_that_the_weights_contradict_is_a_note(folder, flavor, said):
+    found = identify(model(CODE_7B, 11008, 32016), folder_name=folder, flavor=flavor)
+    (note,) = found.notes
+    assert note == (f"{said}, but the weights are those of Code Llama 7B or Code Llama 7B Instruct")
+    assert identify(model(CODE_7B, 11008, 32000), folder_name=folder, flavor="python").notes == ()
 
 
 @pytest.mark.parametrize(
