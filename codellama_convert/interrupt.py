@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 # SIGHUP does not exist on Windows.
 STOP_SIGNALS: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGHUP")
+
+# `timeout` signals its child and then the child's whole group: twice, and meant once.
+_ONE_WISH_SECONDS = 0.25
 
 # Called between two pieces of work; raises Interrupted where somebody asked to stop.
 Look = Callable[[], None]
@@ -66,17 +70,21 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first signal into a request and the second one into an exit at once.
+    """Turn the first signal into a request and a later one into an exit at once.
 
     Yields:
         The request, to be looked at between tiles.
     """
     request = StopRequest()
+    asked_at = 0.0
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if request.is_set():
+        nonlocal asked_at
+        if not request.is_set():
+            request.ask(number)
+            asked_at = time.monotonic()
+        elif time.monotonic() - asked_at > _ONE_WISH_SECONDS:
             _leave(number, frame)
-        request.ask(number)
 
     before = {number: signal.signal(number, ask) for number in _stop_signals()}
     try:

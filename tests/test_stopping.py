@@ -31,9 +31,9 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has th
 
 # Runs the command line; the first call of the named function first sends the named signal.
 HOOKED = """
-import importlib, os, signal, sys
-module, owner, name, number, times = sys.argv[1:6]
-del sys.argv[1:6]
+import importlib, os, signal, sys, time
+module, owner, name, number, times, pause = sys.argv[1:7]
+del sys.argv[1:7]
 holder = importlib.import_module("codellama_convert." + module)
 holder = getattr(holder, owner) if owner else holder
 real = getattr(holder, name)
@@ -43,6 +43,7 @@ def hooked(*arguments, **named):
     while left:
         left -= 1
         os.kill(os.getpid(), int(number))
+        time.sleep(float(pause))
     return real(*arguments, **named)
 setattr(holder, name, hooked)
 from codellama_convert.__main__ import main
@@ -51,11 +52,21 @@ main()
 
 
 def hooked(
-    place: str, number: int, arguments: list[str], *, times: int = 1
+    place: str, number: int, arguments: list[str], *, times: int = 1, pause: float = 0.0
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that gets a signal when it first comes to a place: module:owner:function."""
     module, owner, name = place.split(":")
-    start = [sys.executable, "-c", HOOKED, module, owner, name, str(int(number)), str(times)]
+    start = [
+        sys.executable,
+        "-c",
+        HOOKED,
+        module,
+        owner,
+        name,
+        str(int(number)),
+        str(times),
+        str(pause),
+    ]
     return finish([*start, *arguments[3:]])
 
 
@@ -77,7 +88,7 @@ def test_a_signal_that_the_caller_has_ignored_stays_ignored(
         f"signal.signal({int(number)}, signal.{before})\n"
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
     )
-    hook = ["-c", HOOKED, "convert", "OutputFolder", "seal", str(int(number)), "1"]
+    hook = ["-c", HOOKED, "convert", "OutputFolder", "seal", str(int(number)), "1", "0"]
     arguments = command(converted / "in", tmp_path / "out")[3:]
     done = subprocess.run(
         [sys.executable, "-c", starter, *hook, *arguments], check=False, capture_output=True,
@@ -163,11 +174,23 @@ def test_a_second_signal_stops_at_once_and_the_work_can_still_go_on(
 ) -> None:
     target = tmp_path / "out"
     arguments = command(converted / "in", target, "--workers", "1")
-    done = hooked(place, signal.SIGINT, arguments, times=2)
+    done = hooked(place, signal.SIGINT, arguments, times=2, pause=0.3)
     assert done.returncode == 130
     assert [line for line in done.stderr.splitlines() if not line.startswith("note: ")] == []
     assert not loads(target)
     assert (target / LOCK).exists()  # nothing was cleaned up
+    assert finish(arguments).returncode == 0
+    assert content(target) == content(converted / "out")
+
+
+def test_two_signals_at_once_are_one_wish(converted: Path, tmp_path: Path) -> None:
+    """`timeout` signals its child, and then the child's group: the lock and parts were left."""
+    target = tmp_path / "out"
+    arguments = command(converted / "in", target, "--workers", "1")
+    done = hooked("tiles:TileSource:fill", signal.SIGTERM, arguments, times=2)
+    assert done.returncode == 143
+    assert "Interrupted" in done.stderr.splitlines()[-1]
+    assert not (target / LOCK).exists()
     assert finish(arguments).returncode == 0
     assert content(target) == content(converted / "out")
 
