@@ -174,7 +174,7 @@ def _refuse_other_kinds(file: InputFile) -> None:
         raise CheckpointError(
             "is in the legacy (pre-1.6, non-zip) torch format",
             path=file.path,
-            hint="load and re-save it with torch.save",
+            hint="re-save it: torch.load(..., weights_only=True), then torch.save",
         )
     if not head.startswith(b"PK\x03\x04"):
         raise CheckpointError(

@@ -170,9 +170,10 @@ class Cast:
         if count:
             largest = float(before[overflowed].float().abs().max())
             wider = "float32" if self._target.code == "BF16" else "bfloat16 or float32"
+            what = "1 value exceeds" if count == 1 else f"{count} values exceed"
             raise CastError(
-                f"{name}: {count} values exceed the {self._target.name} range (max abs "
-                f"{largest:.4g} > {self._target.max_finite:.6g}) and would become infinite",
+                f"tensor {name!r}: {what} the {self._target.name} range (max abs {largest:.4g} > "
+                f"{self._target.max_finite:.6g}) and would become infinite",
                 hint=f"use {wider}",
             )
 

@@ -73,7 +73,9 @@ def find_model_folder(input_dir: Path, model_size: str | None) -> Path:
     names = ", ".join(path.name for path in found or held)
     if found:
         raise CheckpointError(
-            f"holds several checkpoints ({names})", path=input_dir, hint="name one with --input_dir"
+            f"holds several checkpoints ({names})",
+            path=input_dir,
+            hint="choose one with --model_size, or name its folder with --input_dir",
         )
     if held:
         raise CheckpointError(

@@ -83,11 +83,14 @@ def differences(staged: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     Returns:
         One text a difference.
     """
-    return [
-        f"{key} is {json.dumps(staged.get(key))} there and {json.dumps(wanted.get(key))} now"
-        for key in sorted({*staged, *wanted})
-        if staged.get(key) != wanted.get(key)
-    ]
+    texts = []
+    for key in sorted({*staged, *wanted}):
+        there, now = staged.get(key), wanted.get(key)
+        if isinstance(there, dict) and isinstance(now, dict):
+            texts += differences(there, now)
+        elif there != now:
+            texts.append(f"{key} is {json.dumps(there)} there and {json.dumps(now)} now")
+    return texts
 
 
 def read_journal(path: Path) -> Journal | None:

@@ -6,6 +6,7 @@ what the files hold.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -196,11 +197,15 @@ class OutputFolder:
                         n_promised += n_bytes
                         refuse_promise(self.path, n_promised)
             except OutputError as problem:
+                cause = problem.__cause__
+                # FAT32, as external disks have it, ends at 4 GB a file.
+                is_too_large = isinstance(cause, OSError) and cause.errno == errno.EFBIG
+                way_out = "give a smaller --max_shard_size" if is_too_large else "free some space"
                 raise OutputError(
                     f"cannot reserve {n_bytes} bytes for {name}: {cause_of(problem)}; "
                     f"{format_size(sum(sizes.values()))} are needed in all",
                     path=self.path,
-                    hint=f"free some space, or {_ANOTHER_PLACE}",
+                    hint=f"{way_out}, or {_ANOTHER_PLACE}",
                 ) from problem
             self._parts[name] = part
             step("space reserved")

@@ -97,7 +97,10 @@ def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
         found = _read_file(folder / SINGLE_FILE_NAME, complain)
     else:
         raise VerifyError(
-            f"holds neither {SINGLE_FILE_NAME} nor {INDEX_NAME}", path=folder, hint="convert first"
+            f"holds neither {SINGLE_FILE_NAME} nor {INDEX_NAME}",
+            path=folder,
+            hint="convert first, or finish a conversion that was stopped; a folder of the tokenizer "
+            "alone is verified with --model_size tokenizer_only",
         )
     used = {one.file.name for one in found.values()} | {SINGLE_FILE_NAME}
     for name in sorted(names - used):

@@ -216,13 +216,13 @@ def build_plan(
     Raises:
         ConfigError: If a size is not positive.
     """
-    for option, size in (
-        ("max_shard_size", max_shard_bytes),
-        ("tile", tile_bytes),
-        ("workers", workers),
+    for what, size in (
+        ("--max_shard_size", max_shard_bytes),
+        ("tile_bytes", tile_bytes),
+        ("--workers", workers),
     ):
         if size <= 0:
-            raise ConfigError(f"--{option} must be positive, not {size}")
+            raise ConfigError(f"{what} must be positive, not {size}")
     specs = [TensorSpec(t.spec.name, dtype, t.spec.shape) for t in layout]
     groups = split_into_files([spec.n_bytes for spec in specs], max_shard_bytes)
     files = []
@@ -291,7 +291,7 @@ def fit_plan(
     raise ConfigError(
         f"--max_ram {budget} bytes is too little: the largest row or head needs "
         f"{needed} bytes of buffers",
-        hint="allow that much, or ask for fewer workers",
+        hint="allow that much" + (", or ask for fewer workers" if fewest > 1 else ""),
     )
 
 

@@ -153,8 +153,12 @@ class RankReader:
     def _check(self, storage: Storage, ledger: CrcLedger) -> None:
         crc = ledger.crc
         if crc is not None and storage.crc is not None and crc != storage.crc:
+            tensors = self.index.tensors.values()
+            held = [tensor.name for tensor in tensors if tensor.storage.name == storage.name]
+            of = f" (tensor {held[0]!r})" if held else ""
             raise CheckpointError(
-                f"storage {storage.name}: CRC-32 mismatch ({crc:08x}, expected {storage.crc:08x})",
+                f"storage {storage.name}{of}: CRC-32 mismatch ({crc:08x}, expected "
+                f"{storage.crc:08x})",
                 path=self.index.path,
                 hint="the file is corrupt, download it again",
             )

@@ -148,6 +148,18 @@ def test_a_full_disk_is_found_before_the_data_where_space_cannot_be_reserved(
     assert (done.status, content(target)) == (0, content(converted / "out"))
 
 
+def test_a_file_too_large_for_the_file_system_is_told_the_option(
+    converted: Path, tmp_path: Path
+) -> None:
+    """FAT32 ends at 4 GB a file; freeing some space, as it said, is no way out."""
+    limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash"]  # 20 KiB
+    arguments = command(converted / "in", tmp_path / "out")
+    line = error_line(finish([*limited, *arguments]))
+    assert "File too large" in line
+    assert "--max_shard_size" in line
+    assert "free some space" not in line
+
+
 def test_a_disk_mounted_read_only_is_one_line(converted: Path, disk: Disk) -> None:
     disk.change("size=400k", "ro")
     arguments = command(converted / "in", disk.path / "out")
