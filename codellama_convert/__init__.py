@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from codellama_convert.code_llama_tokenizer import CodeLlamaTokenizer
     from codellama_convert.convert import RunOptions, convert_checkpoint
     from codellama_convert.job import Options, plan_conversion
+    from codellama_convert.tensors import dtype_named
     from codellama_convert.verify import verify_output
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "RunOptions",
     "__version__",
     "convert_checkpoint",
+    "dtype_named",
     "plan_conversion",
     "verify_output",
 ]
@@ -29,6 +31,7 @@ _EXPORTS = (
     ("Options", "codellama_convert.job"),
     ("RunOptions", "codellama_convert.convert"),
     ("convert_checkpoint", "codellama_convert.convert"),
+    ("dtype_named", "codellama_convert.tensors"),
     ("plan_conversion", "codellama_convert.job"),
     ("verify_output", "codellama_convert.verify"),
 )

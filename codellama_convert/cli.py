@@ -181,6 +181,7 @@ def convert(
             check_staged=check,
         )
         report = run(job, output_dir, run_options, progress=progress, stop=stop)
+    _print_notes(report.notes[len(job.notes) :])
     described = describe_report(report, time.monotonic() - started)
     _print_report(described, as_json=as_json, quiet=quiet)
 
@@ -286,10 +287,24 @@ def default_output_dir(input_dir: Path) -> Path:
     return folder.with_name(f"{folder.name}-hf")
 
 
+def _refuse_contradictions(choices: Mapping[str, Any]) -> None:
+    """Refuse options of which one would be passed over in silence."""
+    alone = choices["model_size"] == "tokenizer_only"
+    for one, other, both in (
+        ("--skip_tokenizer", "--tokenizer_model", choices["tokenizer_model"] is not None),
+        ("--skip_tokenizer", "--tokenizer_class", choices["tokenizer_class"] is not None),
+        ("--skip_tokenizer", "--model_size tokenizer_only", alone),
+        ("--model_size tokenizer_only", "--dtype", choices["dtype"] != "auto"),
+    ):
+        if both and (alone if one.startswith("--model_size") else choices["skip_tokenizer"]):
+            raise click.UsageError(f"{one} and {other} contradict each other")
+
+
 def _to_options(choices: Mapping[str, Any]) -> Options:
     from codellama_convert.job import Options
     from codellama_convert.tensors import dtype_named
 
+    _refuse_contradictions(choices)
     dtype = choices["dtype"]
     return Options(
         model_size=choices["model_size"],

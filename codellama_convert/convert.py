@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from codellama_convert.cast import open_mover
 from codellama_convert.crc32 import combine
-from codellama_convert.errors import Interrupted
+from codellama_convert.errors import CheckpointError, Interrupted
 from codellama_convert.files import IoMode, aligned_buffer
 from codellama_convert.folders import refuse_inputs
+from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.journal import SealedFile
-from codellama_convert.model_card import CARD_NAME
+from codellama_convert.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.output import OutputFolder
 from codellama_convert.output_reader import CONVERSION_NAME
 from codellama_convert.plan import FilePlan, TensorPlan
 from codellama_convert.provenance import FileSum, conversion_json
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.tiles import Progress, TileSource, write_tensors
+
+_MAX_CARD_BYTES = 1 << 16  # of somebody's README.md, looked through for our own words
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,8 @@ class ConversionReport:
 
 
 def convert_checkpoint(
-    input_dir: Path,
-    output_dir: Path,
+    input_dir: Path | str,
+    output_dir: Path | str,
     *,
     options: Options | None = None,
     run_options: RunOptions | None = None,
@@ -91,7 +94,7 @@ def convert_checkpoint(
         output_dir: The new folder.
         options: What to write, and how.
         run_options: How to treat the output folder, and what to do besides.
-        overwrite: Whether a model in `output_dir` may be replaced; short for the run option.
+        overwrite: Whether a model in `output_dir` may be replaced, whatever the run options say.
         progress: Called with the bytes of each tile that was written, from several threads.
 
     Returns:
@@ -101,8 +104,9 @@ def convert_checkpoint(
         ConvertError: If anything is wrong; nothing that loads is left behind then.
     """
     job = plan_conversion(input_dir, options or Options())
-    chosen = run_options or RunOptions(overwrite=overwrite)
-    return run(job, output_dir, chosen, progress=progress)
+    chosen = run_options or RunOptions()
+    chosen = replace(chosen, overwrite=overwrite or chosen.overwrite)
+    return run(job, Path(output_dir), chosen, progress=progress)
 
 
 def run(
@@ -152,6 +156,7 @@ def run(
             write.look()  # for the last time: from here on it goes out
             folder.commit()
         names = folder.publish()
+    notes = (*job.notes, *_old_card_notes(output_dir, names))
     return ConversionReport(
         output_dir=output_dir,
         files=names,
@@ -162,8 +167,21 @@ def run(
         cast=job.cast,
         became_zero=_by_tensor(one.became_zero for one in written.sealed.values()),
         nonfinite=_by_tensor(one.nonfinite for one in written.sealed.values()),
-        notes=job.notes,
+        notes=notes,
     )
+
+
+def _old_card_notes(output_dir: Path, names: Collection[str]) -> tuple[str, ...]:
+    """Say so if a card of an earlier conversion stays: it may have been edited, so it is kept."""
+    if CARD_NAME in names:
+        return ()
+    try:
+        with InputFile(output_dir / CARD_NAME) as file:
+            head = file.read_exact(0, min(file.n_bytes, _MAX_CARD_BYTES))
+    except CheckpointError:  # none, or none that is ours
+        return ()
+    note = f"{CARD_NAME} is of an earlier conversion; --model_card writes it anew"
+    return (note,) if CARD_MARK.encode() in head else ()
 
 
 def _add_small_files(job: Job, folder: OutputFolder, *, with_card: bool) -> dict[str, FileSum]:

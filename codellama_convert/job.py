@@ -11,14 +11,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from codellama_convert import __version__
 from codellama_convert.checklist import ChecksumMode, ListedSums
 from codellama_convert.checkpoint import Checkpoint, open_checkpoint
 from codellama_convert.checkpoint_files import CheckpointFiles, find_files, find_tokenizer
 from codellama_convert.config import config_json, generation_config_json
-from codellama_convert.errors import TokenizerError
+from codellama_convert.errors import ConfigError, TokenizerError
 from codellama_convert.files import IoMode
 from codellama_convert.model_card import model_card
 from codellama_convert.plan import (
@@ -29,9 +29,9 @@ from codellama_convert.plan import (
 )
 from codellama_convert.safetensors_io import INDEX_NAME
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
-from codellama_convert.tensors import Dtype
+from codellama_convert.tensors import DTYPES, Dtype
 from codellama_convert.tokenizer import stop_token_ids, tokenizer_files, tokenizer_notes
-from codellama_convert.variants import Flavor
+from codellama_convert.variants import FLAVORS, MODEL_SIZES, Flavor
 
 TOKENIZER_ONLY = "tokenizer_only"
 
@@ -192,7 +192,7 @@ class Job:
         return self.options.tokenizer_class or alone
 
 
-def plan_conversion(input_dir: Path, options: Options) -> Job:
+def plan_conversion(input_dir: Path | str, options: Options) -> Job:
     """Read and check everything that a conversion needs.
 
     Args:
@@ -203,12 +203,14 @@ def plan_conversion(input_dir: Path, options: Options) -> Job:
         The job.
 
     Raises:
-        ConvertError: If anything is wrong with the input.
+        ConvertError: If anything is wrong with the input, or an option is none.
     """
+    _check_options(options)
+    folder = Path(input_dir)
     if options.model_size == TOKENIZER_ONLY:
-        return _prepare_tokenizer(input_dir, options)
+        return _prepare_tokenizer(folder, options)
     files = find_files(
-        input_dir, model_size=options.model_size, tokenizer_model=options.tokenizer_model
+        folder, model_size=options.model_size, tokenizer_model=options.tokenizer_model
     )
     sums = _sums(files, options)
     list_notes = sums.check_small_files()
@@ -224,6 +226,25 @@ def plan_conversion(input_dir: Path, options: Options) -> Job:
     if options.checksums != "off":  # last: it takes minutes, and all else can be refused at once
         notes += sums.check_ranks()
     return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes)
+
+
+def _check_options(options: Options) -> None:
+    """Refuse values that the command line would not let through."""
+    for name, value, known in (
+        ("model_size", options.model_size, (None, *MODEL_SIZES, TOKENIZER_ONLY)),
+        ("flavor", options.flavor, (None, *FLAVORS)),
+        ("dtype", options.dtype, (None, *DTYPES)),
+        ("io_mode", options.io_mode, get_args(IoMode)),
+        ("checksums", options.checksums, get_args(ChecksumMode)),
+    ):
+        if value not in known:
+            raise ConfigError(
+                f"unknown {name} {value!r}", hint=f"choose one of {', '.join(map(_spelled, known))}"
+            )
+
+
+def _spelled(value: object) -> str:
+    return f"dtype_named({value.name!r})" if isinstance(value, Dtype) else repr(value)
 
 
 def _sums(files: CheckpointFiles, options: Options) -> ListedSums:

@@ -14,6 +14,10 @@ from codellama_convert.variants import Identity
 
 CARD_NAME = "README.md"
 
+CARD_MARK = (
+    "| converted by | codellama-convert "  # in every card, and in no file of somebody else's
+)
+
 _TEMPLATE = """\
 ---
 library_name: transformers
@@ -33,7 +37,7 @@ Meta's weights in the layout that Hugging Face's transformers reads.
 | rope_theta | {rope_theta:g} |
 | vocabulary | {vocabulary} |
 | converted from | {n_ranks} x `consolidated.NN.pth` |
-| converted by | codellama-convert {version} |
+{mark}{version} |
 
 ## Use
 
@@ -130,6 +134,7 @@ def model_card(
         rope_theta=config.rope_theta,
         vocabulary=config.vocab_size,
         n_ranks=n_ranks,
+        mark=CARD_MARK,
         version=__version__,
         loading=_LOADING_WEIGHTS if tokenizer is None else _LOADING_BOTH,
         more_uses=more_uses,

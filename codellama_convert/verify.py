@@ -32,7 +32,7 @@ _CHAT_FLAVORS = ("instruct", "chat")
 
 
 def verify_output(
-    output_dir: Path, job: Job | None = None, *, progress: Progress | None = None
+    output_dir: Path | str, job: Job | None = None, *, progress: Progress | None = None
 ) -> VerifyReport:
     """Verify an output folder.
 
@@ -47,6 +47,7 @@ def verify_output(
     Raises:
         ConvertError: If a side cannot be read at all.
     """
+    output_dir = Path(output_dir)
     if job is None:
         return verify_record(output_dir, progress=progress)
     problems = Problems()

@@ -92,7 +92,9 @@ def test_the_folders_of_metas_download_scripts_are_understood(tmp_path, model, t
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
         tmp_path / "two" / "model.safetensors"
     ).read_bytes()
-    assert "several checkpoints" in one_line(run("--input_dir", downloads))
+    line = one_line(run("--input_dir", downloads))
+    assert "several checkpoints" in line
+    assert "--model_size" in line
 
 
 def test_a_dot_gets_an_output_folder_beside_it(checkpoint, monkeypatch):
@@ -298,6 +300,24 @@ def test_a_wrong_option_is_a_usage_error(checkpoint):
         assert run(*arguments).exit_code == 2, arguments
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("--skip_tokenizer",), ("--tokenizer_model", "x")),
+        (("--skip_tokenizer",), ("--tokenizer_class", "LlamaTokenizer")),
+        (("--skip_tokenizer",), ("--model_size", "tokenizer_only")),
+        (("--model_size", "tokenizer_only"), ("--dtype", "float16")),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(checkpoint, one, other):
+    """One of them was passed over in silence."""
+    both = run("--input_dir", checkpoint, *one, *other)
+    assert both.exit_code == 2
+    assert "contradict each other" in both.stderr
+    assert all(option in both.stderr for option in (one[0], other[0]))
+    assert "contradict" not in run("plan", "--input_dir", checkpoint, *one).stderr
+
+
 def test_the_plan_is_a_table_for_people_and_json_for_machines(checkpoint):
     table = run("plan", "--input_dir", checkpoint, "--max_shard_size", "60KB")
     assert table.exit_code == 0
@@ -473,6 +493,20 @@ def test_no_model_card_is_written_unasked_and_an_own_readme_is_left_alone(checkp
     assert (output / "README.md").read_text() == "mine"
     assert run("--input_dir", checkpoint, "--overwrite", "--model_card").exit_code == 0
     assert (output / "README.md").read_text() != "mine"
+
+
+def test_a_card_of_an_earlier_conversion_is_told(checkpoint, tmp_path):
+    """It said bfloat16 beside float16 weights; it is kept, since it may have been edited."""
+    both = ("--input_dir", checkpoint, "--output_dir", tmp_path / "out", "--overwrite")
+    assert "earlier" not in run(*both, "--model_card").stderr
+    card = (tmp_path / "out" / "README.md").read_bytes()
+    again = run(*both, "--dtype", "float16")
+    told = "note: README.md is of an earlier conversion; --model_card writes it anew"
+    assert told in again.stderr.splitlines()
+    assert (tmp_path / "out" / "README.md").read_bytes() == card
+    assert "earlier" not in run(*both, "--dtype", "float16", "--model_card").stderr
+    (tmp_path / "out" / "README.md").write_text("my own words about codellama-convert\n")
+    assert "earlier" not in run(*both).stderr
 
 
 def test_a_tokenizer_alone_gets_no_model_card(checkpoint):
