@@ -289,14 +289,15 @@ def default_output_dir(input_dir: Path) -> Path:
 
 def _refuse_contradictions(choices: Mapping[str, Any]) -> None:
     """Refuse options of which one would be passed over in silence."""
-    alone = choices["model_size"] == "tokenizer_only"
-    for one, other, both in (
-        ("--skip_tokenizer", "--tokenizer_model", choices["tokenizer_model"] is not None),
-        ("--skip_tokenizer", "--tokenizer_class", choices["tokenizer_class"] is not None),
-        ("--skip_tokenizer", "--model_size tokenizer_only", alone),
-        ("--model_size tokenizer_only", "--dtype", choices["dtype"] != "auto"),
+    skipped, alone = choices["skip_tokenizer"], choices["model_size"] == "tokenizer_only"
+    has_file, has_class = choices["tokenizer_model"], choices["tokenizer_class"]
+    for contradict, one, other in (
+        (skipped and has_file, "--skip_tokenizer", "--tokenizer_model"),
+        (skipped and has_class, "--skip_tokenizer", "--tokenizer_class"),
+        (skipped and alone, "--skip_tokenizer", "--model_size tokenizer_only"),
+        (alone and choices["dtype"] != "auto", "--model_size tokenizer_only", "--dtype"),
     ):
-        if both and (alone if one.startswith("--model_size") else choices["skip_tokenizer"]):
+        if contradict:
             raise click.UsageError(f"{one} and {other} contradict each other")
 
 
