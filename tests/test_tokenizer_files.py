@@ -213,6 +213,7 @@ def test_the_frame_of_tokenizer_json_is_the_measured_one(model_of):
     assert content == frame
     assert list(content) == list(frame)
     assert "▁def".encode() in raw
+    assert '"prepend": "▁"'.encode() in raw
     assert raw.startswith(b'{\n  "version": "1.0",\n  "truncation": null,\n')
     assert raw.endswith(b'"\n    ]\n  }\n}')
 
@@ -249,15 +250,36 @@ def test_a_tokenizer_of_another_model_is_refused(model_of):
 
 
 def test_merges_of_a_hand_made_vocabulary(tmp_path):
-    """Score first, then the longer left half; unmergeable and special pieces make none."""
+    """Score first, then the longer left half, then the longer right one; and both are pieces."""
     model = parsed(model_bytes("plain"))
     del model.pieces[259:]
-    for text, score in (("a", -1), ("b", -2), ("ab", -9), ("aab", -3), ("aa", -9), ("zz", -4)):
+    for text, score in (
+        ("a", -1),
+        ("b", -2),
+        ("ab", -9),
+        ("aab", -3),
+        ("aa", -9),
+        ("zz", -4),
+        ("az", -5),
+    ):
         add_piece(model, text, score)
+    for text in ("bb", "bbb", "bbbb"):
+        add_piece(model, text, -20)
     add_piece(model, "ba", 0.0, CONTROL)
     add_piece(model, "a b", -1)
     read = read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
-    assert list(merges(read)) == [("aa", "b"), ("a", "ab"), ("a", "b"), ("a", "a")]
+    assert list(merges(read)) == [
+        ("aa", "b"), ("a", "ab"), ("a", "b"), ("a", "a"),
+        ("bbb", "b"), ("bb", "bb"), ("bb", "b"), ("b", "bbb"), ("b", "bb"), ("b", "b"),
+    ]  # fmt: skip
+
+
+def test_a_vocabulary_of_single_characters_has_no_merges(tmp_path):
+    model = parsed(model_bytes("plain"))
+    del model.pieces[259:]
+    add_piece(model, "a", -1)
+    read = read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
+    assert tokenizer_json(read).endswith(b'      "a": 259\n    },\n    "merges": []\n  }\n}')
 
 
 def test_notes_are_silent_for_metas_kind_of_model(model_of):
