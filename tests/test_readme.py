@@ -219,6 +219,15 @@ def test_the_help_and_the_tables_are_what_the_program_says():
     assert written_anew(TEXT) == TEXT, "write it anew: python -m tests.readme"
 
 
+@needs_commands
+@pytest.mark.parametrize("command", ["", "plan ", "verify "])
+def test_the_help_is_what_80_columns_show(command, tmp_path):
+    line = f"codellama-convert {command}--help"
+    (shown,) = (b.text for b in BLOCKS if b.text.startswith(f"$ {line}\n"))
+    assert f"$ {line}\n{run(f'COLUMNS=80 {line}', tmp_path)}" == shown
+    assert run(f"COLUMNS=100 {line}", tmp_path) not in shown
+
+
 @pytest.mark.parametrize(
     ("true", "outdated"),
     [
