@@ -46,6 +46,21 @@ def require_space(folder: Path, n_bytes: int, what: str) -> None:
         )
 
 
+def require_matplotlib() -> None:
+    """Refuse to draw without matplotlib, before minutes of measuring and not after them.
+
+    Raises:
+        click.ClickException: If it cannot be imported.
+    """
+    # In a process of its own: it would count into the memory of every measured run.
+    tried = [sys.executable, "-c", "import matplotlib.figure"]
+    if subprocess.run(tried, capture_output=True, check=False).returncode:  # noqa: S603
+        raise click.ClickException(
+            "--pictures needs matplotlib: pip install matplotlib, or leave --pictures out; a --json "
+            "file can be drawn later with --plot-from"
+        )
+
+
 def make_checkpoint(bench: Bench) -> None:
     """Make the checkpoint unless an earlier run left it."""
     if (bench.checkpoint / "params.json").exists():  # it is written last
@@ -244,6 +259,8 @@ def main(
 
     Example: python examples/benchmark.py --size 7B --rounds 3 --json results.json
     """
+    if pictures is not None:
+        require_matplotlib()
     if plot_from is not None:
         report(json.loads(plot_from.read_text(encoding="utf-8")), None, pictures)
         return

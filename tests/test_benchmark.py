@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -18,7 +19,8 @@ from codellama_convert.errors import CheckpointError
 from codellama_convert.job import Options, plan_conversion
 from codellama_convert.pth import read_rank
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+REPOSITORY = Path(__file__).resolve().parent.parent
+EXAMPLES = REPOSITORY / "examples"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures through Linux's /proc")
 
@@ -194,6 +196,28 @@ def test_the_pictures_are_small_and_drawn_again_the_same(measured, tmp_path):
         assert drawn == (tmp_path / "again" / name).read_bytes()
         assert b"<svg" in drawn
         assert len(drawn) < 60_000
+
+
+def test_pictures_without_matplotlib_are_refused_before_anything_is_measured(
+    measured, monkeypatch, tmp_path
+):
+    """It was found out after all rounds, and without --json they were lost."""
+    folder, table = measured
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "matplotlib.py").write_text("raise ImportError('none here')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path / "without"), str(REPOSITORY))))
+    pictures = ("--pictures", tmp_path / "pictures")
+    work = ("--size=tiny", "--only=floor", "--rounds=1", "--work-dir", tmp_path / "work")
+    for wanted in (work, ("--plot-from", folder / "results.json")):
+        refused = script("benchmark.py", *wanted, *pictures)
+        assert refused.returncode == 1
+        assert refused.stdout == ""
+        assert len(refused.stderr.splitlines()) == 1
+        assert "pip install matplotlib" in refused.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["without"]
+    shown = script("benchmark.py", "--plot-from", folder / "results.json")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == table
 
 
 def test_a_run_that_is_not_known_is_a_usage_error(tmp_path):
