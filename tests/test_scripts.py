@@ -101,6 +101,31 @@ def test_the_smoke_conversion_fails_where_a_step_fails(tmp_path):
     assert "generated" not in done.stdout
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a script in python's place")
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        (("click", "sentencepiece", "torch"), "transformers"),  # pip install . and nothing more
+        ((), "click sentencepiece torch transformers"),  # the command from elsewhere, as by pipx
+    ],
+)
+def test_the_smoke_conversion_says_first_what_is_not_installed(tmp_path, there, missing):
+    """It converted, and then ended in a traceback."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    for name in there:
+        (tmp_path / f"{name}.py").touch()
+    path = os.pathsep.join((str(python.parent), str(BIN), os.environ["PATH"]))
+    done = bash("ci_smoke.sh", tmp_path / "work", PATH=path)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 1
+    assert f"lacks {missing};" in done.stdout
+    assert f"pip install {missing}\n" in done.stdout
+    assert not (tmp_path / "work").exists()
+
+
 # --- many checkpoints -----------------------------------------------------------------------------
 
 
