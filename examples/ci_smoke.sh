@@ -35,7 +35,7 @@ else
 fi
 
 rm -rf "$work/tiny-checkpoint" "$work/tiny-checkpoint-hf"
-python "$root/examples/make_tiny_checkpoint.py" "$work/tiny-checkpoint" --n-kv-heads 4 --infill
+python "$root/examples/make_tiny_checkpoint.py" "$work/tiny-checkpoint" --n_kv_heads 4 --infill
 codellama-convert --input_dir "$work/tiny-checkpoint" --model_size 7B
 codellama-convert verify --input_dir "$work/tiny-checkpoint" --output_dir "$work/tiny-checkpoint-hf"
 python - "$work/tiny-checkpoint-hf" <<'PYTHON'

@@ -207,7 +207,7 @@ def test_a_crash_is_taken_up_as_the_page_shows(folder, tmp_path):
 def test_the_options_that_the_page_speaks_of_exist():
     theirs = set(re.findall(r"^\| `(--[a-z_]+).*\| none \|", TEXT, re.MULTILINE)) | {
         "--special_tokens", "--instruct", "--file",  # the reference's, and of examples/infill.py
-        "--size", "--rounds", "--pictures", "--reference-python",  # of examples/benchmark.py
+        "--size", "--rounds", "--pictures", "--reference_python",  # of examples/benchmark.py
     }  # fmt: skip
     ours = {o for command in main.commands.values() for p in command.params for o in p.opts}
     spoken_of = set(re.findall(r"--[a-z][a-z0-9_-]*", TEXT)) - {"--help", "--version"}
