@@ -98,7 +98,7 @@ MODEL_OPTIONS = _options(
         type=Size(),
         default="5GB",
         show_default=True,
-        help="Largest output file.",
+        help="Largest output file; a larger tensor gets a file of its own.",
     ),
     click.option(
         "--max_position_embeddings",

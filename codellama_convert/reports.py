@@ -231,6 +231,13 @@ def value_notes(described: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def _format_rate(bytes_per_second: float) -> str:
+    """Write a rate in GB/s; below 0.1 of them in MB/s, lest a tiny model's be 0.00."""
+    if bytes_per_second < 1e8:
+        return f"{bytes_per_second / 1e6:.1f} MB/s"
+    return f"{bytes_per_second / 1e9:.2f} GB/s"
+
+
 def summary_line(described: Mapping[str, Any]) -> str:
     """Say in one line what a conversion did.
 
@@ -246,8 +253,8 @@ def summary_line(described: Mapping[str, Any]) -> str:
     parts = [f"wrote {described['output_dir']}: {what}"]
     n_new = described["tensor_bytes"] - described["kept_bytes"]
     if n_new and described["seconds"]:
-        rate = n_new / described["seconds"] / 1e9
-        parts[0] += f" in {described['seconds']:.1f} s ({rate:.2f} GB/s)"
+        seconds = described["seconds"]
+        parts[0] += f" in {seconds:.1f} s ({_format_rate(n_new / seconds)})"
     if described["kept_bytes"]:
         parts.append(f"{format_size(described['kept_bytes'])} of it kept from an earlier run")
     if described["peak_rss_bytes"]:
@@ -274,7 +281,7 @@ def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:
     yield from report.problems
     against = "the checkpoint" if report.against == "source" else "conversion.json"
     verdict = "DIFFERS from" if report.problems else "equals"
-    rate = f" ({report.n_bytes / seconds / 1e9:.2f} GB/s)" if seconds else ""
+    rate = f" ({_format_rate(report.n_bytes / seconds)})" if seconds else ""
     what = count(report.n_tensors, "tensor") if report.n_tensors else "no weights"
     yield (
         f"{report.output_dir} {verdict} {against}: {what}, "

@@ -42,7 +42,22 @@ def require_space(folder: Path, n_bytes: int, what: str) -> None:
     if n_bytes + SLACK_BYTES > free:
         raise click.ClickException(
             f"{what} takes {n_bytes / 1e9:.1f} GB and 1 GB is left alone, but {free / 1e9:.1f} GB "
-            "are free; name another disk with --work-dir, fewer --layers, or a subset with --only"
+            "are free; name another disk with --work_dir, fewer --layers, or a subset with --only"
+        )
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw without matplotlib, before minutes of measuring and not after them.
+
+    Raises:
+        click.ClickException: If it cannot be imported.
+    """
+    # In a process of its own: it would count into the memory of every measured run.
+    tried = [sys.executable, "-c", "import matplotlib.figure"]
+    if subprocess.run(tried, capture_output=True, check=False).returncode:  # noqa: S603
+        raise click.ClickException(
+            "--pictures needs matplotlib: pip install matplotlib, or leave --pictures out; a --json "
+            "file can be drawn later with --plot_from"
         )
 
 
@@ -180,7 +195,13 @@ def report(results: Mapping[str, Any], json_file: Path | None, pictures: Path | 
         draw(results, pictures)
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 100})
+@click.command(
+    context_settings={
+        "show_default": True,
+        "max_content_width": 100,
+        "token_normalize_func": lambda name: name.replace("-", "_"),
+    }
+)
 @click.option(
     "--size",
     type=click.Choice(list(SIZES)),
@@ -198,17 +219,17 @@ def report(results: Mapping[str, Any], json_file: Path | None, pictures: Path | 
 )
 @click.option("--workers", type=click.IntRange(1), help="Of the tool, and threads of the floor.")
 @click.option(
-    "--reference-python",
+    "--reference_python",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="An interpreter that has transformers 4.47.1 or older.",
 )
 @click.option(
-    "--work-dir",
+    "--work_dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("benchmark-work"),
     help="Where to work; on the disk to be measured.",
 )
-@click.option("--keep", is_flag=True, help="Leave the checkpoint in --work-dir for another run.")
+@click.option("--keep", is_flag=True, help="Leave the checkpoint in --work_dir for another run.")
 @click.option(
     "--json",
     "json_file",
@@ -221,7 +242,7 @@ def report(results: Mapping[str, Any], json_file: Path | None, pictures: Path | 
     help="Draw the results into a folder; needs matplotlib.",
 )
 @click.option(
-    "--plot-from",
+    "--plot_from",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Measure nothing; show and draw the results of an earlier --json.",
 )
@@ -244,6 +265,8 @@ def main(
 
     Example: python examples/benchmark.py --size 7B --rounds 3 --json results.json
     """
+    if pictures is not None:
+        require_matplotlib()
     if plot_from is not None:
         report(json.loads(plot_from.read_text(encoding="utf-8")), None, pictures)
         return

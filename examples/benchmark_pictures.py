@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 TEXT = "#7a828c"  # 4 : 1 or nearly on white and on near-black alike
 OURS = "#2f8fd8"
 OTHERS = "#d9822b"
@@ -36,18 +34,10 @@ def colour(case: str) -> str:
 
 
 def new_axes(width: float, height: float) -> tuple[Any, Any]:
-    """Make a figure with one pair of axes in the house style.
+    """Make a figure with one pair of axes in the house style."""
+    import matplotlib as mpl  # noqa: PLC0415 - a development dependency
+    from matplotlib.figure import Figure  # noqa: PLC0415
 
-    Raises:
-        click.ClickException: If matplotlib is missing.
-    """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - a development dependency
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as problem:
-        raise click.ClickException(
-            "--pictures needs matplotlib: pip install matplotlib, then draw with --plot-from"
-        ) from problem
     mpl.rcParams.update({
         "svg.hashsalt": "codellama-convert",
         "svg.fonttype": "none",  # text stays text: small, and in the reader's font
@@ -142,9 +132,6 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
     Args:
         results: From benchmark.py.
         folder: Made if missing.
-
-    Raises:
-        click.ClickException: If matplotlib is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw_times(results, folder / "benchmark-time.svg")

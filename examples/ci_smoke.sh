@@ -5,16 +5,26 @@
 #   bash examples/ci_smoke.sh [FOLDER]
 #
 # FOLDER gets tiny-checkpoint/ and tiny-checkpoint-hf/; without one, they go into a temporary folder
-# that is removed. Uses the codellama-convert and python on PATH; where there is none, makes .venv.
+# that is removed. Uses the codellama-convert and python on PATH, and says what that python lacks;
+# where one of them is not there, makes .venv.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-if ! command -v codellama-convert >/dev/null; then
+if ! command -v codellama-convert >/dev/null || ! command -v python >/dev/null; then
   source "$root/tests/environment.sh"
   folder_before=$PWD
   cd "$root"
   activate .venv tests/constraints-transformers5.txt examples
   cd "$folder_before"
+fi
+# Before anything is made; not imported, as that takes seconds.
+missing=$(python -c '
+from importlib.util import find_spec
+needed = ("click", "sentencepiece", "torch", "transformers")
+print(*(name for name in needed if find_spec(name) is None), end="")')
+if [[ -n $missing ]]; then
+  echo "Error: the python on PATH lacks $missing; python -m pip install $missing" >&2
+  exit 1
 fi
 if (($# > 0)); then
   work=$1
@@ -25,7 +35,7 @@ else
 fi
 
 rm -rf "$work/tiny-checkpoint" "$work/tiny-checkpoint-hf"
-python "$root/examples/make_tiny_checkpoint.py" "$work/tiny-checkpoint" --n-kv-heads 4 --infill
+python "$root/examples/make_tiny_checkpoint.py" "$work/tiny-checkpoint" --n_kv_heads 4 --infill
 codellama-convert --input_dir "$work/tiny-checkpoint" --model_size 7B
 codellama-convert verify --input_dir "$work/tiny-checkpoint" --output_dir "$work/tiny-checkpoint-hf"
 python - "$work/tiny-checkpoint-hf" <<'PYTHON'

@@ -162,8 +162,10 @@ def main() -> None:
         "--target", type=Path, help="The new file; without it, bytes are read only."
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tile_bytes", type=int, default=4 << 20)
-    parser.add_argument("--write_times", type=int, default=1, help="How often to write each chunk.")
+    parser.add_argument("--tile_bytes", "--tile-bytes", type=int, default=4 << 20)
+    parser.add_argument(
+        "--write_times", "--write-times", type=int, default=1, help="How often to write each chunk."
+    )
     parser.add_argument("--buffered", action="store_true", help="Go through the page cache.")
     options = parser.parse_args()
 

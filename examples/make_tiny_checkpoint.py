@@ -1,6 +1,6 @@
 """Make a tiny random checkpoint in the layout of Meta's Code Llama, for smoke conversions.
 
-Example: python examples/make_tiny_checkpoint.py tiny-checkpoint --ranks 2 --n-kv-heads 2
+Example: python examples/make_tiny_checkpoint.py tiny-checkpoint --ranks 2 --n_kv_heads 2
 
 The weights are noise and the text below is all that the tokenizer has read, but names, shapes,
 splits and files are those of a released checkpoint. The same options give the same bytes.
@@ -110,9 +110,9 @@ def check_split(model: Model, n_ranks: int) -> None:
         )
     for what, size in (
         ("--dim", model.dim),
-        ("--n-heads", model.n_heads),
-        ("--n-kv-heads", model.n_kv_heads),
-        ("--vocab-size", model.vocab_size),
+        ("--n_heads", model.n_heads),
+        ("--n_kv_heads", model.n_kv_heads),
+        ("--vocab_size", model.vocab_size),
         ("the feed-forward width", model.hidden),
     ):
         if size % n_ranks:
@@ -264,22 +264,27 @@ def write_checkpoint(
         (folder / "tokenizer.model").write_bytes(tokenizer_model)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(
+    context_settings={
+        "show_default": True,
+        "token_normalize_func": lambda name: name.replace("-", "_"),
+    }
+)
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--dim", type=click.IntRange(1), default=64, help="Width of the embedding.")
-@click.option("--n-layers", type=click.IntRange(1), default=2, help="Transformer layers.")
-@click.option("--n-heads", type=click.IntRange(1), default=8, help="Query heads.")
+@click.option("--n_layers", type=click.IntRange(1), default=2, help="Transformer layers.")
+@click.option("--n_heads", type=click.IntRange(1), default=8, help="Query heads.")
 @click.option(
-    "--n-kv-heads",
+    "--n_kv_heads",
     type=click.IntRange(1),
     default=None,
-    help="Key/value heads; --n-heads if absent.",
+    help="Key/value heads; --n_heads if absent.",
 )
-@click.option("--vocab-size", type=click.IntRange(1, 64000), default=512, help="Rows and pieces.")
-@click.option("--multiple-of", type=click.IntRange(1), default=32, help="As in params.json.")
-@click.option("--ffn-dim-multiplier", type=float, default=1.0, help="As in params.json.")
-@click.option("--norm-eps", type=float, default=1e-5, help="As in params.json.")
-@click.option("--rope-theta", type=float, default=1e6, help="Base of the rotary frequencies.")
+@click.option("--vocab_size", type=click.IntRange(1, 64000), default=512, help="Rows and pieces.")
+@click.option("--multiple_of", type=click.IntRange(1), default=32, help="As in params.json.")
+@click.option("--ffn_dim_multiplier", type=float, default=1.0, help="As in params.json.")
+@click.option("--norm_eps", type=float, default=1e-5, help="As in params.json.")
+@click.option("--rope_theta", type=float, default=1e6, help="Base of the rotary frequencies.")
 @click.option("--ranks", type=click.IntRange(1, 8), default=1, help="Files consolidated.NN.pth.")
 @click.option(
     "--dtype",
@@ -288,8 +293,8 @@ def write_checkpoint(
     help="Element type of the weights.",
 )
 @click.option("--seed", type=int, default=0, help="Of the random weights.")
-@click.option("--infill", is_flag=True, help="Code Llama's infill pieces, 16 of --vocab-size.")
-@click.option("--no-tokenizer", is_flag=True, help="Write no tokenizer.model.")
+@click.option("--infill", is_flag=True, help="Code Llama's infill pieces, 16 of --vocab_size.")
+@click.option("--no_tokenizer", is_flag=True, help="Write no tokenizer.model.")
 def main(
     folder: Path,
     *,
@@ -310,7 +315,7 @@ def main(
 ) -> None:
     """Make a tiny random checkpoint in the layout of Meta's Code Llama in FOLDER.
 
-    Example: python examples/make_tiny_checkpoint.py tiny-checkpoint --ranks 2 --n-kv-heads 2
+    Example: python examples/make_tiny_checkpoint.py tiny-checkpoint --ranks 2 --n_kv_heads 2
     """
     hidden = feed_forward_width(dim, multiple_of, ffn_dim_multiplier)
     model = Model(dim, n_layers, n_heads, n_kv_heads or n_heads, hidden, vocab_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -18,7 +19,8 @@ from codellama_convert.errors import CheckpointError
 from codellama_convert.job import Options, plan_conversion
 from codellama_convert.pth import read_rank
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+REPOSITORY = Path(__file__).resolve().parent.parent
+EXAMPLES = REPOSITORY / "examples"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures through Linux's /proc")
 
@@ -47,7 +49,7 @@ def sparse(tmp_path_factory):
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     done = script(
-        "benchmark.py", "--size=tiny", "--rounds=1", "--work-dir", folder / "work", "--keep",
+        "benchmark.py", "--size=tiny", "--rounds=1", "--work_dir", folder / "work", "--keep",
         "--only", ",".join(MEASURED), "--json", folder / "results.json",
         "--pictures", folder / "pictures",
     )  # fmt: skip
@@ -127,13 +129,16 @@ def test_the_ranks_of_a_sparse_checkpoint_differ_in_one_storage(sparse):
 
 def test_the_floor_copies_bytes_and_a_cast_s_floor_writes_them_twice(filled, tmp_path):
     source = filled / "consolidated.00.pth"
-    once = script("direct_copy.py", source, "--target", tmp_path / "once", "--tile_bytes", 1 << 20)
+    once = script("direct_copy.py", source, "--target", tmp_path / "once", "--tile-bytes", 1 << 20)
     assert once.returncode == 0, once.stderr
     assert (tmp_path / "once").read_bytes() == source.read_bytes()
     twice = script("direct_copy.py", source, "--target", tmp_path / "twice", "--write_times", 2)
     assert twice.returncode == 0, twice.stderr
     n_blocks = -(-source.stat().st_size // 4096)
     assert (tmp_path / "twice").stat().st_size == 2 * 4096 * n_blocks
+    dashes = ("--target", tmp_path / "dashes", "--write-times", 2, "--tile_bytes", 4096)
+    assert script("direct_copy.py", source, *dashes).returncode == 0
+    assert (tmp_path / "dashes").stat().st_size == 2 * 4096 * n_blocks
     again = script("direct_copy.py", source, "--target", tmp_path / "once")
     assert again.returncode != 0  # nothing is written over
 
@@ -176,7 +181,7 @@ def test_a_kept_checkpoint_is_used_again_and_removed_without_keep(measured, tmp_
     folder, _ = measured
     assert [path.name for path in (folder / "work").iterdir()] == ["tiny-2-layers"]
     shutil.copytree(folder / "work", tmp_path / "work")
-    again = script("benchmark.py", "--size=tiny", "--only=floor", "--work-dir", tmp_path / "work")
+    again = script("benchmark.py", "--size=tiny", "--only=floor", "--work_dir", tmp_path / "work")
     assert again.returncode == 0, again.stderr
     assert "making" not in again.stderr
     assert list((tmp_path / "work").iterdir()) == []
@@ -185,7 +190,7 @@ def test_a_kept_checkpoint_is_used_again_and_removed_without_keep(measured, tmp_
 def test_the_pictures_are_small_and_drawn_again_the_same(measured, tmp_path):
     folder, table = measured
     again = script(
-        "benchmark.py", "--plot-from", folder / "results.json", "--pictures", tmp_path / "again"
+        "benchmark.py", "--plot_from", folder / "results.json", "--pictures", tmp_path / "again"
     )
     assert again.returncode == 0, again.stderr
     assert again.stdout == table
@@ -196,8 +201,30 @@ def test_the_pictures_are_small_and_drawn_again_the_same(measured, tmp_path):
         assert len(drawn) < 60_000
 
 
+def test_pictures_without_matplotlib_are_refused_before_anything_is_measured(
+    measured, monkeypatch, tmp_path
+):
+    """It was found out after all rounds, and without --json they were lost."""
+    folder, table = measured
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "matplotlib.py").write_text("raise ImportError('none here')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path / "without"), str(REPOSITORY))))
+    pictures = ("--pictures", tmp_path / "pictures")
+    work = ("--size=tiny", "--only=floor", "--rounds=1", "--work_dir", tmp_path / "work")
+    for wanted in (work, ("--plot_from", folder / "results.json")):
+        refused = script("benchmark.py", *wanted, *pictures)
+        assert refused.returncode == 1
+        assert refused.stdout == ""
+        assert len(refused.stderr.splitlines()) == 1
+        assert "pip install matplotlib" in refused.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["without"]
+    shown = script("benchmark.py", "--plot_from", folder / "results.json")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == table
+
+
 def test_a_run_that_is_not_known_is_a_usage_error(tmp_path):
-    done = script("benchmark.py", "--only=floor,warp", "--work-dir", tmp_path / "work")
+    done = script("benchmark.py", "--only=floor,warp", "--work_dir", tmp_path / "work")
     assert done.returncode == 2
     assert "warp" in done.stderr
     for name in (*MEASURED, "direct", "buffered", "float16"):

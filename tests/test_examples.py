@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -14,6 +16,8 @@ from click.testing import CliRunner
 from examples.make_tiny_checkpoint import main
 from tests.checkpoints import Shape, meta_shapes, rope_freqs, same_bits, split_ranks
 from tests.meta_forward import meta_logits
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def make(folder: Path, *options: str) -> Path:
@@ -35,14 +39,14 @@ def hashes(folder: Path) -> dict[str, str]:
 SETTINGS = [
     ((), Shape(64, 2, 8, 8, 192, 512), 1, torch.bfloat16),
     (
-        ("--ranks=2", "--n-kv-heads=4", "--dtype=float32", "--vocab-size=400"),
+        ("--ranks=2", "--n_kv_heads=4", "--dtype=float32", "--vocab_size=400"),
         Shape(64, 2, 8, 4, 192, 400),
         2,
         torch.float32,
     ),
     (
-        ("--ranks=8", "--dim=128", "--n-heads=16", "--n-kv-heads=8", "--dtype=float16",
-         "--n-layers=1", "--multiple-of=64", "--ffn-dim-multiplier=1.3", "--infill"),
+        ("--ranks=8", "--dim=128", "--n_heads=16", "--n_kv_heads=8", "--dtype=float16",
+         "--n_layers=1", "--multiple_of=64", "--ffn_dim_multiplier=1.3", "--infill"),
         Shape(128, 1, 16, 8, 448, 512),
         8,
         torch.float16,
@@ -81,7 +85,7 @@ def test_a_tiny_checkpoint_has_the_tensors_of_its_settings(
 
 
 def test_params_json_is_code_llamas(tmp_path):
-    folder = make(tmp_path, "--n-kv-heads=2", "--norm-eps=1e-6", "--rope-theta=10000")
+    folder = make(tmp_path, "--n_kv_heads=2", "--norm_eps=1e-6", "--rope_theta=10000")
     assert (folder / "params.json").read_text(encoding="utf-8") == (
         '{"dim": 64, "n_layers": 2, "n_heads": 8, "n_kv_heads": 2, "multiple_of": 32,'
         ' "ffn_dim_multiplier": 1.0, "norm_eps": 1e-06, "rope_theta": 10000}\n'
@@ -92,7 +96,7 @@ def test_params_json_is_code_llamas(tmp_path):
 def test_the_same_seed_gives_the_same_bytes_and_any_split_the_same_model(tmp_path):
     one, again = make(tmp_path / "one"), make(tmp_path / "again")
     assert hashes(one) == hashes(again)
-    other = make(tmp_path / "other", "--seed=1", "--no-tokenizer")
+    other = make(tmp_path / "other", "--seed=1", "--no_tokenizer")
     assert hashes(other).keys() == {"consolidated.00.pth", "params.json"}
     assert hashes(other)["consolidated.00.pth"] != hashes(one)["consolidated.00.pth"]
     split = make(tmp_path / "split", "--ranks=4")
@@ -115,10 +119,10 @@ def test_a_tiny_model_gives_finite_logits(tmp_path):
     ("options", "facts"),
     [
         (["--ranks=3"], ("--dim 64", "3 ranks")),
-        (["--ranks=4", "--n-kv-heads=2"], ("--n-kv-heads 2", "4 ranks")),
-        (["--n-kv-heads=3"], ("8 heads", "3 key/value heads")),
+        (["--ranks=4", "--n_kv_heads=2"], ("--n_kv_heads 2", "4 ranks")),
+        (["--n_kv_heads=3"], ("8 heads", "3 key/value heads")),
         (["--dim=24"], ("dim 24", "8 heads")),
-        (["--vocab-size=300"], ("300", "the least")),
+        (["--vocab_size=300"], ("300", "the least")),
         (["--ranks=9"], ("9", "1<=x<=8")),
     ],
 )
@@ -134,11 +138,50 @@ def test_a_folder_with_files_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            "benchmark", marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux")
+        ),
+        "infill",
+        "make_tiny_checkpoint",
+        "make_true_size_checkpoint",
+    ],
+)
+def test_every_option_has_underscores_and_answers_to_dashes_too(name, monkeypatch):
+    """As the main command's do."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    command = import_module(name).main
+    context = click.Context(command, **command.context_settings)
+    shown = {option: param for param in command.params for option in param.opts}
+    assert not [option for option in shown if "-" in option.lstrip("-")]
+    for option, param in shown.items():
+        if option.startswith("--"):
+            value = [] if param.is_flag else ["1"]
+            for spelled in (option, f"--{option[2:].replace('_', '-')}"):
+                _, rest, found = command.make_parser(context).parse_args([spelled, *value])
+                assert (rest, found[0]) == ([], param)
+
+
+def test_dashes_give_the_same_checkpoint(tmp_path):
+    options = ("--n-kv-heads=2", "--vocab-size=400", "--ffn-dim-multiplier=1.3", "--no-tokenizer")
+    underscores = (
+        "--n_kv_heads=2",
+        "--vocab_size=400",
+        "--ffn_dim_multiplier=1.3",
+        "--no_tokenizer",
+    )
+    dashed = make(tmp_path / "dashed", *options)
+    assert hashes(dashed) == hashes(make(tmp_path / "underscores", *underscores))
+    assert hashes(dashed) != hashes(make(tmp_path / "plain", "--no_tokenizer"))
+
+
 def test_the_script_runs_by_its_path(tmp_path):
     import subprocess
 
     script = Path(__file__).parent.parent / "examples" / "make_tiny_checkpoint.py"
-    command = [sys.executable, str(script), str(tmp_path / "tiny"), "--no-tokenizer"]
+    command = [sys.executable, str(script), str(tmp_path / "tiny"), "--no_tokenizer"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout.endswith("tiny: consolidated.00.pth, params.json\n")
     assert result.stderr == ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tests import package
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+BIN = Path(sys.prefix) / "bin"
 needs_git = pytest.mark.skipif(
     shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs git and its clone"
 )
@@ -85,6 +88,7 @@ def test_ci_runs_the_scripts_of_a_maintainer_on_all_that_the_metadata_promise():
     assert matrix["python"] == promised
     assert f'requires-python = ">={promised[0]}"' in PYPROJECT
     commands = {step.get("run") for job in jobs.values() for step in job["steps"]}
+    assert "pip install . && bash .ci/try" in commands
     assert {"bash .ci/run", "bash .ci/package", "bash examples/quickstart.sh"} <= commands
     for command in commands - {None}:
         for script in re.findall(r"bash (\S+)", command):
@@ -93,6 +97,24 @@ def test_ci_runs_the_scripts_of_a_maintainer_on_all_that_the_metadata_promise():
     for number, version in ((4, "4.57."), (5, "5.")):
         pins = (ROOT / f"tests/constraints-transformers{number}.txt").read_text(encoding="utf-8")
         assert f"\ntransformers=={version}" in pins
+
+
+@pytest.mark.skipif(
+    shutil.which("bash") is None or not (BIN / "codellama-convert").exists(),
+    reason="needs bash, and the package installed in a virtual environment with a bin folder",
+)
+@pytest.mark.parametrize(("program", "status"), [("codellama-convert", 0), ("false", 1)])
+def test_ci_converts_and_verifies_with_what_is_on_the_path(tmp_path, program, status):
+    (tmp_path / "codellama-convert").symlink_to(shutil.which(program, path=f"{BIN}:{os.defpath}"))
+    before = set((ROOT / "examples").iterdir())
+    done = subprocess.run(
+        ["bash", str(ROOT / ".ci/try")], check=False, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    for verdict in ("equals the checkpoint", "equals conversion.json"):
+        assert (verdict in done.stdout) is (program != "false")
+    assert set((ROOT / "examples").iterdir()) == before
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

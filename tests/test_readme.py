@@ -207,7 +207,7 @@ def test_a_crash_is_taken_up_as_the_page_shows(folder, tmp_path):
 def test_the_options_that_the_page_speaks_of_exist():
     theirs = set(re.findall(r"^\| `(--[a-z_]+).*\| none \|", TEXT, re.MULTILINE)) | {
         "--special_tokens", "--instruct", "--file",  # the reference's, and of examples/infill.py
-        "--size", "--rounds", "--pictures", "--reference-python",  # of examples/benchmark.py
+        "--size", "--rounds", "--pictures", "--reference_python",  # of examples/benchmark.py
     }  # fmt: skip
     ours = {o for command in main.commands.values() for p in command.params for o in p.opts}
     spoken_of = set(re.findall(r"--[a-z][a-z0-9_-]*", TEXT)) - {"--help", "--version"}
@@ -217,6 +217,15 @@ def test_the_options_that_the_page_speaks_of_exist():
 
 def test_the_help_and_the_tables_are_what_the_program_says():
     assert written_anew(TEXT) == TEXT, "write it anew: python -m tests.readme"
+
+
+@needs_commands
+@pytest.mark.parametrize("command", ["", "plan ", "verify "])
+def test_the_help_is_what_80_columns_show(command, tmp_path):
+    line = f"codellama-convert {command}--help"
+    (shown,) = (b.text for b in BLOCKS if b.text.startswith(f"$ {line}\n"))
+    assert f"$ {line}\n{run(f'COLUMNS=80 {line}', tmp_path)}" == shown
+    assert run(f"COLUMNS=100 {line}", tmp_path) not in shown
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def without_figures(text: str) -> str:
     """Leave out what differs from machine to machine: seconds, rates, memory."""
-    text = re.sub(r"in [0-9.]+ s( \([0-9.]+ GB/s\))?", "in S", text)
+    text = re.sub(r"in [0-9.]+ s( \([0-9.]+ [MG]B/s\))?", "in S", text)
     return re.sub(r"peak memory [0-9.]+ MB", "peak memory M", text)
 
 
@@ -75,6 +75,7 @@ def test_figures_are_all_that_may_differ():
     line = "wrote x: 1.2 MB in 0.1 s (0.01 GB/s), peak memory 37.5 MB, 1 note"
     slower = "wrote x: 1.2 MB in 10.9 s, peak memory 40.1 MB, 1 note"
     assert without_figures(line) == without_figures(slower)
+    assert without_figures(line) == without_figures(line.replace("0.01 GB/s", "10.1 MB/s"))
     assert without_figures(line) != without_figures(slower.replace("1.2", "1.3"))
 
 
@@ -98,6 +99,31 @@ def test_the_smoke_conversion_fails_where_a_step_fails(tmp_path):
     done = bash("ci_smoke.sh", tmp_path, **{KILL_AT: "3"})
     assert done.returncode != 0
     assert "generated" not in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script in python's place")
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        (("click", "sentencepiece", "torch"), "transformers"),  # pip install . and nothing more
+        ((), "click sentencepiece torch transformers"),  # the command from elsewhere, as by pipx
+    ],
+)
+def test_the_smoke_conversion_says_first_what_is_not_installed(tmp_path, there, missing):
+    """It converted, and then ended in a traceback."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    for name in there:
+        (tmp_path / f"{name}.py").touch()
+    path = os.pathsep.join((str(python.parent), str(BIN), os.environ["PATH"]))
+    done = bash("ci_smoke.sh", tmp_path / "work", PATH=path)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 1
+    assert f"lacks {missing};" in done.stdout
+    assert f"pip install {missing}\n" in done.stdout
+    assert not (tmp_path / "work").exists()
 
 
 # --- many checkpoints -----------------------------------------------------------------------------
