@@ -66,6 +66,8 @@ is_finished() {
 
 table=()
 failed=0 stopped=0
+# Without it, a shell that sees Ctrl-C just after the program has ended dies of it, tableless.
+trap 'stopped=130' INT
 for folder in "${checkpoints[@]}"; do
   began=$SECONDS status=0
   if ((stopped > 0)); then
