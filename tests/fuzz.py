@@ -4,10 +4,11 @@ A quick share of each runs in tests/test_fuzz.py. The full sweep, twenty minutes
 
     python -m tests.fuzz --full
 
-It is part of `python -m tests.sweep`, which runs all families. It runs 20,000 damaged files, the same with the CRC-32 check switched off (which must find silently
-wrong weights, or the first run proved nothing), 20,000 forged pickles whose CRC-32 is right, and
-1,000 random layouts; it prints how many ended how, and exits with 1 if any ended wrong. Of pickles
-and layouts some more are run by a program with a planted mistake, which must be found.
+It is part of `python -m tests.sweep`, which runs all families. It runs 20,000 damaged files, the
+same with the CRC-32 check switched off (which must find silently wrong weights, or the first run
+proved nothing), 20,000 forged pickles whose CRC-32 is right, and 1,000 random layouts; it prints
+how many ended how, and exits with 1 if any ended wrong. Of pickles and layouts some more are run
+by a program with a planted mistake, which must be found.
 `--files N`, `--pickles N` and `--layouts N` run some of it; `--seed N` runs others of its kind.
 Every mutant follows from its family, the seed and its number, which are printed where one fails.
 """
