@@ -205,18 +205,17 @@ def _resolve(
 
 def _refuse_wrong_view(path: Path, tensor: StoredTensor) -> None:
     """Refuse a view that leaves its storage, or has an element of it twice."""
-    n_stored = tensor.storage.n_bytes // tensor.dtype.itemsize
     n_elements = prod(tensor.shape)
-    steps = zip(tensor.shape, tensor.strides, strict=True)
-    last = tensor.storage_offset + sum((n - 1) * step for n, step in steps)
-    if n_elements and last >= n_stored:
+    _, end = tensor.extent
+    if n_elements and end > tensor.storage.n_bytes:
         raise CheckpointError(
             f"tensor {tensor.name!r}: the view is out of bounds of its storage "
             f"{tensor.storage.name}",
             path=path,
             hint=DAMAGED_HINT,
         )
-    if n_elements > n_stored or not elements_are_distinct(tensor.shape, tensor.strides):
+    is_larger = n_elements * tensor.dtype.itemsize > tensor.storage.n_bytes
+    if is_larger or not elements_are_distinct(tensor.shape, tensor.strides):
         raise CheckpointError(
             f"tensor {tensor.name!r}: shape {tensor.shape} is larger than its storage (an expanded "
             "view)",
