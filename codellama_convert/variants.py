@@ -226,25 +226,13 @@ def identify(
         )
         named_flavor = None
     candidates = of_family or candidates
-    wanted = flavor or named_flavor
-    of_flavor = tuple(v for v in candidates if wanted in (None, v.flavor))
-    if candidates and not of_flavor:
-        asked = f"{flavor} was asked for" if flavor else f"the folder's name says {wanted}"
-        notes.append(f"{asked}, but the weights are those of {_either(candidates)}")
-    candidates = of_flavor or candidates
-    if wanted is None and len({variant.flavor for variant in candidates}) > 1:
-        notes.append(
-            f"the weights fit {_either(candidates)}: no chat template is written; if it was tuned "
-            "for dialogue, say so with --variant"
-        )
+    candidates, wanted, flavor_notes = _of_flavor(candidates, flavor, named_flavor)
+    notes += flavor_notes
     context, context_note = max_position_embeddings, None
     if context is None:
         context, context_note = _context(candidates, family, config)
     if context_note is not None:
         notes.append(context_note)
-    flavors = {variant.flavor for variant in candidates}
-    if wanted is None and len(flavors) == 1:
-        (wanted,) = flavors
     if len(candidates) == 1 and config.rms_norm_eps != candidates[0].norm_epsilons[0]:
         notes.append(
             f"params.json says norm_eps {config.rms_norm_eps}; Meta corrected it to "
@@ -273,6 +261,28 @@ def _fits(variant: Variant, config: ModelConfig) -> bool:
         and variant.rope_theta == config.rope_theta
         and config.rms_norm_eps in variant.norm_epsilons
     )
+
+
+def _of_flavor(
+    candidates: tuple[Variant, ...], flavor: Flavor | None, named: Flavor | None
+) -> tuple[tuple[Variant, ...], Flavor | None, tuple[str, ...]]:
+    """Keep the candidates of a flavour, asked for or named; give them, the flavour, and notes."""
+    wanted = flavor or named
+    if wanted is not None:
+        fitting = tuple(variant for variant in candidates if variant.flavor == wanted)
+        if fitting or not candidates:
+            return fitting, wanted, ()
+        asked = f"{flavor} was asked for" if flavor else f"the folder's name says {named}"
+        note = f"{asked}, but the weights are those of {_either(candidates)}"
+        return candidates, wanted, (note,)
+    flavors = {variant.flavor for variant in candidates}
+    if len(flavors) < 2:
+        return candidates, next(iter(flavors), None), ()
+    note = (
+        f"the weights fit {_either(candidates)}: no chat template is written; if it was tuned "
+        "for dialogue, say so with --variant"
+    )
+    return candidates, None, (note,)
 
 
 def _context(
