@@ -14,9 +14,8 @@ from codellama_convert.variants import Identity
 
 CARD_NAME = "README.md"
 
-CARD_MARK = (
-    "| converted by | codellama-convert "  # in every card, and in no file of somebody else's
-)
+# In every card, and in no file of somebody else's.
+CARD_MARK = "| converted by | codellama-convert "
 
 _TEMPLATE = """\
 ---
