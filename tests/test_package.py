@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import pytest
 
 import codellama_convert
 from tests import package
+from tests.programs import BIN, needs_commands, path_with
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-BIN = Path(sys.prefix) / "bin"
 needs_git = pytest.mark.skipif(
     shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs git and its clone"
 )
@@ -99,17 +98,14 @@ def test_ci_runs_the_scripts_of_a_maintainer_on_all_that_the_metadata_promise():
         assert f"\ntransformers=={version}" in pins
 
 
-@pytest.mark.skipif(
-    shutil.which("bash") is None or not (BIN / "codellama-convert").exists(),
-    reason="needs bash, and the package installed in a virtual environment with a bin folder",
-)
+@needs_commands
 @pytest.mark.parametrize(("program", "status"), [("codellama-convert", 0), ("false", 1)])
 def test_ci_converts_and_verifies_with_what_is_on_the_path(tmp_path, program, status):
     (tmp_path / "codellama-convert").symlink_to(shutil.which(program, path=f"{BIN}:{os.defpath}"))
     before = set((ROOT / "examples").iterdir())
     done = subprocess.run(
         ["bash", str(ROOT / ".ci/try")], check=False, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        env={**os.environ, "PATH": path_with(tmp_path)},
     )  # fmt: skip
     assert done.returncode == status, done.stderr
     for verdict in ("equals the checkpoint", "equals conversion.json"):

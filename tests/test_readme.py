@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -28,12 +27,12 @@ from tests.checkpoints import (
     tokenizer_model,
     write_sparse_checkpoint,
 )
+from tests.programs import BIN, needs_commands, path_with
 from tests.readme import README, blocks, written_anew
 from tests.tiny import DOCUMENTED_MIDDLE, merged
 
 REPOSITORY = README.parent
 TINY = REPOSITORY / "examples" / "tiny-codellama"
-BIN = Path(sys.prefix) / "bin"
 TEXT = README.read_text(encoding="utf-8")
 BLOCKS = list(blocks(TEXT))
 
@@ -50,17 +49,12 @@ PLANS = [text for text in TRANSCRIPTS if "codellama-convert plan" in text]
 (CRASH,) = (text for text in TRANSCRIPTS if "Killed" in text)
 (PROOF,) = (t for t in TRANSCRIPTS if "convert verify" in t and t != QUICKSTART)
 
-needs_commands = pytest.mark.skipif(
-    not (BIN / "codellama-convert").exists() or shutil.which("bash") is None,
-    reason="needs bash, and the package installed in a virtual environment with a bin folder",
-)
-
 
 def run(script: str, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], check=False, cwd=folder, text=True, timeout=250,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PATH": path_with(BIN), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, f"{script}\n{done.stdout}"
     return done.stdout

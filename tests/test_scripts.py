@@ -14,18 +14,12 @@ import torch
 
 from codellama_convert.faults import KILL_AT
 from tests.checkpoints import GQA, MHA, random_model, save_checkpoint, tokenizer_model
+from tests.programs import BIN, needs_commands, path_with
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples"
-BIN = Path(sys.prefix) / "bin"
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash"),
-    pytest.mark.skipif(
-        not (BIN / "codellama-convert").exists(),
-        reason="needs the package installed in a virtual environment with a bin folder",
-    ),
-]
+pytestmark = needs_commands
 
 
 def bash(
@@ -36,7 +30,7 @@ def bash(
         ["bash", str(EXAMPLES / script), *map(str, arguments)], check=False, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=250, cwd=cwd,
         start_new_session=own_group,
-        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        env={**os.environ, "PATH": path_with(BIN),
              "CODELLAMA_CONVERT_ENVIRONMENT": sys.prefix, "HF_HUB_OFFLINE": "1", **more},
     )  # fmt: skip
 
@@ -117,7 +111,7 @@ def test_the_smoke_conversion_says_first_what_is_not_installed(tmp_path, there, 
     python.chmod(0o755)
     for name in there:
         (tmp_path / f"{name}.py").touch()
-    path = os.pathsep.join((str(python.parent), str(BIN), os.environ["PATH"]))
+    path = path_with(python.parent, BIN)
     done = bash("ci_smoke.sh", tmp_path / "work", PATH=path)
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 1
@@ -245,7 +239,7 @@ def test_ctrl_c_ends_a_batch_with_its_table(downloads, tmp_path):
     program = tmp_path / "bin" / "codellama-convert"
     program.write_text(CTRL_C.format(python=sys.executable))
     program.chmod(0o755)
-    path = os.pathsep.join((str(program.parent), os.environ["PATH"]))
+    path = path_with(program.parent)
     stopped = bash(
         "batch_convert.sh", downloads, own_group=True, PATH=path, PYTHONPATH=str(REPOSITORY)
     )
