@@ -15,14 +15,12 @@ from codellama_convert.errors import Interrupted
 from codellama_convert.job import Options, plan_conversion
 from tests.outputs import (
     LOCK,
-    ROOT,
     SHARD_BYTES,
     STAGING,
     StopAfter,
     command,
     content,
     convert_whole,
-    environment,
     finish,
     loads,
 )
@@ -55,19 +53,12 @@ def hooked(
     place: str, number: int, arguments: list[str], *, times: int = 1, pause: float = 0.0
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that gets a signal when it first comes to a place: module:owner:function."""
-    module, owner, name = place.split(":")
-    start = [
-        sys.executable,
-        "-c",
-        HOOKED,
-        module,
-        owner,
-        name,
-        str(int(number)),
-        str(times),
-        str(pause),
-    ]
-    return finish([*start, *arguments[3:]])
+    return finish([sys.executable, *hook(place, number, times, pause), *arguments[3:]])
+
+
+def hook(place: str, number: int, times: int = 1, pause: float = 0.0) -> list[str]:
+    """Spell what Python is given before a command's own arguments, to send it those signals."""
+    return ["-c", HOOKED, *place.split(":"), str(int(number)), str(times), str(pause)]
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +79,9 @@ def test_a_signal_that_the_caller_has_ignored_stays_ignored(
         f"signal.signal({int(number)}, signal.{before})\n"
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
     )
-    hook = ["-c", HOOKED, "convert", "OutputFolder", "seal", str(int(number)), "1", "0"]
     arguments = command(converted / "in", tmp_path / "out")[3:]
-    done = subprocess.run(
-        [sys.executable, "-c", starter, *hook, *arguments], check=False, capture_output=True,
-        text=True, cwd=ROOT, env=environment(), timeout=120,
-    )  # fmt: skip
+    hooks = hook("convert:OutputFolder:seal", number)
+    done = finish([sys.executable, "-c", starter, *hooks, *arguments])
     assert done.returncode == (0 if ignored else 128 + number), done.stderr
     assert loads(tmp_path / "out") == ignored
     if ignored:

@@ -13,7 +13,7 @@ import pytest
 from codellama_convert.input_file import InputFile
 from tests.durability import complaints
 from tests.outputs import ROOT, STAGING, command, content, convert_whole, error_line, finish, loads
-from tests.strace import Call, parse, trace, why_not
+from tests.strace import Call, Traced, parse, trace, why_not
 from tests.syscall_faults import PLANTED, SCENES, WRITES, Bench, Scene, a_share, find_planted, sweep
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -23,6 +23,18 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and what an uninterrupted run makes of it."""
     return convert_whole(tmp_path_factory.mktemp("syscalls"))
+
+
+def fail_one_read(
+    arguments: list[str], target: Path, log: Path, error: str, choose: Callable[[list[Call]], Call]
+) -> Traced:
+    """Convert twice, the second time with an error of the read of a rank that is chosen."""
+    plain = trace(arguments, ["preadv", "preadv2"], log=log)
+    chosen = choose([call for call in plain.calls if "consolidated" in call.paths[0]])
+    for path in target.iterdir():
+        path.unlink()
+    rule = f"{chosen.name}:error={error}:when={chosen.ordinal}"
+    return trace(arguments, [chosen.name], inject=[rule], log=log)
 
 
 @pytest.mark.parametrize("error", ["EOPNOTSUPP", "ENOSYS"])
@@ -66,14 +78,10 @@ def test_a_file_system_may_take_the_flag_and_refuse_direct_reads(
         with InputFile(source / "consolidated.00.pth", io_mode="auto") as file:
             if not file.direct:
                 pytest.skip("the file system of the checkout has no direct I/O")
-        arguments, log = command(source, target, "--workers", "1"), tmp_path / "log"
-        plain = trace(arguments, ["preadv", "preadv2"], log=log)
-        reads = [call for call in plain.calls if call.paths[0].endswith(".pth")]
-        asked = next(call for call in reads if "iov_len=4096}], 1, 0" in call.arguments)
-        for path in target.iterdir():
-            path.unlink()
-        rule = f"{asked.name}:error=EINVAL:when={asked.ordinal}"
-        done = trace(arguments, [asked.name], inject=[rule], log=log)
+        done = fail_one_read(
+            command(source, target, "--workers", "1"), target, tmp_path / "log", "EINVAL",
+            lambda reads: next(c for c in reads if "iov_len=4096}], 1, 0" in c.arguments),
+        )  # fmt: skip
         assert done.status == 0, done.stderr
         refused = [call.paths[0] for call in done.calls if call.injected]
         assert refused == [str(source / "consolidated.00.pth")]
@@ -142,15 +150,11 @@ def test_a_planted_mistake_is_found(tmp_path: Path, name: str) -> None:
 
 def test_a_source_that_cannot_be_read_costs_no_whole_file(converted: Path, tmp_path: Path) -> None:
     """On a network mount an hour of work was dropped for one I/O error."""
-    target, log = tmp_path / "out", tmp_path / "log"
+    target = tmp_path / "out"
     arguments = command(converted / "in", target, "--workers", "1", "--io", "buffered")
-    plain = trace(arguments, ["preadv", "preadv2"], log=log)
-    reads = [c for c in plain.calls if "consolidated" in c.paths[0]]
-    late = reads[len(reads) * 2 // 3]
-    for path in target.iterdir():
-        path.unlink()
-    rule = f"{late.name}:error=EIO:when={late.ordinal}"
-    done = trace(arguments, [late.name], inject=[rule], log=log)
+    done = fail_one_read(
+        arguments, target, tmp_path / "log", "EIO", lambda reads: reads[len(reads) * 2 // 3]
+    )
     assert done.status == 1
     assert "consolidated.0" in done.stderr.splitlines()[-1]
     assert "Input/output error" in done.stderr.splitlines()[-1]
