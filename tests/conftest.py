@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from codellama_convert.interrupt import STOP_SIGNALS
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.tokenizer import tokenizer_files
 from tests.vocabularies import model_bytes, write_folder, write_model
@@ -110,7 +111,7 @@ def pytest_configure() -> None:
 
     The program leaves them ignored, as it should; the tests of signals send them all the same.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in STOP_SIGNALS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)

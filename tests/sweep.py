@@ -47,13 +47,13 @@ class Verdict:
     Attributes:
         family: Its name, and of what.
         ended: Counts, in words.
-        passed: Whether it ended as it must; None where it could not be run.
+        passed: Whether it ended as it must.
         problems: What went wrong.
     """
 
     family: str
     ended: str
-    passed: bool | None
+    passed: bool
     problems: Sequence[str] = ()
 
 
@@ -150,9 +150,10 @@ FAMILIES: dict[str, Family] = {"fuzz": fuzz, "kills": kills, "syscalls": syscall
 @contextmanager
 def scratch(*, on_disk: bool = False) -> Iterator[Path]:
     """Make a folder in memory where there is one, or on a disk, which has direct I/O."""
-    places = (Path("/var/tmp"),) if on_disk else (Path("/dev/shm"),)
-    place = next((place for place in places if place.is_dir()), None)
-    with tempfile.TemporaryDirectory(dir=place, prefix="codellama-convert-sweep-") as name:
+    place = Path("/var/tmp" if on_disk else "/dev/shm")
+    with tempfile.TemporaryDirectory(
+        dir=place if place.is_dir() else None, prefix="codellama-convert-sweep-"
+    ) as name:
         yield Path(name)
 
 
