@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from codellama_convert.convert import RunOptions, convert_checkpoint, run
-from codellama_convert.faults import KILL_AT
 from codellama_convert.job import Options, plan_conversion
 from tests.checkpoints import GQA, random_model, save_checkpoint
+from tests.dying import die_at
 from tests.outputs import LOCK, SHARD_BYTES, STAGING, content, loads
 
 OPTIONS = Options(max_shard_bytes=SHARD_BYTES, workers=1)
@@ -46,7 +46,7 @@ def fork_and_convert(
         status = 1
         try:
             spoil()
-            os.environ[KILL_AT] = str(kill_at)
+            die_at(kill_at)
             run(plan_conversion(source, OPTIONS), target, options)
             status = 0
         finally:

@@ -19,8 +19,8 @@ import torch
 from click.testing import CliRunner
 
 from codellama_convert.cli import main
-from codellama_convert.faults import KILL_AT
 from tests.checkpoints import GQA, random_model, save_checkpoint
+from tests.dying import module_that_dies
 from tests.outputs import LOCK, STAGING, command, content, finish, loads
 from tests.strace import Call, Traced, trace
 
@@ -113,7 +113,7 @@ class Bench:
             self.older = content(self.before)
             assert self.older.keys() == self.expected.keys()
         elif scene.holds == "staged":
-            done = finish(self.command(self.before), **{KILL_AT: "23"})
+            done = finish([*module_that_dies(23), *self.arguments(self.before)])
             assert done.returncode == -9
             staged = {path.name for path in (self.before / STAGING).iterdir()}
             assert "model-00001-of-00002.safetensors" in staged
@@ -122,11 +122,15 @@ class Bench:
 
     def command(self, target: Path) -> list[str]:
         """Spell the command."""
-        return [*self.program, *command(self.source, target, *self._options)[3:]]
+        return [*self.program, *self.arguments(target)]
+
+    def arguments(self, target: Path) -> list[str]:
+        """Spell what follows the program's name."""
+        return command(self.source, target, *self._options)[3:]
 
     def finish(self, target: Path) -> tuple[int, str]:
         """Run it here, undisturbed; give its status, and its errors without the notes."""
-        result = CliRunner().invoke(main, command(self.source, target, *self._options)[3:])
+        result = CliRunner().invoke(main, self.arguments(target))
         lines = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
         return result.exit_code, "\n".join(lines)
 

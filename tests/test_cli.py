@@ -16,9 +16,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from codellama_convert.cli import main
-from codellama_convert.faults import KILL_AT
 from codellama_convert.reports import summary_line
 from tests.checkpoints import GQA, MHA, random_model, save_checkpoint, tokenizer_model
+from tests.dying import module_that_dies
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -434,8 +434,8 @@ def test_verify_holds_the_dtype_against_the_one_asked_for(checkpoint):
 def test_a_resumed_run_says_what_it_kept_and_counts_the_rest_only(checkpoint):
     arguments = ["convert", "--input_dir", str(checkpoint), "--max_shard_size", "60KB", "--json"]
     killed = subprocess.run(
-        [sys.executable, "-m", "codellama_convert", *arguments], check=False, cwd=REPOSITORY,
-        timeout=120, capture_output=True, env={**os.environ, KILL_AT: "36"},
+        [*module_that_dies(36), *arguments], check=False, cwd=REPOSITORY, timeout=120,
+        capture_output=True,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
     resumed = json.loads(run(*arguments).stdout)

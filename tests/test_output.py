@@ -17,26 +17,25 @@ import torch
 
 from codellama_convert.convert import RunOptions, convert_checkpoint, run
 from codellama_convert.errors import CastError, ConvertError, Interrupted, OutputError
-from codellama_convert.faults import KILL_AT
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Options, plan_conversion
 from codellama_convert.output import OutputFolder
 from codellama_convert.pth import read_rank
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.checkpoints import GQA, MHA, Shape, random_model, save_checkpoint
+from tests.dying import module_that_dies
 from tests.kills import KillBench, spoil_the_order
-from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, loads
+from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, finish, loads
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and signals as POSIX has them")
 
 
 def start(source: Path, target: Path, *more: str, kill_at: int | None = None) -> int:
     """Run the command line in a process of its own; give its exit status, -9 for a kill."""
-    extra = {} if kill_at is None else {KILL_AT: str(kill_at)}
-    done = subprocess.run(
-        command(source, target, *more), check=False, capture_output=True, text=True,
-        cwd=ROOT, env=environment(**extra), timeout=120,
-    )  # fmt: skip
+    arguments = command(source, target, *more)
+    if kill_at is not None:
+        arguments = [*module_that_dies(kill_at), *arguments[3:]]
+    done = finish(arguments)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
 

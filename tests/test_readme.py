@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from codellama_convert.cli import main
-from codellama_convert.faults import KILL_AT
 from tests.checkpoints import (
     CODE_LLAMA_7B,
     CODE_LLAMA_70B,
@@ -27,6 +26,7 @@ from tests.checkpoints import (
     tokenizer_model,
     write_sparse_checkpoint,
 )
+from tests.dying import program_that_dies
 from tests.programs import BIN, needs_commands, path_with
 from tests.readme import README, blocks, written_anew
 from tests.tiny import DOCUMENTED_MIDDLE, merged
@@ -190,8 +190,9 @@ def test_a_crash_is_taken_up_as_the_page_shows(folder, tmp_path):
     command = killed.replace("2GB", "300KB") + " --max_position_embeddings 16384"
     assert command.count("300KB") == 1
     assert last_words == "Killed\n"
-    done = subprocess.run(command.split(), check=False, cwd=tmp_path, timeout=250,
-                          env={**os.environ, "PATH": str(BIN), KILL_AT: "30"})  # fmt: skip
+    assert command.startswith("codellama-convert ")
+    dying = program_that_dies(tmp_path / "bin", 30) / "codellama-convert"
+    done = subprocess.run([dying, *command.split()[1:]], check=False, cwd=tmp_path, timeout=250)
     assert done.returncode == -signal.SIGKILL
     assert not list((tmp_path / "CodeLlama-7b-hf").glob("*.safetensors*"))
     assert without_figures(run(command, tmp_path)) == without_figures(shown)

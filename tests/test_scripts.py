@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from codellama_convert.faults import KILL_AT
 from tests.checkpoints import GQA, MHA, random_model, save_checkpoint, tokenizer_model
+from tests.dying import program_that_dies
 from tests.programs import BIN, needs_commands, path_with
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -90,7 +90,9 @@ def test_the_smoke_conversion_ends_with_generated_tokens(tmp_path):
 
 def test_the_smoke_conversion_fails_where_a_step_fails(tmp_path):
     (tmp_path / "tiny-checkpoint").touch()
-    done = bash("ci_smoke.sh", tmp_path, **{KILL_AT: "3"})
+    done = bash(
+        "ci_smoke.sh", tmp_path, PATH=path_with(program_that_dies(tmp_path / "bin", 3), BIN)
+    )
     assert done.returncode != 0
     assert "generated" not in done.stdout
 
@@ -185,9 +187,10 @@ def test_a_batch_goes_on_after_a_failure_and_is_taken_up_again(downloads):
     assert set(table(forced.stdout).values()) == {"converted"}
 
 
-def test_a_batch_that_was_killed_goes_on_with_the_same_bytes(one):
+def test_a_batch_that_was_killed_goes_on_with_the_same_bytes(one, tmp_path):
     options = ("--max_shard_size", "30KB", "--quiet")
-    killed = bash("batch_convert.sh", one, *options, **{KILL_AT: "45"})
+    dying = path_with(program_that_dies(tmp_path / "bin", 45))
+    killed = bash("batch_convert.sh", one, *options, PATH=dying)
     assert killed.returncode == 1
     assert table(killed.stdout) == {"CodeLlama-7b": "failed (137)"}
     output = one / "CodeLlama-7b-hf"
@@ -200,9 +203,9 @@ def test_a_batch_that_was_killed_goes_on_with_the_same_bytes(one):
     assert content(output) == resumed
 
 
-def test_a_batch_clears_up_what_was_killed_after_the_last_file(one):
+def test_a_batch_clears_up_what_was_killed_after_the_last_file(one, tmp_path):
     """The model is whole by then, but staged work still lies beside it."""
-    killed = bash("batch_convert.sh", one, **{KILL_AT: "32"})
+    killed = bash("batch_convert.sh", one, PATH=path_with(program_that_dies(tmp_path / "bin", 32)))
     assert table(killed.stdout) == {"CodeLlama-7b": "failed (137)"}
     output = one / "CodeLlama-7b-hf"
     assert (output / "model.safetensors").exists()
@@ -212,10 +215,11 @@ def test_a_batch_clears_up_what_was_killed_after_the_last_file(one):
     assert not (output / ".codellama-convert.partial").exists()
 
 
-def test_one_crash_does_not_stop_a_batch(downloads):
+def test_one_crash_does_not_stop_a_batch(downloads, tmp_path):
     """As where the system runs out of memory; every conversion dies here, and each is tried."""
     shutil.rmtree(downloads / "torn")
-    killed = bash("batch_convert.sh", downloads, "--quiet", **{KILL_AT: "3"})
+    dying = path_with(program_that_dies(tmp_path / "bin", 3))
+    killed = bash("batch_convert.sh", downloads, "--quiet", PATH=dying)
     assert killed.returncode == 1
     assert list(table(killed.stdout).values()) == 4 * ["failed (137)"]
 

@@ -1,0 +1,52 @@
+"""Own the death of a process: at a chosen step of the output protocol it is killed, as by a power cut.
+
+`python -m tests.dying 36 convert --input_dir ...` is the command line that dies at the 36th step.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from itertools import count
+from pathlib import Path
+
+from codellama_convert import faults
+from codellama_convert.__main__ import main
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def die_at(number: int) -> None:
+    """Kill this process at a later step: at once, nothing flushed, nothing cleaned up."""
+    steps = count(1)
+
+    def pass_or_die(name: str) -> None:
+        del name
+        if next(steps) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    faults.hook = pass_or_die
+
+
+def module_that_dies(kill_at: int) -> list[str]:
+    """Spell the command line that dies at a step; its own arguments follow."""
+    return [sys.executable, "-m", "tests.dying", str(kill_at)]
+
+
+def program_that_dies(folder: Path, kill_at: int) -> Path:
+    """Put a `codellama-convert` that dies at a step into a folder for PATH, and return the folder."""
+    folder.mkdir(parents=True)
+    program = folder / "codellama-convert"
+    start = shlex.join(module_that_dies(kill_at))
+    program.write_text(
+        f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(_ROOT))} exec {start} "$@"\n', encoding="utf-8"
+    )
+    program.chmod(0o755)
+    return folder
+
+
+if __name__ == "__main__":
+    die_at(int(sys.argv.pop(1)))
+    main()
