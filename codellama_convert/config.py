@@ -17,7 +17,8 @@ from codellama_convert.tensors import Dtype
 
 _DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
 _DEFAULT_MULTIPLE_OF = 256
-_BOS_ID, _EOS_ID = 1, 2  # of every tokenizer.model that Meta released for Llama 1, 2, Code Llama
+# Of every tokenizer.model that Meta released for Llama 1, Llama 2 and Code Llama.
+META_BOS_ID, META_EOS_ID = 1, 2
 _MAX_DIMENSION = 1 << 24
 _MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
 _MAX_REAL = 1e30  # times any dimension it is still finite
@@ -273,7 +274,14 @@ def _check_heads(params: MetaParams, path: Path) -> None:
         )
 
 
-def config_json(config: ModelConfig, *, dtype: Dtype, max_position_embeddings: int) -> bytes:
+def config_json(
+    config: ModelConfig,
+    *,
+    dtype: Dtype,
+    max_position_embeddings: int,
+    bos_token_id: int,
+    eos_token_id: int,
+) -> bytes:
     """Write config.json in the spelling that transformers 4.x and 5.x both read.
 
     5.x writes `dtype` and `rope_parameters` instead of `torch_dtype` and a top-level `rope_theta`,
@@ -283,6 +291,8 @@ def config_json(config: ModelConfig, *, dtype: Dtype, max_position_embeddings: i
         config: The model.
         dtype: Of the written tensors.
         max_position_embeddings: Context length.
+        bos_token_id: What begins a text.
+        eos_token_id: What ends a text.
 
     Returns:
         The file's bytes.
@@ -293,8 +303,8 @@ def config_json(config: ModelConfig, *, dtype: Dtype, max_position_embeddings: i
     content: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
-        "bos_token_id": _BOS_ID,
-        "eos_token_id": _EOS_ID,
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
         "hidden_act": "silu",
         "hidden_size": config.hidden_size,
         "initializer_range": 0.02,
@@ -316,17 +326,18 @@ def config_json(config: ModelConfig, *, dtype: Dtype, max_position_embeddings: i
     return json_bytes(content)
 
 
-def generation_config_json(stop_token_ids: Sequence[int] = (_EOS_ID,)) -> bytes:
+def generation_config_json(*, bos_token_id: int, stop_token_ids: Sequence[int]) -> bytes:
     """Write generation_config.json: where a text begins and ends, and no sampling defaults.
 
     Args:
+        bos_token_id: What begins a text.
         stop_token_ids: Where generation stops.
 
     Returns:
         The file's bytes.
     """
     stop = stop_token_ids[0] if len(stop_token_ids) == 1 else list(stop_token_ids)
-    return json_bytes({"bos_token_id": _BOS_ID, "eos_token_id": stop})
+    return json_bytes({"bos_token_id": bos_token_id, "eos_token_id": stop})
 
 
 def json_bytes(content: Any) -> bytes:

@@ -17,7 +17,7 @@ from codellama_convert import __version__
 from codellama_convert.checklist import ChecksumMode, ListedSums
 from codellama_convert.checkpoint import Checkpoint, open_checkpoint
 from codellama_convert.checkpoint_files import CheckpointFiles, find_files, find_tokenizer
-from codellama_convert.config import config_json, generation_config_json
+from codellama_convert.config import META_BOS_ID, META_EOS_ID, config_json, generation_config_json
 from codellama_convert.errors import ConfigError, TokenizerError
 from codellama_convert.files import IoMode
 from codellama_convert.model_card import model_card
@@ -147,7 +147,8 @@ class Job:
         """Build every file beside the weights, by name."""
         flavor = self.checkpoint.identity.flavor if self.checkpoint else self.options.flavor
         content: dict[str, bytes] = {}
-        stop_ids: tuple[int, ...] = (2,)
+        bos_id = META_BOS_ID
+        stop_ids: tuple[int, ...] = (META_EOS_ID,)
         if self.tokenizer is not None:
             content |= tokenizer_files(
                 self.tokenizer,
@@ -155,14 +156,19 @@ class Job:
                 tokenizer_class=self._tokenizer_class(),
                 model_max_length=self._context(),
             )
+            bos_id = self.tokenizer.bos_id
             stop_ids = stop_token_ids(self.tokenizer, flavor=flavor)
         if self.checkpoint is not None and self.plan is not None:
             content["config.json"] = config_json(
                 self.checkpoint.config,
                 dtype=self.plan.dtype,
                 max_position_embeddings=self.checkpoint.identity.max_position_embeddings,
+                bos_token_id=bos_id,
+                eos_token_id=stop_ids[0],
             )
-            content["generation_config.json"] = generation_config_json(stop_ids)
+            content["generation_config.json"] = generation_config_json(
+                bos_token_id=bos_id, stop_token_ids=stop_ids
+            )
             if self.plan.index is not None:
                 content[INDEX_NAME] = self.plan.index
         return content

@@ -256,20 +256,24 @@ def _piece_problems(pieces: tuple[Piece, ...]) -> Iterator[tuple[str, str]]:
 def _special_id(
     message: _Message, ids: Mapping[str, int], role: Literal["unk", "bos", "eos"], *, path: Path
 ) -> int:
-    """Find a special piece by the name that the trainer settings give it."""
+    """Find a special piece as SentencePiece does: by the name that the trainer settings give it.
+
+    A model trained with an id of -1 lacks it. Meta's code then puts -1 in front of a text, which no
+    embedding has, or waits for an end that never comes: there is nothing to be exact with.
+    """
     number, default, kind = {
         "unk": (TRAINER_UNK_PIECE, b"<unk>", PieceType.UNKNOWN),
         "bos": (TRAINER_BOS_PIECE, b"<s>", PieceType.CONTROL),
         "eos": (TRAINER_EOS_PIECE, b"</s>", PieceType.CONTROL),
     }[role]
     assert message.trainer is not None
-    value = message.trainer.get(number, default)
+    value = message.trainer.get(number) or default  # an empty name is the default's, as there
     name = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     of_kind = [piece.text for piece in message.pieces if piece.type is kind]
     if name not in of_kind or (role == "unk" and len(of_kind) != 1):
         raise TokenizerError(
             f"no {role} piece: expected {name!r} of type {kind.name}, found {of_kind[:3]}",
             path=path,
-            hint=DOWNLOAD_AGAIN,
+            hint=f"{DOWNLOAD_AGAIN}, or convert the weights alone with --skip_tokenizer",
         )
     return ids[name]

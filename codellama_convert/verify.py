@@ -25,7 +25,7 @@ from codellama_convert.verify_config import Asked, check_config, check_generatio
 from codellama_convert.verify_record import check_record, verify_record
 from codellama_convert.verify_report import Problems, Progress, VerifyReport
 from codellama_convert.verify_tensor import TensorComparer
-from codellama_convert.verify_tokenizer import check_tokenizer, end_ids
+from codellama_convert.verify_tokenizer import check_tokenizer, marks_of
 from codellama_convert.workers import share_out
 
 _CHAT_FLAVORS = ("instruct", "chat")
@@ -145,12 +145,12 @@ def _check_configs(
     """Check both configurations; give what was asked for with the context that they say."""
     assert job.checkpoint is not None
     dtype = _common_dtype(stored, asked, problems)
-    config = job.checkpoint.config
-    context = check_config(output_dir, config, dtype=dtype, asked=asked, problems=problems)
-    asked = replace(asked, context=context)
-    check_generation_config(
-        output_dir, end_ids=end_ids(job.tokenizer), asked=asked, problems=problems
+    config, marks = job.checkpoint.config, marks_of(job.tokenizer)
+    context = check_config(
+        output_dir, config, dtype=dtype, marks=marks, asked=asked, problems=problems
     )
+    asked = replace(asked, context=context)
+    check_generation_config(output_dir, marks=marks, asked=asked, problems=problems)
     return asked
 
 

@@ -6,7 +6,6 @@ nothing of weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,24 @@ from codellama_convert.errors import VerifyError
 from codellama_convert.output_reader import json_file
 from codellama_convert.verify_report import Problems
 
-_END_OF_TEXT = 2
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The ids that begin and end a text.
+
+    Attributes:
+        bos: Begins a text.
+        eos: Ends one.
+        step: Ends an answer too, in Code Llama 70B Instruct; None where there is no such piece.
+    """
+
+    bos: int
+    eos: int
+    step: int | None = None
+
+
+# Of every tokenizer.model that Meta released for Llama 1, Llama 2 and Code Llama.
+META_MARKS = Marks(bos=1, eos=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +55,13 @@ class Asked:
 
 
 def check_config(
-    folder: Path, config: ModelConfig, *, dtype: str | None, asked: Asked, problems: Problems
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype: str | None,
+    marks: Marks,
+    asked: Asked,
+    problems: Problems,
 ) -> int | None:
     """Compare config.json with params.json and with the tensors, value by value.
 
@@ -47,6 +69,7 @@ def check_config(
         folder: The output.
         config: The model, from the checkpoint.
         dtype: Name of the dtype of the tensors in the output; None where they have several.
+        marks: The ids that begin and end a text.
         asked: What the conversion was asked for.
         problems: Gets what differs.
 
@@ -64,8 +87,8 @@ def check_config(
     expected: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": _END_OF_TEXT,
+        "bos_token_id": marks.bos,
+        "eos_token_id": marks.eos,
         "hidden_act": "silu",
         "hidden_size": config.hidden_size,
         "initializer_range": 0.02,
@@ -89,14 +112,13 @@ def check_config(
 
 
 def check_generation_config(
-    folder: Path, *, end_ids: Sequence[int], asked: Asked, problems: Problems
+    folder: Path, *, marks: Marks, asked: Asked, problems: Problems
 ) -> None:
     """Compare generation_config.json: where a text ends, and no sampling defaults.
 
     Args:
         folder: The output.
-        end_ids: The id that ends a text and, where the tokenizer has one, that which ends an
-            answer; empty where the tokenizer is not at hand.
+        marks: The ids that begin and end a text.
         asked: What the conversion was asked for.
         problems: Gets what differs.
     """
@@ -105,11 +127,7 @@ def check_generation_config(
     except VerifyError as problem:
         problems.add(str(problem))
         return
-    end = found.get("eos_token_id")
-    chat = type(end) is list if asked.chat is None else asked.chat
-    if end_ids:
-        end = list(end_ids) if chat and len(end_ids) > 1 else end_ids[0]
-    elif type(end) is not list or not chat:
-        end = _END_OF_TEXT
-    expected = {"bos_token_id": 1, "eos_token_id": end}
+    chat = type(found.get("eos_token_id")) is list if asked.chat is None else asked.chat
+    end = [marks.eos, marks.step] if chat and marks.step is not None else marks.eos
+    expected = {"bos_token_id": marks.bos, "eos_token_id": end}
     problems.add_differences("generation_config.json", found, expected)

@@ -15,7 +15,7 @@ from codellama_convert.errors import VerifyError, shown
 from codellama_convert.input_file import InputFile
 from codellama_convert.output_reader import json_file
 from codellama_convert.sentencepiece_model import PieceType, SentencePieceModel
-from codellama_convert.verify_config import Asked
+from codellama_convert.verify_config import META_MARKS, Asked, Marks
 from codellama_convert.verify_report import Problems
 
 _SPACE = "\u2581"
@@ -47,12 +47,11 @@ def check_tokenizer(
             problems.add(str(problem))
 
 
-def end_ids(model: SentencePieceModel | None) -> tuple[int, ...]:
-    """List the id that ends a text and that of the `<step>` of Code Llama 70B Instruct, if any."""
+def marks_of(model: SentencePieceModel | None) -> Marks:
+    """Find the ids that begin and end a text: the tokenizer's, or Meta's where it is skipped."""
     if model is None:
-        return ()
-    step = model.id_of(_STEP)
-    return (model.eos_id,) if step is None else (model.eos_id, step)
+        return META_MARKS
+    return Marks(model.bos_id, model.eos_id, model.id_of(_STEP))
 
 
 def _check_copy(folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems) -> None:

@@ -254,12 +254,16 @@ def test_a_head_has_so_many_rows_at_most():
 
 def test_config_json_is_what_both_versions_of_transformers_read():
     config = model(CODE_34B, 22016, 32000)
-    written = json.loads(config_json(config, dtype=BFLOAT16, max_position_embeddings=16384))
+    written = json.loads(
+        config_json(
+            config, dtype=BFLOAT16, max_position_embeddings=16384, bos_token_id=3, eos_token_id=4
+        )
+    )
     assert written == {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        "bos_token_id": 3,
+        "eos_token_id": 4,
         "hidden_act": "silu",
         "hidden_size": 8192,
         "initializer_range": 0.02,
@@ -278,8 +282,9 @@ def test_config_json_is_what_both_versions_of_transformers_read():
         "use_cache": True,
         "vocab_size": 32000,
     }
-    assert json.loads(generation_config_json()) == {"bos_token_id": 1, "eos_token_id": 2}
-    assert json.loads(generation_config_json((2, 32015)))["eos_token_id"] == [2, 32015]
+    for stop_token_ids, end in (((4,), 4), ((2, 32015), [2, 32015])):
+        content = generation_config_json(bos_token_id=3, stop_token_ids=stop_token_ids)
+        assert json.loads(content) == {"bos_token_id": 3, "eos_token_id": end}
 
 
 @pytest.mark.transformers
@@ -287,9 +292,12 @@ def test_transformers_reads_the_config(tmp_path):
     from transformers import AutoConfig, GenerationConfig
 
     config = model(CODE_7B, 11008, 32016)
-    content = config_json(config, dtype=BFLOAT16, max_position_embeddings=16384)
+    content = config_json(
+        config, dtype=BFLOAT16, max_position_embeddings=16384, bos_token_id=1, eos_token_id=2
+    )
     (tmp_path / "config.json").write_bytes(content)
-    (tmp_path / "generation_config.json").write_bytes(generation_config_json())
+    generation = generation_config_json(bos_token_id=1, stop_token_ids=(2,))
+    (tmp_path / "generation_config.json").write_bytes(generation)
     read = AutoConfig.from_pretrained(tmp_path)
     theta = getattr(read, "rope_theta", None) or read.rope_parameters["rope_theta"]
     assert theta == 1e6

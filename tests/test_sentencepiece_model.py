@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from codellama_convert.errors import TokenizerError
 from codellama_convert.sentencepiece_model import PieceType, read_sentencepiece_model
-from tests.vocabularies import model_bytes, parsed, trained, write_model
+from tests.vocabularies import ENDS_FIRST, model_bytes, parsed, trained, write_model
 
 
 def refusal(path: Path) -> str:
@@ -195,6 +195,26 @@ def test_models_with_other_ids_than_metas_are_refused(change, facts, tmp_path):
     assert model.pieces[272].piece == "▁s"
     change(model)
     assert re.search(facts, refusal(write_model(tmp_path, model.SerializeToString())))
+
+
+@pytest.mark.parametrize("role", ["bos", "eos"])
+def test_a_model_without_an_end_is_refused_and_told_what_is_left(role, tmp_path):
+    """Trained with an id of -1: Meta's code would look up row -1 of the embedding, or never stop."""
+    raw = trained(**{f"{role}_id": -1})
+    library = sentencepiece.SentencePieceProcessor(model_proto=raw)
+    assert getattr(library, f"{role}_id")() == -1
+    told = refusal(write_model(tmp_path, raw))
+    assert f"no {role} piece" in told
+    assert "--skip_tokenizer" in told
+
+
+def test_an_empty_name_is_the_default_one_as_sentencepiece_reads_it(tmp_path):
+    model = parsed(trained(**ENDS_FIRST))
+    model.trainer_spec.bos_piece = model.trainer_spec.eos_piece = ""
+    raw = model.SerializeToString()
+    library = sentencepiece.SentencePieceProcessor(model_proto=raw)
+    read = read_sentencepiece_model(write_model(tmp_path, raw))
+    assert (read.bos_id, read.eos_id) == (library.bos_id(), library.eos_id()) == (0, 1)
 
 
 def test_settings_at_the_boundary_are_accepted(tmp_path):

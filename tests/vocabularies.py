@@ -189,6 +189,15 @@ def with_step(raw: bytes, kind: int | None = None) -> bytes:
     return model.SerializeToString()
 
 
+# Ids and names that sentencepiece's trainer can be asked for, and that are not Meta's 0, 1 and 2.
+ENDS_FIRST = {"bos_id": 0, "eos_id": 1, "unk_id": 2}
+ENDS_LATER = {"unk_id": 0, "bos_id": 2, "eos_id": 3}
+ENDS_NAMED = {
+    "unk_id": 5, "bos_id": 3, "eos_id": 899,
+    "unk_piece": "<what>", "bos_piece": "<go>", "eos_piece": "<halt>",
+}  # fmt: skip
+
+
 @cache
 def stories() -> bytes:
     """Rebuild the 512 pieces of stories260K (MIT licence) from llama2.c's format."""
@@ -232,6 +241,9 @@ def model_bytes(name: str) -> bytes:
         "step": lambda: with_step(plain()),
         "step_control": lambda: with_step(plain(), CONTROL),
         "stories": stories,
+        "ends_first": lambda: with_step(trained(**ENDS_FIRST)),
+        "ends_later": lambda: with_infilling(trained(**ENDS_LATER)),
+        "ends_named": lambda: trained(**ENDS_NAMED),
         "mistral": mistral,
         "mistral_infilling": lambda: with_infilling(mistral()),
         "mistral_step": lambda: with_step(mistral()),
