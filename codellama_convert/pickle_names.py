@@ -6,8 +6,8 @@ by its shape. Know nothing of opcodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from codellama_convert.tensors import DTYPES, Dtype
 
@@ -44,16 +44,49 @@ _OTHER_STORAGES = frozenset(
 
 
 METAS_FILES_HINT = "use the files that Meta released"
+# A parameter of a subclass takes three calls, with two extras each; more calls are forged.
+_MAX_EXTRAS = 6
+_MAX_SHOWN = 80
+
+
+class Extra(NamedTuple):
+    """An argument beside those that place a tensor.
+
+    torch applies it: `metadata` can negate every value, a `state` can replace them, so only an
+    empty one is harmless.
+    """
+
+    function: str
+    argument: str
+    value: Any
+
+    @property
+    def content(self) -> str | None:
+        """What it holds, for a message; None where it is empty and torch applies nothing."""
+        value = self.value.content if type(self.value) is OrderedItems else self.value
+        if value is None or (type(value) in (dict, list, tuple) and not value):
+            return None
+        return repr(next(iter(value)))[:_MAX_SHOWN] if type(value) is dict else "a value"
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor as the pickle declares it, nothing checked yet."""
+    """A tensor as the pickle declares it, nothing checked yet.
+
+    Attributes:
+        storage: What it is a view of.
+        storage_offset: Elements before the first one.
+        shape: Elements along each dimension.
+        strides: Elements to step along each dimension.
+        extras: What else its constructors were given. A later opcode can still fill these, so
+            they are looked at when the pickle has ended.
+    """
 
     storage: DeclaredStorage
     storage_offset: Any
     shape: Any
     strides: Any
+    extras: tuple[Extra, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,31 +175,49 @@ def rebuilt(called: GlobalName, arguments: tuple[Any, ...]) -> Any:
     Raises:
         RefusedPickle: If it is not called as torch does.
     """
-    function, name = (called.module, called.name), called.name
+    function = (called.module, called.name)
     if function == _ORDERED_DICT and not arguments:
         return OrderedItems()
-    if function in _REBUILDERS:
-        match name, arguments:
-            case "_rebuild_tensor_v2", (
-                DeclaredStorage() as storage,
-                offset,
-                shape,
-                strides,
-                *rest,
-            ):
-                if len(rest) in (2, 3):  # requires_grad, backward_hooks[, metadata]
-                    return View(storage, offset, shape, strides)
-            case "_rebuild_parameter", (View() as view, _, _):
-                return view
-            case "_rebuild_parameter_with_state", (View() as view, _, _, _):
-                return view
-            case "_rebuild_from_type_v2", (
-                GlobalName() as inner,
-                GlobalName(),
-                tuple(inner_arguments),
-                _,
-            ):
-                # A subclass of Tensor with attributes: the inner call holds all of its values.
-                if inner.name != name:
-                    return rebuilt(inner, inner_arguments)
-    raise RefusedPickle(f"calls {'.'.join(function)} in an unknown way")
+    view = _rebuilt_view(called.name, arguments) if function in _REBUILDERS else None
+    if view is None:
+        raise RefusedPickle(f"calls {'.'.join(function)} in an unknown way")
+    return view
+
+
+def _rebuilt_view(name: str, arguments: tuple[Any, ...]) -> View | None:
+    """Match a constructor of a tensor by its arguments; None where torch does not call it so.
+
+    `requires_grad` says nothing about the values, so it may be either.
+    """
+    match name, arguments:
+        case "_rebuild_tensor_v2", (
+            DeclaredStorage() as storage,
+            offset,
+            shape,
+            strides,
+            bool(),
+            hooks,
+            *metadata,
+        ) if len(metadata) <= 1:
+            view = View(storage, offset, shape, strides)
+            extras = {"backward_hooks": hooks, "metadata": metadata[0] if metadata else None}
+        case "_rebuild_parameter", (View() as view, bool(), hooks):
+            extras = {"backward_hooks": hooks}
+        case "_rebuild_parameter_with_state", (View() as view, bool(), hooks, state):
+            extras = {"backward_hooks": hooks, "state": state}
+        case "_rebuild_from_type_v2", (
+            GlobalName() as inner,
+            GlobalName() as kind,
+            tuple(inner_arguments),
+            state,
+        ) if inner.name != name and (kind.module, kind.name) in _TENSOR_TYPES:
+            rebuilt_inside = rebuilt(inner, inner_arguments)
+            if type(rebuilt_inside) is not View:
+                return None
+            view, extras = rebuilt_inside, {"state": state}
+        case _:
+            return None
+    named_extras = tuple(Extra(name, argument, value) for argument, value in extras.items())
+    if len(view.extras) + len(named_extras) > _MAX_EXTRAS:
+        return None
+    return replace(view, extras=view.extras + named_extras)

@@ -183,6 +183,7 @@ def _resolve(
             path=path,
             hint=METAS_FILES_HINT,
         )
+    _refuse_extras(path, name, value)
     storage = _resolve_storage(path, archive, storages, name, value.storage)
     shape, strides, offset = value.shape, value.strides, value.storage_offset
     numbers_are_plain = (
@@ -201,6 +202,19 @@ def _resolve(
     _refuse_wrong_view(path, tensor)
     _refuse_scattered(path, tensor)
     return tensor
+
+
+def _refuse_extras(path: Path, name: str, view: View) -> None:
+    """Refuse a tensor to which torch would apply more than its place in the storage."""
+    for extra in view.extras:
+        content = extra.content
+        if content is not None:
+            raise CheckpointError(
+                f"tensor {name!r}: the argument {extra.argument} of {extra.function} holds "
+                f"{content}, which torch applies to the tensor; expected it empty",
+                path=path,
+                hint="load it with torch and save tensor.detach().resolve_neg() of each tensor",
+            )
 
 
 def _refuse_wrong_view(path: Path, tensor: StoredTensor) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from codellama_convert.pickle_names import (
+    METAS_FILES_HINT,
     GlobalName,
     OrderedItems,
     RefusedPickle,
@@ -199,13 +200,24 @@ class _Machine:
 
     def persistent_id(self, _: Any) -> None:
         match self._pop():
-            case ("storage", GlobalName() as storage_class, str(key), str(), int(n_elements)) if (
+            case (
+                "storage",
+                GlobalName() as storage_class,
+                str(key),
+                str(place),
+                int(n_elements),
+            ) if (
                 type(n_elements) is int
                 and n_elements >= 0
                 and len(key) <= 20
                 and key.isascii()
                 and key.isdigit()
             ):
+                if place == "meta":
+                    raise RefusedPickle(
+                        f"storage {key} was saved on the device 'meta', without its values",
+                        METAS_FILES_HINT,
+                    )
                 storage = declared(storage_class, key, n_elements)
                 if storage is not None:
                     self._stack.append(storage)
@@ -220,9 +232,15 @@ class _Machine:
 
     def build(self, _: Any) -> None:
         target, state = self._pop_many(2)
-        # torch.save of a state dict attaches `_metadata`; it says nothing about the weights.
         if type(target) is not OrderedItems or type(state) is not dict:
             raise RefusedPickle("it sets the state of something that has none")
+        # torch.save of a state dict attaches the versions of its modules, of which Llama's have
+        # none. Any other attribute could stand in front of the dict's own, such as `items`.
+        unknown = [name for name in state if name != "_metadata"]
+        if unknown:
+            raise RefusedPickle(
+                f"it sets the attribute {unknown[0][:80]!r} of a dict", METAS_FILES_HINT
+            )
         self._stack.append(target)
 
     def push_mark(self, _: Any) -> None:

@@ -15,7 +15,20 @@ from codellama_convert.archive import read_archive
 from codellama_convert.errors import CheckpointError
 from codellama_convert.input_file import InputFile
 from codellama_convert.pth import RankIndex, read_rank, read_vector
-from tests.hostile import P_NONE, Declared, RankFile, p_dict, p_int, p_pickle, p_str, write_zip
+from tests.hostile import (
+    P_FALSE,
+    P_NONE,
+    P_ORDERED_DICT,
+    Declared,
+    RankFile,
+    p_call,
+    p_dict,
+    p_global,
+    p_int,
+    p_pickle,
+    p_str,
+    write_zip,
+)
 from tests.refusals import refused
 
 N_ELEMENTS = 64
@@ -205,3 +218,72 @@ def test_a_vector_is_read_whole(tmp_path: Path, kind, itemsize, n, stride, offse
     tensor = read_rank(path).tensors["t"]
     with InputFile(path) as file:
         assert read_vector(file, tensor) == expected
+
+
+# --- what torch applies beside the bytes ------------------------------------------------------------
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_negation_that_torch_left_to_the_reader_is_not_lost(tmp_path: Path, dtype) -> None:
+    """A lazily negated tensor: the bytes have one sign, the pickle says to turn it.
+
+    It was converted with every sign wrong, and `verify` agreed.
+    """
+    path, values = tmp_path / "rank.pth", torch.tensor([1.0, 2.0, -3.0], dtype=dtype)
+    view = torch._neg_view(values)
+    torch.save({"plain": values, "t": view}, path)
+    assert loaded(path)["t"].tolist() == [-1.0, -2.0, 3.0]
+    with refused(CheckpointError, "rank.pth", "'t'", "metadata of _rebuild_tensor_v2", "'neg'"):
+        read_rank(path)
+    torch.save({"plain": values, "t": view.detach().resolve_neg()}, path)  # what the hint says
+    assert list(read_rank(path).tensors) == ["plain", "t"]
+
+
+def test_a_state_that_replaces_the_values_is_refused(tmp_path: Path) -> None:
+    """torch sets every attribute of a state, and `data` of a tensor is its values."""
+    path = tmp_path / "rank.pth"
+
+    class Forged(torch.nn.Parameter):
+        def __reduce_ex__(self, protocol):
+            state = {"data": torch.full((2,), 7.0)}
+            arguments = (torch.ones(2), False, OrderedDict(), state)
+            return torch._utils._rebuild_parameter_with_state, arguments
+
+    torch.save({"t": Forged(torch.ones(2))}, path)
+    assert loaded(path)["t"].tolist() == [7.0, 7.0]
+    with refused(CheckpointError, "'t'", "state of _rebuild_parameter_with_state", "'data'"):
+        read_rank(path)
+    torch.save({"t": torch.nn.Parameter(torch.ones(2))}, path)
+    assert loaded(path)["t"].requires_grad
+    assert list(read_rank(path).tensors) == ["t"]
+
+
+@pytest.mark.parametrize("as_parameter", [False, True])
+def test_attributes_of_a_tensor_are_named(tmp_path: Path, *, as_parameter: bool) -> None:
+    path, tensor = tmp_path / "rank.pth", torch.ones(2)
+    tensor = torch.nn.Parameter(tensor) if as_parameter else tensor
+    tensor.partition_dim = 0
+    torch.save({"t": tensor}, path)
+    assert loaded(path)["t"].partition_dim == 0
+    with refused(CheckpointError, "rank.pth", "'t'", "state of _rebuild_", "'partition_dim'"):
+        read_rank(path)
+    torch.save({"t": tensor.detach().resolve_neg()}, path)  # what the hint says
+    assert list(read_rank(path).tensors) == ["t"]
+
+
+def test_a_wrapped_tensor_is_wrapped_three_times_at_most(tmp_path: Path) -> None:
+    """Each call keeps its arguments: thousands around one tensor took gigabytes."""
+    parameter = p_global("torch._utils", "_rebuild_parameter")
+    value = declared((64,), (1,)).pickled()
+    for n_calls in range(1, 7):
+        value = p_call(parameter, value, P_FALSE, P_ORDERED_DICT)
+        pickled = p_pickle(p_dict([(p_str("t"), value)]))
+        if n_calls <= 4:  # and the tensor's own two
+            assert list(read(tmp_path, rank_file(), pickled).tensors) == ["t"]
+        else:
+            with refused(CheckpointError, "rank.pth", "_rebuild_parameter", "unknown way"):
+                read(tmp_path, rank_file(), pickled)
