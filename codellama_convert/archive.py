@@ -67,7 +67,7 @@ class Archive:
     """What a .pth file holds, every statement about it checked against the others.
 
     Attributes:
-        entries: By name below the root folder.
+        entries: By name below the root folder, case-folded as torch's reader compares names.
         directory_sha256: Of the central directory, which holds every size and CRC-32.
     """
 
@@ -104,13 +104,15 @@ def read_archive(file: InputFile) -> Archive:
         entry = _check_local_header(file, record, name, end)
         if name.endswith("/") or not name:
             continue  # a folder's own entry, as re-zipping tools write them
-        if name in entries:
+        # torch compares names without regard to case, and of two takes either.
+        folded = name.casefold()
+        if folded in entries:
             raise CheckpointError(
-                f"two entries named {name[:MAX_SHOWN]!r} (duplicate)",
+                f"two entries named {name[:MAX_SHOWN]!r} (duplicate; case does not count)",
                 path=file.path,
                 hint=DAMAGED_HINT,
             )
-        entries[name] = entry
+        entries[folded] = entry
     return Archive(entries, hashlib.sha256(directory).hexdigest())
 
 

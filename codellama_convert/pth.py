@@ -34,6 +34,9 @@ _MAX_NAME_LENGTH = 256
 _MAX_PIECES = 1 << 17
 _MAX_VECTOR_REACH_BYTES = 1 << 20
 
+# torch.save has written 3 since 1.6; source: torch's caffe2/serialize/versions.h.
+_FORMAT_VERSIONS = frozenset(str(version).encode() for version in range(1, 11))
+
 _CONTIGUOUS_HINT = "re-save it with .contiguous()"
 
 
@@ -78,6 +81,7 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
     """
     with InputFile(path) as file:
         archive = read_archive(file)
+        _require_known_format(file, archive)
         _require_little_endian(file, archive)
         if "data.pkl" not in archive.entries or "constants.pkl" in archive.entries:
             raise CheckpointError(
@@ -128,6 +132,22 @@ def read_vector(file: InputFile, tensor: StoredTensor) -> bytes:
     reach = file.read_exact(tensor.storage.offset + first, end - first)
     elements = memoryview(reach).cast("H" if itemsize == 2 else "I")
     return elements[:: tensor.strides[0] or 1].tobytes()
+
+
+def _require_known_format(file: InputFile, archive: Archive) -> None:
+    # The other records of a later writer (.format_version, .storage_alignment, serialization_id)
+    # only tell torch where a storage lies, which every local header says too, or name the file.
+    for name in (".data/version", "version"):
+        entry = archive.entries.get(name)
+        if entry is None:
+            continue
+        version = read_entry(file, entry, _MAX_SMALL_RECORD_BYTES).strip()
+        if version not in _FORMAT_VERSIONS:
+            raise CheckpointError(
+                f"format version {version[:16]!r} is not known (1 to {len(_FORMAT_VERSIONS)})",
+                path=file.path,
+                hint=DAMAGED_HINT,
+            )
 
 
 def _require_little_endian(file: InputFile, archive: Archive) -> None:

@@ -740,6 +740,59 @@ def duplicate_entry_names(folder: Path) -> None:
 @many(
     RANK,
     {
+        "data": ("archive/DATA/3", "DATA/3"),
+        "pickle": ("archive/Data.pkl", "Data.pkl"),
+        "byteorder": ("archive/BYTEORDER", "BYTEORDER"),
+    },
+)
+def entry_names_differ_in_case(folder: Path, name: str) -> None:
+    """torch takes either: its reader compares names without regard to case."""
+    members = rank_file().members()
+    put(folder, [*members, Member(name, b"big")])
+
+
+@refused(RANK, "byteorder", "big")
+def big_endian_in_capitals(folder: Path) -> None:
+    """torch swaps the bytes of every tensor here too."""
+    members = rank_file().members()
+    members[1].name, members[1].content = "archive/ByteOrder", b"big"
+    put(folder, members)
+
+
+@accepted()
+def entry_names_in_capitals(folder: Path) -> None:
+    members = rank_file().members()
+    for member in members:
+        member.name = "archive/" + member.name.removeprefix("archive/").upper()
+    put(folder, members)
+
+
+@many(
+    RANK,
+    {
+        "0": (("version", b"0\n"), "'0'"),
+        "11": (("version", b"11\n"), "'11'"),
+        "text": (("version", b"three"), "'three'"),
+        "empty": (("version", b""), "version"),
+        "data": ((".data/version", b"11\n"), "'11'"),
+    },
+)
+def format_version_is_unknown(folder: Path, said: tuple[str, bytes]) -> None:
+    """A later format may mean something else by the same records; torch refuses it too."""
+    members = [m for m in rank_file().members() if m.name != f"archive/{said[0]}"]
+    put(folder, [*members, Member(f"archive/{said[0]}", said[1])])
+
+
+@accepted()
+def format_version_of_torchscript(folder: Path) -> None:
+    members = rank_file().members()
+    members[-1].content = b"10"
+    put(folder, members)
+
+
+@many(
+    RANK,
+    {
         "dot-dot": (b"../../ESCAPED", "../../ESCAPED"),
         "dot-dot-inside": (b"archive/../ESCAPED", "archive/../ESCAPED"),
         "absolute": (b"/etc/passwd", "/etc/passwd"),

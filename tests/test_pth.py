@@ -20,6 +20,7 @@ from tests.hostile import (
     P_NONE,
     P_ORDERED_DICT,
     Declared,
+    Member,
     RankFile,
     p_call,
     p_dict,
@@ -273,6 +274,28 @@ def test_attributes_of_a_tensor_are_named(tmp_path: Path, *, as_parameter: bool)
         read_rank(path)
     torch.save({"t": tensor.detach().resolve_neg()}, path)  # what the hint says
     assert list(read_rank(path).tensors) == ["t"]
+
+
+def test_a_name_in_other_case_is_the_same_record_to_torch(tmp_path: Path) -> None:
+    """So a byte order in capitals swaps the bytes, and of two names torch takes either."""
+    path = tmp_path / "rank.pth"
+    rank = rank_file(declared((64,), (1,), storage="HalfStorage"))
+    members = rank.members()
+    members[1].name = "archive/BYTEORDER"
+    path.write_bytes(write_zip(members))
+    assert read_rank(path).tensors["t"].shape == (64,)
+    little = loaded(path)["t"].view(torch.uint8).numpy().tobytes()
+    assert little == CONTENT
+    members[1].content = b"big"
+    path.write_bytes(write_zip(members))
+    assert loaded(path)["t"].view(torch.uint8).numpy().tobytes()[:4] == b"\1\0\3\2"
+    with refused(CheckpointError, "rank.pth", "byteorder", "big"):
+        read_rank(path)
+    other = Member("archive/DATA/0", bytes(len(CONTENT)))
+    path.write_bytes(write_zip([other, *rank.members()]))
+    assert loaded(path)["t"].shape == (64,)  # without a word
+    with refused(CheckpointError, "rank.pth", "data/0", "duplicate"):
+        read_rank(path)
 
 
 def test_a_wrapped_tensor_is_wrapped_three_times_at_most(tmp_path: Path) -> None:
