@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from codellama_convert.code_llama_tokenizer import CodeLlamaTokenizer
-    from codellama_convert.convert import RunOptions, convert_checkpoint
-    from codellama_convert.job import Options, plan_conversion
+    from codellama_convert.convert import convert_checkpoint
+    from codellama_convert.job import plan_conversion
+    from codellama_convert.options import Options
+    from codellama_convert.run_options import RunOptions
     from codellama_convert.tensors import dtype_named
     from codellama_convert.verify import verify_output
 
@@ -28,8 +30,8 @@ __version__ = "0.1.0"
 # Loaded when first asked for: importing the package must not import sentencepiece, numpy or torch.
 _EXPORTS = (
     ("CodeLlamaTokenizer", "codellama_convert.code_llama_tokenizer"),
-    ("Options", "codellama_convert.job"),
-    ("RunOptions", "codellama_convert.convert"),
+    ("Options", "codellama_convert.options"),
+    ("RunOptions", "codellama_convert.run_options"),
     ("convert_checkpoint", "codellama_convert.convert"),
     ("dtype_named", "codellama_convert.tensors"),
     ("plan_conversion", "codellama_convert.job"),

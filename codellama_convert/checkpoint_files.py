@@ -108,7 +108,9 @@ def _holds_checkpoint(folder: Path) -> bool:
     return PARAMS_NAME in names or any(_RANK_NAME.fullmatch(name) for name in names)
 
 
-def find_tokenizer(input_dir: Path, folder: Path, tokenizer_model: Path | None) -> Path | None:
+def find_tokenizer(
+    input_dir: Path, folder: Path, tokenizer_model: str | os.PathLike[str] | None
+) -> Path | None:
     """Find tokenizer.model: where the user says, inside the model's folder, or beside it.
 
     Args:
@@ -120,7 +122,7 @@ def find_tokenizer(input_dir: Path, folder: Path, tokenizer_model: Path | None) 
         The file, or None.
     """
     if tokenizer_model is not None:
-        return tokenizer_model
+        return Path(tokenizer_model)
     places = (folder, input_dir, folder.absolute().parent)
     candidates = (place / TOKENIZER_NAME for place in places)
     # A dangling link counts: its own error says more than "missing".
@@ -128,7 +130,10 @@ def find_tokenizer(input_dir: Path, folder: Path, tokenizer_model: Path | None) 
 
 
 def find_files(
-    input_dir: Path, *, model_size: str | None = None, tokenizer_model: Path | None = None
+    input_dir: Path,
+    *,
+    model_size: str | None = None,
+    tokenizer_model: str | os.PathLike[str] | None = None,
 ) -> CheckpointFiles:
     """Find the files of a checkpoint.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from codellama_convert.cli_options import (
     NEW_FOLDER,
     SPEED_OPTIONS,
 )
-from codellama_convert.errors import ConvertError, Interrupted
+from codellama_convert.errors import ConfigError, ConvertError, Interrupted
 from codellama_convert.progress_bar import progress_bar
 from codellama_convert.reports import (
     describe_job,
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from codellama_convert.interrupt import Look
-    from codellama_convert.job import Job, Options
+    from codellama_convert.job import Job
+    from codellama_convert.options import Options
 
 
 class ConvertGroup(click.Group):
@@ -160,26 +161,27 @@ def convert(
     Example:
       codellama-convert convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
     """  # noqa: D301
-    from codellama_convert.convert import RunOptions, run
+    from codellama_convert.convert import run
     from codellama_convert.interrupt import stop_on_signals
+    from codellama_convert.run_options import RunOptions, refuse_unused
 
-    if model_card and choices["model_size"] == "tokenizer_only":
-        raise click.UsageError("--model_card describes a model; tokenizer_only converts none")
+    run_options = RunOptions(
+        overwrite=overwrite,
+        restart=restart,
+        sha256=sha256,
+        model_card=model_card,
+        check_staged=partial(_verify_staged, hidden=quiet) if verify_too else None,
+    )
+    options = _to_options(choices)
+    with _usage_errors():
+        refuse_unused(options, run_options)
     output_dir = output_dir or default_output_dir(input_dir)
-    job = _plan(input_dir, choices, hidden=quiet)
+    job = _plan(input_dir, options, hidden=quiet)
     started = time.monotonic()
     with (
         stop_on_signals() as stop,
         progress_bar("converting", _weight_bytes(job), hidden=quiet) as progress,
     ):
-        check = partial(_verify_staged, hidden=quiet) if verify_too else None
-        run_options = RunOptions(
-            overwrite=overwrite,
-            restart=restart,
-            sha256=sha256,
-            model_card=model_card,
-            check_staged=check,
-        )
         report = run(job, output_dir, run_options, progress=progress, stop=stop)
     _print_notes(report.notes[len(job.notes) :])
     described = describe_report(report, time.monotonic() - started)
@@ -228,7 +230,8 @@ def verify(
     """  # noqa: D301
     from codellama_convert.verify import verify_output
 
-    job = None if input_dir is None else _plan(input_dir, choices, hidden=quiet)
+    options = _to_options(choices)
+    job = None if input_dir is None else _plan(input_dir, options, hidden=quiet)
     started = time.monotonic()
     with progress_bar("verifying", _weight_bytes(job), hidden=quiet) as progress:
         report = verify_output(output_dir, job, progress=progress)
@@ -257,19 +260,19 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     """  # noqa: D301
     from codellama_convert.folders import free_bytes
 
-    job = _plan(input_dir, choices, hidden=as_json)
+    job = _plan(input_dir, _to_options(choices), hidden=as_json)
     description = describe_job(job, free_bytes(output_dir or default_output_dir(input_dir)))
     click.echo(json.dumps(description, indent=2) if as_json else "\n".join(plan_lines(description)))
 
 
-def _plan(input_dir: Path, choices: Mapping[str, Any], *, hidden: bool) -> Job:
+def _plan(input_dir: Path, options: Options, *, hidden: bool) -> Job:
     """Read and check the input; print what the user should know."""
     from codellama_convert.job import plan_conversion
 
     with progress_bar(
-        "checking MD5", None, hidden=hidden or choices["checksums"] == "off"
+        "checking MD5", None, hidden=hidden or options.checksums == "off"
     ) as progress:
-        job = plan_conversion(input_dir, replace(_to_options(choices), progress=progress))
+        job = plan_conversion(input_dir, replace(options, progress=progress))
     _print_notes(job.notes)
     return job
 
@@ -287,40 +290,33 @@ def default_output_dir(input_dir: Path) -> Path:
     return folder.with_name(f"{folder.name}-hf")
 
 
-def _refuse_contradictions(choices: Mapping[str, Any]) -> None:
-    """Refuse options of which one would be passed over in silence."""
-    skipped, alone = choices["skip_tokenizer"], choices["model_size"] == "tokenizer_only"
-    has_file, has_class = choices["tokenizer_model"], choices["tokenizer_class"]
-    for contradict, one, other in (
-        (skipped and has_file, "--skip_tokenizer", "--tokenizer_model"),
-        (skipped and has_class, "--skip_tokenizer", "--tokenizer_class"),
-        (skipped and alone, "--skip_tokenizer", "--model_size tokenizer_only"),
-        (alone and choices["dtype"] != "auto", "--model_size tokenizer_only", "--dtype"),
-    ):
-        if contradict:
-            raise click.UsageError(f"{one} and {other} contradict each other")
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Refuse options as a wrong use of the command: they are wrong whatever the input is."""
+    try:
+        yield
+    except ConfigError as problem:
+        raise click.UsageError(str(problem)) from problem
 
 
 def _to_options(choices: Mapping[str, Any]) -> Options:
-    from codellama_convert.job import Options
-    from codellama_convert.tensors import dtype_named
+    from codellama_convert.options import Options
 
-    _refuse_contradictions(choices)
-    dtype = choices["dtype"]
-    return Options(
-        model_size=choices["model_size"],
-        flavor=choices["variant"],
-        dtype=None if dtype == "auto" else dtype_named(dtype),
-        max_shard_bytes=choices["max_shard_size"],
-        max_position_embeddings=choices["max_position_embeddings"],
-        tokenizer_model=choices["tokenizer_model"],
-        skip_tokenizer=choices["skip_tokenizer"],
-        tokenizer_class=choices["tokenizer_class"],
-        checksums=choices["checksums"],
-        io_mode=choices["io_mode"],
-        workers=choices["workers"],
-        max_ram_bytes=choices["max_ram"],
-    )
+    with _usage_errors():
+        return Options(
+            model_size=choices["model_size"],
+            flavor=choices["variant"],
+            dtype=None if choices["dtype"] == "auto" else choices["dtype"],
+            max_shard_bytes=choices["max_shard_size"],
+            max_position_embeddings=choices["max_position_embeddings"],
+            tokenizer_model=choices["tokenizer_model"],
+            skip_tokenizer=choices["skip_tokenizer"],
+            tokenizer_class=choices["tokenizer_class"],
+            checksums=choices["checksums"],
+            io_mode=choices["io_mode"],
+            workers=choices["workers"],
+            max_ram_bytes=choices["max_ram"],
+        )
 
 
 def _print_notes(notes: Iterable[str]) -> None:

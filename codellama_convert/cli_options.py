@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from codellama_convert.options import CHECKSUM_MODES, IO_MODES, MAX_WORKERS, TOKENIZER_ONLY
 from codellama_convert.sizes import parse_size
 from codellama_convert.tokenizer import TOKENIZER_CLASSES
 from codellama_convert.variants import FLAVORS, MODEL_SIZES
@@ -46,6 +48,16 @@ class OneOf(ChoiceType):
         return super().convert(spelled.get(str(value).lower(), value), param, ctx)
 
 
+class NamedPath(click.Path):
+    """A path with a name: an empty one would be the current folder, and is a forgotten variable."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it; what click asks of a parameter type."""
+        if not os.fspath(value):
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def _with_dashes_too(name: str) -> str:
     return name.replace("-", "_")
 
@@ -66,9 +78,9 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
     return decorate
 
 
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FOLDER = NamedPath(exists=True, file_okay=False, path_type=Path)
 # Not looked at here: what is wrong with it is told in one place, when it is made or locked.
-NEW_FOLDER = click.Path(readable=False, path_type=Path)
+NEW_FOLDER = NamedPath(readable=False, path_type=Path)
 INPUT = click.option(
     "--input_dir",
     type=FOLDER,
@@ -78,7 +90,7 @@ INPUT = click.option(
 MODEL_OPTIONS = _options(
     click.option(
         "--model_size",
-        type=OneOf((*MODEL_SIZES, "tokenizer_only")),
+        type=OneOf((*MODEL_SIZES, TOKENIZER_ONLY)),
         help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
     ),
     click.option(
@@ -107,12 +119,12 @@ MODEL_OPTIONS = _options(
     ),
     click.option(
         "--tokenizer_model",
-        type=click.Path(path_type=Path),
+        type=NamedPath(path_type=Path),
         help="tokenizer.model, if it is neither in the folder nor beside it.",
     ),
     click.option(
         "--checksums",
-        type=OneOf(("off", "warn", "strict")),
+        type=OneOf(CHECKSUM_MODES),
         default="off",
         show_default=True,
         help="Compare the ranks with Meta's checklist.chk (MD5) first; small files always are.",
@@ -130,14 +142,14 @@ SPEED_OPTIONS = _options(
     click.option(
         "--io",
         "io_mode",
-        type=OneOf(("auto", "direct", "buffered")),
+        type=OneOf(IO_MODES),
         default="auto",
         show_default=True,
         help="Past the page cache or through it; auto goes past it where the file system can.",
     ),
     click.option(
         "--workers",
-        type=click.IntRange(min=1, max=256),
+        type=click.IntRange(min=1, max=MAX_WORKERS),
         help="Tensors in flight; by default chosen by the number of cores.",
     ),
     click.option(

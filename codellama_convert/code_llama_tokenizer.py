@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
+from codellama_convert.arguments import as_path
 from codellama_convert.errors import TokenizerError
 from codellama_convert.meta_codec import MetaCodec
 from codellama_convert.sentencepiece_model import (
@@ -90,7 +90,7 @@ class CodeLlamaTokenizer:
         Raises:
             TokenizerError: If there is no tokenizer.model, or it is not one of Meta's kind.
         """
-        path = Path(pretrained_path)
+        path = as_path("pretrained_path", pretrained_path)
         return cls(
             read_sentencepiece_model(path / "tokenizer.model" if path.is_dir() else path), **options
         )
@@ -313,7 +313,7 @@ class CodeLlamaTokenizer:
             TokenizerError: If it cannot be written.
         """
         name = f"{filename_prefix}-tokenizer.model" if filename_prefix else "tokenizer.model"
-        path = Path(save_directory) / name
+        path = as_path("save_directory", save_directory) / name
         try:
             path.write_bytes(self._model.raw)
         except OSError as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from codellama_convert.arguments import FLAG, FUNCTION, as_path, instance_of, or_none
 from codellama_convert.cast import open_mover
 from codellama_convert.crc32 import combine
 from codellama_convert.errors import CheckpointError, Interrupted
@@ -16,37 +18,19 @@ from codellama_convert.files import IoMode, aligned_buffer
 from codellama_convert.folders import refuse_inputs
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, StopRequest
-from codellama_convert.job import Job, Options, plan_conversion
+from codellama_convert.job import Job, plan_conversion
 from codellama_convert.journal import SealedFile
 from codellama_convert.model_card import CARD_MARK, CARD_NAME
+from codellama_convert.options import Options
 from codellama_convert.output import OutputFolder
 from codellama_convert.output_reader import CONVERSION_NAME
 from codellama_convert.plan import FilePlan, TensorPlan
 from codellama_convert.provenance import FileSum, conversion_json
 from codellama_convert.rank_reader import RankReader
+from codellama_convert.run_options import RunOptions, refuse_unused
 from codellama_convert.tiles import Progress, TileSource, write_tensors
 
 _MAX_CARD_BYTES = 1 << 16  # of somebody's README.md, looked through for our own words
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How the output folder is treated, and what is done besides writing.
-
-    Attributes:
-        overwrite: Whether a model that it holds may be replaced.
-        restart: Whether staged work is dropped.
-        sha256: Whether conversion.json gets the SHA-256 of every file, at one more reading.
-        model_card: Whether the output gets a README.md about the model.
-        check_staged: Called with the staged folder before anything is published, and with what it
-            is to call between pieces of its work.
-    """
-
-    overwrite: bool = False
-    restart: bool = False
-    sha256: bool = False
-    model_card: bool = False
-    check_staged: Callable[[Job, Path, Look], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +63,8 @@ class ConversionReport:
 
 
 def convert_checkpoint(
-    input_dir: Path | str,
-    output_dir: Path | str,
+    input_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
     *,
     options: Options | None = None,
     run_options: RunOptions | None = None,
@@ -103,15 +87,28 @@ def convert_checkpoint(
     Raises:
         ConvertError: If anything is wrong; nothing that loads is left behind then.
     """
-    job = plan_conversion(input_dir, options or Options())
-    chosen = run_options or RunOptions()
+    chosen = RunOptions() if run_options is None else run_options
+    target = _check_run(output_dir, chosen, progress)
+    FLAG.check("overwrite", overwrite)
+    asked = Options() if options is None else options
+    instance_of(Options).check("options", asked)
+    refuse_unused(asked, chosen)
     chosen = replace(chosen, overwrite=overwrite or chosen.overwrite)
-    return run(job, Path(output_dir), chosen, progress=progress)
+    return run(plan_conversion(input_dir, asked), target, chosen, progress=progress)
+
+
+def _check_run(
+    output_dir: str | os.PathLike[str], run_options: RunOptions, progress: Progress | None
+) -> Path:
+    """Refuse what is wrong with the arguments before the input is read, which takes a while."""
+    instance_of(RunOptions).check("run_options", run_options)
+    or_none(FUNCTION).check("progress", progress)
+    return as_path("output_dir", output_dir)
 
 
 def run(
     job: Job,
-    output_dir: Path,
+    output_dir: str | os.PathLike[str],
     run_options: RunOptions | None = None,
     *,
     progress: Progress | None = None,
@@ -133,7 +130,10 @@ def run(
         Interrupted: If `stop` was asked for; what is whole is kept.
         ConvertError: If anything is wrong; nothing that loads is left behind then.
     """
-    chosen = run_options or RunOptions()
+    instance_of(Job).check("job", job)
+    chosen = RunOptions() if run_options is None else run_options
+    output_dir = _check_run(output_dir, chosen, progress)
+    refuse_unused(job.options, chosen)
     refuse_inputs(output_dir, job.files.folder, job.files.all())
     tensor_bytes = job.plan.tensor_bytes if job.plan else 0
     with OutputFolder(

@@ -27,6 +27,8 @@ def shown(value: object, limit: int = 80) -> str:
         text = repr(value)
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
+    except ValueError:  # an int of more digits than Python writes
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

@@ -8,76 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from codellama_convert import __version__
-from codellama_convert.checklist import ChecksumMode, ListedSums
+from codellama_convert.arguments import as_path, instance_of
+from codellama_convert.checklist import ListedSums
 from codellama_convert.checkpoint import Checkpoint, open_checkpoint
 from codellama_convert.checkpoint_files import CheckpointFiles, find_files, find_tokenizer
 from codellama_convert.config import META_BOS_ID, META_EOS_ID, config_json, generation_config_json
-from codellama_convert.errors import ConfigError, TokenizerError
-from codellama_convert.files import IoMode
+from codellama_convert.errors import TokenizerError
 from codellama_convert.model_card import model_card
-from codellama_convert.plan import (
-    DEFAULT_MAX_SHARD_BYTES,
-    ConversionPlan,
-    build_plan,
-    fit_plan,
-)
+from codellama_convert.options import TOKENIZER_ONLY, Options
+from codellama_convert.plan import ConversionPlan, build_plan, fit_plan
 from codellama_convert.safetensors_io import INDEX_NAME
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
-from codellama_convert.tensors import DTYPES, Dtype
+from codellama_convert.tensors import as_dtype
 from codellama_convert.tokenizer import stop_token_ids, tokenizer_files, tokenizer_notes
-from codellama_convert.variants import FLAVORS, MODEL_SIZES, Flavor
-
-TOKENIZER_ONLY = "tokenizer_only"
 
 # tokenizer.json has 3.7 times the bytes of its tokenizer.model, which is copied beside it.
 _TOKENIZER_FILES_FACTOR = 5
 _MIN_DEFAULT_WORKERS, _MAX_DEFAULT_WORKERS = 2, 8
 _SMALL_FILES_BYTES = 1 << 18  # configs, and an index of 723 tensors
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a user may ask for.
-
-    Attributes:
-        model_size: What the checkpoint is said to be, or "tokenizer_only".
-        flavor: What it was tuned for, where the folder's name does not tell.
-        dtype: Of the written tensors; None keeps the checkpoint's.
-        max_shard_bytes: Largest sum of one file's tensors.
-        max_position_embeddings: Context length, where the checkpoint does not tell.
-        tokenizer_model: Where tokenizer.model is, if elsewhere.
-        skip_tokenizer: Whether to convert the weights alone.
-        tokenizer_class: What tokenizer_config.json names; None is the exact choice.
-        io_mode: Whether the page cache is passed by.
-        workers: Tensors in flight; None chooses by the number of cores.
-        max_ram_bytes: Largest sum of all buffers; tile and workers are chosen to fit. None is
-            32 MB, unless more workers than fit were asked for.
-        checksums: What is compared with Meta's checklist.chk: "off" the small files only, "warn"
-            the ranks too; "strict" the same, and a mismatch stops the run.
-        progress: Called with the bytes of the ranks that were read to compare them.
-        tile_bytes: A tile of this size instead, whatever it costs; for tests and measurements.
-    """
-
-    model_size: str | None = None
-    flavor: Flavor | None = None
-    dtype: Dtype | None = None
-    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
-    max_position_embeddings: int | None = None
-    tokenizer_model: Path | None = None
-    skip_tokenizer: bool = False
-    tokenizer_class: str | None = None
-    io_mode: IoMode = "auto"
-    workers: int | None = None
-    max_ram_bytes: int | None = None
-    checksums: ChecksumMode = "off"
-    progress: Callable[[int], None] | None = None
-    tile_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +151,7 @@ class Job:
         return self.options.tokenizer_class or alone
 
 
-def plan_conversion(input_dir: Path | str, options: Options) -> Job:
+def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:
     """Read and check everything that a conversion needs.
 
     Args:
@@ -209,10 +162,10 @@ def plan_conversion(input_dir: Path | str, options: Options) -> Job:
         The job.
 
     Raises:
-        ConvertError: If anything is wrong with the input, or an option is none.
+        ConvertError: If anything is wrong with the input.
     """
-    _check_options(options)
-    folder = Path(input_dir)
+    instance_of(Options).check("options", options)
+    folder = as_path("input_dir", input_dir)
     if options.model_size == TOKENIZER_ONLY:
         return _prepare_tokenizer(folder, options)
     files = find_files(
@@ -232,25 +185,6 @@ def plan_conversion(input_dir: Path | str, options: Options) -> Job:
     if options.checksums != "off":  # last: it takes minutes, and all else can be refused at once
         notes += sums.check_ranks()
     return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes)
-
-
-def _check_options(options: Options) -> None:
-    """Refuse values that the command line would not let through."""
-    for name, value, known in (
-        ("model_size", options.model_size, (None, *MODEL_SIZES, TOKENIZER_ONLY)),
-        ("flavor", options.flavor, (None, *FLAVORS)),
-        ("dtype", options.dtype, (None, *DTYPES)),
-        ("io_mode", options.io_mode, get_args(IoMode)),
-        ("checksums", options.checksums, get_args(ChecksumMode)),
-    ):
-        if value not in known:
-            raise ConfigError(
-                f"unknown {name} {value!r}", hint=f"choose one of {', '.join(map(_spelled, known))}"
-            )
-
-
-def _spelled(value: object) -> str:
-    return f"dtype_named({value.name!r})" if isinstance(value, Dtype) else repr(value)
 
 
 def _sums(files: CheckpointFiles, options: Options) -> ListedSums:
@@ -273,7 +207,7 @@ def default_workers() -> int:
 
 
 def _plan(checkpoint: Checkpoint, options: Options) -> ConversionPlan:
-    dtype = options.dtype or checkpoint.dtype
+    dtype = checkpoint.dtype if options.dtype is None else as_dtype(options.dtype)
     workers = default_workers() if options.workers is None else options.workers
     if options.tile_bytes is not None:
         return build_plan(

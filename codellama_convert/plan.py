@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from codellama_convert.errors import ConfigError
 from codellama_convert.files import SLACK_BYTES, block_ceil
 from codellama_convert.layout import TensorLayout
+from codellama_convert.options import DEFAULT_MAX_SHARD_BYTES
 from codellama_convert.safetensors_io import encode_header, encode_index, shard_name
 from codellama_convert.tensors import Dtype, TensorSpec
 
-DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # transformers' "5GB", decimal
 DEFAULT_MAX_RAM_BYTES = 32_000_000
 # Larger tiles gained nothing in the benchmark; below the smallest, a second worker is worth less
 # than the system calls it costs.
@@ -212,17 +212,7 @@ def build_plan(
 
     Returns:
         The plan.
-
-    Raises:
-        ConfigError: If a size is not positive.
     """
-    for what, size in (
-        ("--max_shard_size", max_shard_bytes),
-        ("tile_bytes", tile_bytes),
-        ("--workers", workers),
-    ):
-        if size <= 0:
-            raise ConfigError(f"{what} must be positive, not {size}")
     specs = [TensorSpec(t.spec.name, dtype, t.spec.shape) for t in layout]
     groups = split_into_files([spec.n_bytes for spec in specs], max_shard_bytes)
     files = []
@@ -267,11 +257,11 @@ def fit_plan(
         The plan with the largest tiles that fit.
 
     Raises:
-        ConfigError: If a size is not positive, or not even one row (or head) fits.
+        ConfigError: If not even one row (or head) fits.
     """
     halvings = [_LARGEST_TILE_BYTES >> n for n in range(_LARGEST_TILE_BYTES.bit_length())]
     worth_sharing = [size for size in halvings if size >= _SMALLEST_SHARED_TILE_BYTES]
-    fewest = workers if keep_workers else min(1, workers)
+    fewest = workers if keep_workers else 1
     choices = [(n, size) for n in range(workers, fewest - 1, -1) for size in worth_sharing]
     choices += [(fewest, size) for size in halvings[len(worth_sharing) :]]
     budget = DEFAULT_MAX_RAM_BYTES if max_ram_bytes is None else max_ram_bytes

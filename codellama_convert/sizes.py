@@ -20,7 +20,7 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: If it is no size, or not positive.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)", text.strip())
     factor = (_DECIMAL | _BINARY).get(match[2].upper()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{text!r} is no size; write 5GB, 200MB or 1GiB")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol
 
 DtypeCode = Literal["BF16", "F16", "F32"]
 
@@ -55,6 +55,32 @@ FLOAT32 = Dtype(
     (2.0 - 2.0**-23) * 2.0**127, 2.0**-149, 0x7F800000,
 )  # fmt: skip
 DTYPES: tuple[Dtype, ...] = (BFLOAT16, FLOAT16, FLOAT32)
+
+
+class TorchDtype(Protocol):
+    """torch.dtype, without importing torch: it is known by its name."""
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether it is one of floating-point numbers."""
+
+
+DtypeLike = Dtype | str | TorchDtype
+
+
+def as_dtype(value: DtypeLike) -> Dtype:
+    """Find the dtype that a caller means.
+
+    Args:
+        value: A row of `DTYPES`, a name for `dtype_named`, or torch's dtype.
+
+    Returns:
+        The row of `DTYPES`.
+
+    Raises:
+        ValueError: If no row has that name.
+    """
+    return value if isinstance(value, Dtype) else dtype_named(str(value))
 
 
 def dtype_named(name: str) -> Dtype:

@@ -67,17 +67,9 @@ def tokenizer_files(
     Returns:
         File name and bytes: tokenizer.model (unchanged), tokenizer.json, tokenizer_config.json,
         special_tokens_map.json.
-
-    Raises:
-        TokenizerError: If `tokenizer_class` is not one of `TOKENIZER_CLASSES`.
     """
     config = _tokenizer_config(model, model_max_length or NO_LIMIT)
     if tokenizer_class is not None:
-        if tokenizer_class not in TOKENIZER_CLASSES:
-            raise TokenizerError(
-                f"unknown tokenizer_class {tokenizer_class!r}",
-                hint=f"choose one of {', '.join(TOKENIZER_CLASSES)}",
-            )
         config["tokenizer_class"] = tokenizer_class
         if tokenizer_class.startswith("CodeLlama") and not has_infilling(model):
             # Absent, both versions invent these pieces, with ids beyond the embedding.

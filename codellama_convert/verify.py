@@ -7,11 +7,13 @@ is torch's own. Print nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from codellama_convert.arguments import as_path, instance_of, or_none
 from codellama_convert.checkpoint import Checkpoint
 from codellama_convert.conversion_record import FileSums, Record, read_record
 from codellama_convert.errors import VerifyError, shown
@@ -21,6 +23,7 @@ from codellama_convert.job import Job
 from codellama_convert.output_reader import StoredOutput, read_output
 from codellama_convert.plan import TensorPlan
 from codellama_convert.rank_reader import RankReader
+from codellama_convert.tensors import as_dtype
 from codellama_convert.verify_config import Asked, check_config, check_generation_config
 from codellama_convert.verify_record import check_record, verify_record
 from codellama_convert.verify_report import Problems, Progress, VerifyReport
@@ -32,7 +35,7 @@ _CHAT_FLAVORS = ("instruct", "chat")
 
 
 def verify_output(
-    output_dir: Path | str, job: Job | None = None, *, progress: Progress | None = None
+    output_dir: str | os.PathLike[str], job: Job | None = None, *, progress: Progress | None = None
 ) -> VerifyReport:
     """Verify an output folder.
 
@@ -47,7 +50,8 @@ def verify_output(
     Raises:
         ConvertError: If a side cannot be read at all.
     """
-    output_dir = Path(output_dir)
+    output_dir = as_path("output_dir", output_dir)
+    or_none(instance_of(Job)).check("job", job)
     if job is None:
         return verify_record(output_dir, progress=progress)
     problems = Problems()
@@ -90,7 +94,7 @@ def _asked(job: Job, record: Record | None) -> Asked:
     flavor = options.flavor if identity is None else identity.flavor
     chat = None if record is None else said.get("variant") in _CHAT_FLAVORS
     tokenizer_class = options.tokenizer_class or said.get("tokenizer_class")
-    dtype = said.get("dtype") if options.dtype is None else options.dtype.name
+    dtype = said.get("dtype") if options.dtype is None else as_dtype(options.dtype).name
     return Asked(
         context=context if type(context) is int and context > 0 else None,
         chat=chat if flavor is None else flavor in _CHAT_FLAVORS,

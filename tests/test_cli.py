@@ -314,7 +314,7 @@ def test_options_that_contradict_each_other_are_refused(checkpoint, one, other):
     both = run("--input_dir", checkpoint, *one, *other)
     assert both.exit_code == 2
     assert "contradict each other" in both.stderr
-    assert all(option in both.stderr for option in (one[0], other[0]))
+    assert all(option.lstrip("-") in both.stderr for option in (one[0], other[0]))
     assert "contradict" not in run("plan", "--input_dir", checkpoint, *one).stderr
 
 
@@ -512,7 +512,7 @@ def test_a_card_of_an_earlier_conversion_is_told(checkpoint, tmp_path):
 def test_a_tokenizer_alone_gets_no_model_card(checkpoint):
     result = run("--input_dir", checkpoint, "--model_size", "tokenizer_only", "--model_card")
     assert result.exit_code == 2
-    assert "--model_card" in result.stderr
+    assert "model_size tokenizer_only and model_card contradict each other" in result.stderr
 
 
 # --- shells and terminals -------------------------------------------------------------------------

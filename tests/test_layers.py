@@ -25,6 +25,7 @@ ROOMS: dict[str, int] = {
     "chat": 0,
     "strict_json": 0,
     "workers": 0,
+    "arguments": 1,
     "files": 1,
     "config": 1,
     "pickle_names": 1,
@@ -58,6 +59,7 @@ ROOMS: dict[str, int] = {
     "model_card": 5,
     "rank_reader": 5,
     "layout": 5,
+    "options": 5,
     "code_llama_tokenizer": 5,
     "plan": 6,
     "checkpoint": 6,
@@ -65,6 +67,7 @@ ROOMS: dict[str, int] = {
     "output": 7,
     "tiles": 7,
     "provenance": 8,
+    "run_options": 8,
     "convert": 9,
     "verify_config": 5,
     "verify_tokenizer": 6,
@@ -85,7 +88,10 @@ DOORS = {
 }
 
 # They decide and calculate; whoever wants to move bytes or print imports another room.
-PURE = {"errors", "tensors", "config", "variants", "layout", "model_card", "plan", "job"}
+PURE = {
+    "arguments", "errors", "tensors", "config", "variants", "layout", "model_card", "plan", "options",
+    "job",
+}  # fmt: skip
 HEAVY = {"torch", "numpy", "click", "tqdm", "safetensors", "sentencepiece"}
 
 

@@ -165,30 +165,6 @@ def test_a_plan_can_be_sent_to_another_process():
     assert pickle.loads(pickle.dumps(plan.files[1])) == plan.files[1]
 
 
-@pytest.mark.parametrize(
-    ("size", "option"),
-    [
-        ("max_shard_bytes", "--max_shard_size"),
-        ("tile_bytes", "tile_bytes"),
-        ("workers", "--workers"),
-    ],
-)
-def test_sizes_must_be_positive(size, option):
-    layout = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
-    for wrong in (0, -1):
-        with pytest.raises(ConfigError, match=f"^{option} must be positive, not {wrong}$"):
-            build_plan(layout, dtype=BFLOAT16, **{size: wrong})
-    assert len(build_plan(layout, dtype=BFLOAT16, **{size: 1}).tensors) == len(meta_shapes(SHAPE))
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_no_workers_at_all_are_refused(keep):
-    layout = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
-    with pytest.raises(ConfigError, match="--workers must be positive, not 0"):
-        fit_plan(layout, dtype=BFLOAT16, workers=0, keep_workers=keep)
-    assert fit_plan(layout, dtype=BFLOAT16, workers=1, keep_workers=keep).workers == 1
-
-
 # Parameters and bytes: FACTS, cross-checked there against the published hub totals.
 @pytest.mark.parametrize(
     ("name", "shape", "ranks", "vocab", "parameters", "n_tensors", "n_files"),

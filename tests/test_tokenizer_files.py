@@ -113,11 +113,6 @@ def test_a_code_llama_class_without_infilling_pieces_is_told_so(model_of):
     }
 
 
-def test_an_unknown_class_is_refused(model_of):
-    with pytest.raises(TokenizerError, match=r"'GPT2Tokenizer'.*CodeLlamaTokenizer"):
-        tokenizer_files(model_of("plain"), flavor="base", tokenizer_class="GPT2Tokenizer")
-
-
 @pytest.mark.parametrize(
     ("name", "flavor", "expected"),
     [
