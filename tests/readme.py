@@ -1,6 +1,6 @@
-"""README.md's code blocks, and the writer of what the program itself says: its help, its tables.
+"""The READMEs' code blocks, and what the program itself says in them: its help, its tables.
 
-`python -m tests.readme` writes these anew; tests/test_readme.py says when that is due.
+`python -m tests.readme` writes the latter again; tests/test_readme.py says when that is due.
 """
 
 from __future__ import annotations
@@ -11,31 +11,73 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import click
 from click.testing import CliRunner
 
 from codellama_convert.cli import main
 from codellama_convert.layout import RULES, Rule
 from codellama_convert.variants import VARIANTS, Variant
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+# Every README of the project, and what is generated in it.
+PAGES: dict[str, tuple[str, ...]] = {
+    "README.md": ("options", "models"),
+    "codellama_convert/README.md": ("rules",),
+    "codellama_convert/cli/README.md": ("help",),
+    "codellama_convert/tokenizer/README.md": (),
+    "examples/README.md": (),
+    "examples/benchmark/README.md": (),
+    "examples/tiny-codellama/README.md": (),
+    "tests/README.md": (),
+    "tests/data/stories260K/README.md": (),
+}
+# A fenced block; or a row of a table, in which whole commands may stand.
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK_OR_ROW = re.compile(f"{_BLOCK.pattern}|^(\\|[^\n]*)$", re.DOTALL | re.MULTILINE)
+_COMMAND = re.compile(r"`((?:codellama-convert|bash examples/|python examples/)[^`]*)`")
 _SPLIT = {0: "rows", 1: "columns", None: "copies, compared"}
+# What most people use, in the order of the README.
+_USED_MOST = (
+    "output_dir", "model_size", "variant", "dtype", "max_shard_size", "max_position_embeddings",
+    "tokenizer_model", "max_ram", "overwrite", "verify_too",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, and the heading above it."""
+    """A fenced block, or a command in a table: its page, language, text, and the heading above."""
 
+    page: str
     language: str
     text: str
     heading: str
 
 
-def blocks(readme: str) -> Iterator[Block]:
-    """Find every fenced block, in order."""
-    for match in _BLOCK.finditer(readme):
-        headings = re.findall(r"^#+ (.*)$", _BLOCK.sub("", readme[: match.start()]), re.MULTILINE)
-        yield Block(match[1], match[2], headings[-1])
+def read(page: str) -> str:
+    """Read a README."""
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def without_blocks(text: str) -> str:
+    """Leave out fenced blocks, in which `#` begins a comment."""
+    return _BLOCK.sub("", text)
+
+
+def headings(text: str) -> list[str]:
+    """List the headings of a page."""
+    return re.findall(r"^#+ (.*)$", without_blocks(text), re.MULTILINE)
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """Find every fenced block and every command in a table of a README, in order."""
+    text = read(page)
+    for match in _BLOCK_OR_ROW.finditer(text):
+        heading = headings(text[: match.start()])[-1]
+        if match[3] is None:
+            yield Block(page, match[1], match[2], heading)
+        else:
+            for command in _COMMAND.findall(match[3]):
+                yield Block(page, "bash", f"{command}\n", heading)
 
 
 def help_text() -> str:
@@ -44,7 +86,7 @@ def help_text() -> str:
     click leaves two columns of a terminal free, but its runner for tests writes 80.
     """
     shown = []
-    for command in ([], ["plan"], ["verify"]):
+    for command in ([], *([name] for name in sorted(main.commands))):
         result = CliRunner().invoke(
             main, [*command, "--help"], prog_name="codellama-convert", terminal_width=78
         )
@@ -54,6 +96,18 @@ def help_text() -> str:
     return "\n".join(shown)
 
 
+def options_table() -> str:
+    """One row an option that most people use, as the program's own help has it."""
+    options = {option.name: option for option in main.commands["convert"].params}
+    rows = [("option", "meaning")]
+    for name in _USED_MOST:
+        option = options[name]
+        assert isinstance(option, click.Option)
+        default = f" Default: `{option.default}`." if option.show_default else ""
+        rows.append((f"`{option.opts[0]}`", f"{option.help}{default}"))
+    return _table(*rows)
+
+
 def _table(*rows: tuple[str, ...]) -> str:
     head, *others = rows
     lines = [head, tuple("---" for _ in head), *others]
@@ -61,7 +115,7 @@ def _table(*rows: tuple[str, ...]) -> str:
 
 
 def models_table() -> str:
-    """One row for the models that differ in their tuning only, the table of releases behind it."""
+    """One row for the models that differ only in their tuning, from the table of releases."""
     rows = []
     for _, group in groupby(sorted(VARIANTS, key=_facts), key=_facts):
         first, *others = list(group)
@@ -76,9 +130,7 @@ def models_table() -> str:
                 f"{first.rope_theta:,.0f}",
             )
         )
-    return _table(
-        ("model", "ranks", "weights", "vocabulary", "context written", "rope_theta"), *rows
-    )
+    return _table(("model", "ranks", "weights", "vocabulary", "context", "rope_theta"), *rows)
 
 
 def _facts(variant: Variant) -> tuple[str | float, ...]:
@@ -98,7 +150,7 @@ def _n_parameters(variant: Variant) -> int:
 
 
 def rules_table() -> str:
-    """One row a tensor, the table of rules behind it."""
+    """One row a tensor, from the table of rules."""
     return _table(
         ("Meta", "Hugging Face", "shape", "split over ranks", "rotary"),
         *(_rule_row(rule) for rule in RULES),
@@ -122,19 +174,21 @@ def _rule_row(rule: Rule) -> tuple[str, ...]:
 WRITERS: dict[str, Callable[[], str]] = {
     "help": help_text,
     "models": models_table,
+    "options": options_table,
     "rules": rules_table,
 }
 
 
-def written_anew(readme: str) -> str:
+def regenerated(text: str, names: tuple[str, ...]) -> str:
     """Put what the program says between its marks."""
-    for name, write in WRITERS.items():
+    for name in names:
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        text = write()
-        readme, n_places = mark.subn(lambda match, t=text: f"{match[1]}\n{t}\n{match[2]}", readme)
+        written = WRITERS[name]()
+        text, n_places = mark.subn(lambda match, w=written: f"{match[1]}\n{w}\n{match[2]}", text)
         assert n_places == 1, name
-    return readme
+    return text
 
 
 if __name__ == "__main__":
-    README.write_text(written_anew(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, names in PAGES.items():
+        (ROOT / page).write_text(regenerated(read(page), names), encoding="utf-8")

@@ -56,7 +56,7 @@ def test_the_quickstart_prints_what_the_readme_shows():
     if not was_there:
         shutil.rmtree(output, ignore_errors=True)
     assert done.returncode == 0, done.stdout
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     shown = re.search(
         r"```console\n(\$ codellama-convert --input_dir examples/.*?)```", readme, re.DOTALL
     )
