@@ -76,7 +76,7 @@ class Job:
             }
             inputs["params.json"] = self.checkpoint.params_sha256
             for rank in self.checkpoint.ranks:
-                inputs[rank.path.name] = [rank.n_bytes, rank.directory_sha256]
+                inputs[rank.path.name] = [rank.n_bytes, rank.directory_sha256, rank.pickle_sha256]
                 if any(storage.crc is None for storage in rank.storages.values()):
                     # A directory without sums does not change with the weights.
                     inputs[rank.path.name].append(rank.mtime_ns)

@@ -6,6 +6,7 @@ of the record that it speaks of.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -52,6 +53,7 @@ class RankIndex:
         tensors: By Meta's name, in the file's order.
         storages: By name; also those that no tensor of `tensors` uses are checked when read.
         directory_sha256: Of the zip directory, which holds every size and CRC-32.
+        pickle_sha256: Of what says which tensor lies where.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class RankIndex:
     tensors: dict[str, StoredTensor]
     storages: dict[str, Storage]
     directory_sha256: str
+    pickle_sha256: str
 
 
 PickleCache = dict[bytes, dict[str, Any]]
@@ -107,6 +110,7 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
             tensors=tensors,
             storages=storages,
             directory_sha256=archive.directory_sha256,
+            pickle_sha256=hashlib.sha256(pickled).hexdigest(),
         )
 
 

@@ -36,6 +36,7 @@ def rank_of(shapes: dict[str, tuple[int, ...]], name: str = "consolidated.00.pth
         tensors={name: tensor(name, shape) for name, shape in shapes.items()},
         storages={},
         directory_sha256="",
+        pickle_sha256="",
     )
 
 

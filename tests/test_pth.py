@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from codellama_convert import pth
-from codellama_convert.archive import read_archive
+from codellama_convert.archive import read_archive, read_entry
 from codellama_convert.errors import CheckpointError
 from codellama_convert.input_file import InputFile
 from codellama_convert.pth import RankIndex, read_rank, read_vector
@@ -69,7 +70,10 @@ def test_an_index_tells_one_file_from_another(tmp_path: Path) -> None:
     assert index.mtime_ns == status.st_mtime_ns
     assert index.identity == (status.st_dev, status.st_ino)
     with InputFile(path) as file:
-        assert index.directory_sha256 == read_archive(file).directory_sha256
+        archive = read_archive(file)
+        pickled = read_entry(file, archive.entries["data.pkl"], 1 << 16)
+    assert index.directory_sha256 == archive.directory_sha256
+    assert index.pickle_sha256 == hashlib.sha256(pickled).hexdigest()
     assert pickle.loads(pickle.dumps(index)) == index
 
 
