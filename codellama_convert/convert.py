@@ -261,16 +261,33 @@ class _WeightWriter:
     def _keep_whole_files(
         self, files: Sequence[FilePlan], readers: Sequence[RankReader], buffer: memoryview
     ) -> set[str]:
-        """Find the files that an earlier run left whole, and go on from what it had read."""
+        """Find the files that an earlier run left whole, and take note of what it read for them."""
         kept = set()
         for file in files:
-            if self._folder.keeps(file.name, file.header, buffer, self.look):
-                sums = self._folder.sealed[file.name].source
-                for reader, part in zip(readers, sums, strict=True):
-                    reader.restore(part)
+            if not self._folder.keeps(file.name, file.header, buffer, self.look):
+                continue
+            sealed = self._folder.sealed[file.name]
+            if _is_of(sealed, file) and self._confirms(sealed, file, readers, buffer):
+                for reader, sums in zip(readers, sealed.source, strict=True):
+                    reader.keep(sums)
                 kept.add(file.name)
                 self._progress(file.tensor_bytes)
+            else:
+                self._folder.forget(file.name)
         return kept
+
+    def _confirms(
+        self,
+        sealed: SealedFile,
+        file: FilePlan,
+        readers: Sequence[RankReader],
+        buffer: memoryview,
+    ) -> bool:
+        """Tell whether every rank is still what a file was made of."""
+        return len(sealed.source) == len(readers) and all(
+            reader.confirms(sums, _names_read(file.tensors, rank), buffer, self.look)
+            for rank, (reader, sums) in enumerate(zip(readers, sealed.source, strict=True))
+        )
 
     def _write_file(
         self,
@@ -285,22 +302,30 @@ class _WeightWriter:
             )
             self.look()
             was_direct = output.direct
+            sums = [reader.take_sums() for reader in source.readers]
             self._folder.seal(output, file.name, file.header)
-        whole = zlib.crc32(file.header)
-        for tensor in file.tensors:
-            whole = combine(whole, crcs[tensor.spec.name], tensor.spec.n_bytes)
-        sums = [
-            reader.sums(_names_read(file.tensors, rank))
-            for rank, reader in enumerate(source.readers)
-        ]
         counts = source.mover.counts(crcs)
         self._folder.note_sealed(
             SealedFile(
-                name=file.name, n_bytes=file.n_bytes, crc32=whole, tensors=crcs,
+                name=file.name, n_bytes=file.n_bytes, crc32=_file_crc(file, crcs), tensors=crcs,
                 became_zero=counts.became_zero, nonfinite=counts.nonfinite, source=sums,
             )
         )  # fmt: skip
         return was_direct
+
+
+def _is_of(sealed: SealedFile, file: FilePlan) -> bool:
+    """Tell whether a record speaks of the tensors of a file, and agrees with itself."""
+    names = {tensor.spec.name for tensor in file.tensors}
+    return sealed.tensors.keys() == names and sealed.crc32 == _file_crc(file, sealed.tensors)
+
+
+def _file_crc(file: FilePlan, crcs: Mapping[str, int]) -> int:
+    """Join the CRC-32s of a file's tensors to that of all its bytes."""
+    whole = zlib.crc32(file.header)
+    for tensor in file.tensors:
+        whole = combine(whole, crcs[tensor.spec.name], tensor.spec.n_bytes)
+    return whole
 
 
 def _refuse_to_go_on(stop: StopRequest, staging: Path) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 # The reflected CRC-32 polynomial of ISO 3309 and zip; bit 31 is x**0.
 _POLYNOMIAL = 0xEDB88320
@@ -64,36 +65,24 @@ def combine(first: int, second: int, second_bytes: int) -> int:
 class CrcLedger:
     """The CRC-32s of the pieces of one byte range, joined as they arrive; safe for threads.
 
+    Two pieces that overlap are a mistake of the caller. One that begins or ends where another does
+    is refused at once, any other when the intervals are asked for: looking for neighbours at each
+    of a million pieces would cost more than their sums.
+
     Attributes:
         n_bytes: Length of the whole range.
     """
 
-    def __init__(self, n_bytes: int, intervals: Iterable[Interval] = ()) -> None:
-        """Start with nothing read, or with what an earlier run had read.
+    def __init__(self, n_bytes: int) -> None:
+        """Start with nothing read.
 
         Args:
             n_bytes: Length of the whole range.
-            intervals: (start, end, crc) of pieces already read.
         """
         self.n_bytes = n_bytes
         self._lock = threading.Lock()
         self._by_start: dict[int, tuple[int, int]] = {}
         self._start_by_end: dict[int, int] = {}
-        self.restore(intervals)
-
-    def restore(self, intervals: Iterable[Sequence[int]]) -> None:
-        """Begin anew from pieces that were read before.
-
-        Args:
-            intervals: (start, end, crc) of each.
-
-        Raises:
-            ValueError: If two of them overlap, or one leaves the range.
-        """
-        self._by_start.clear()
-        self._start_by_end.clear()
-        for start, end, crc in intervals:
-            self._join(start, end, crc)
 
     def add(self, start: int, piece: bytes | memoryview) -> int:
         """Take note of one piece.
@@ -128,8 +117,9 @@ class CrcLedger:
 
     def _join(self, start: int, end: int, crc: int) -> None:
         with self._lock:
-            if start < 0 or end > self.n_bytes or start in self._by_start:
-                raise ValueError(f"bytes {start} to {end} overlap or leave {self.n_bytes} bytes")
+            is_inside = start >= 0 and end <= self.n_bytes
+            if not is_inside or start in self._by_start or end in self._start_by_end:
+                raise self._wrong(start, end)
             left = self._start_by_end.pop(start, None)
             if left is not None:
                 _, left_crc = self._by_start.pop(left)
@@ -144,10 +134,21 @@ class CrcLedger:
             self._by_start[start] = (end, crc)
             self._start_by_end[end] = start
 
+    def _wrong(self, start: int, end: int) -> ValueError:
+        return ValueError(f"bytes {start} to {end} overlap or leave {self.n_bytes} bytes")
+
     def intervals(self) -> tuple[Interval, ...]:
-        """List what was read so far as (start, end, crc), in order, neighbours joined."""
+        """List what was read so far as (start, end, crc), in order, neighbours joined.
+
+        Raises:
+            ValueError: If two pieces overlap.
+        """
         with self._lock:
-            return tuple((s, e, crc) for s, (e, crc) in sorted(self._by_start.items()))
+            found = tuple((s, e, crc) for s, (e, crc) in sorted(self._by_start.items()))
+        for (_, left_end, _), (start, end, _) in pairwise(found):
+            if start < left_end:
+                raise self._wrong(start, end)
+        return found
 
     def gaps(self) -> Iterator[tuple[int, int]]:
         """Yield the (start, end) of every part that was not read yet, in order."""
@@ -155,7 +156,7 @@ class CrcLedger:
         for start, end, _ in self.intervals():
             if start > position:
                 yield position, start
-            position = max(position, end)
+            position = end
         if position < self.n_bytes:
             yield position, self.n_bytes
 
@@ -166,4 +167,4 @@ class CrcLedger:
             return 0
         with self._lock:
             end, crc = self._by_start.get(0, (0, 0))
-        return crc if end == self.n_bytes else None
+            return crc if end == self.n_bytes and len(self._by_start) == 1 else None

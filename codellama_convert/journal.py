@@ -26,8 +26,8 @@ JOURNAL_NAME = "journal.jsonl"
 # What file systems without renames say, such as object stores that are mounted.
 _CANNOT_RENAME = (errno.EPERM, errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP)
 
-# What was read of the storages behind a file: by storage, each pass's joined (start, end, crc).
-SourceSums = dict[str, list[list[tuple[int, int, int]]]]
+# What was read of a rank to write a file: by storage, each (pass, start, end, crc), in order.
+SourceSums = dict[str, list[tuple[int, int, int, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class SealedFile:
         tensors: CRC-32 of each tensor's bytes.
         became_zero: By tensor, how many values a cast made zero.
         nonfinite: By tensor, how many values are infinities or NaNs.
-        source: For each rank, what was read to write it.
+        source: For each rank, what was read to write this file, and no other.
     """
 
     name: str

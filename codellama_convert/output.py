@@ -174,9 +174,17 @@ class OutputFolder:
         with suppress(OSError, OutputError):
             if is_whole(self.staging / name, header, sealed, buffer, look):
                 return True
+        self.forget(name)
+        return False
+
+    def forget(self, name: str) -> None:
+        """Drop the record of a file that has to be written again.
+
+        Raises:
+            OutputError: If the journal cannot be written.
+        """
         del self._journal.sealed[name]
         write_journal(self._journal_path, self._journal)
-        return False
 
     def reserve(self, sizes: Mapping[str, int]) -> None:
         """Take the space of all files from the disk, before an hour is spent on the first.

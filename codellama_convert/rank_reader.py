@@ -7,7 +7,6 @@ end, to finish the sum.
 
 from __future__ import annotations
 
-import heapq
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.journal import SourceSums
 from codellama_convert.pth import RankIndex
+from codellama_convert.source_sums import add_sums, assign_passes, fits, new_ledgers, sums_in
 from codellama_convert.stored_tensor import Storage, StoredTensor
 
 Rows = npt.NDArray[Any]
@@ -60,29 +60,14 @@ class RankReader:
         if found != (index.identity, index.n_bytes, index.mtime_ns):
             self._file.close()
             raise CheckpointError("the file changed while it was read", path=index.path)
-        self._ledgers: dict[str, list[CrcLedger]] = {name: [] for name in index.storages}
-        self._ledger_of: dict[str, CrcLedger] = {}
-        self._assign_ledgers([index.tensors[name] for name in names])
+        self._pass_of = assign_passes(index.tensors[name] for name in names)
+        self._known = new_ledgers(index, self._pass_of)
+        self._read = new_ledgers(index, self._pass_of)  # since the last `take_sums`
 
     @property
     def direct(self) -> bool:
         """Whether rows are read past the page cache."""
         return self._file.direct
-
-    def _assign_ledgers(self, tensors: Sequence[StoredTensor]) -> None:
-        """Give tensors that overlap in their storage sums of their own, and others a common one."""
-        in_use: dict[str, list[tuple[int, int]]] = {name: [] for name in self._ledgers}
-        for tensor in sorted(tensors, key=lambda tensor: tensor.extent):
-            first, end = tensor.extent
-            storage = tensor.storage
-            ledgers, ends = self._ledgers[storage.name], in_use[storage.name]
-            if ends and ends[0][0] <= first:
-                _, number = heapq.heapreplace(ends, (end, ends[0][1]))
-            else:
-                number = len(ledgers)
-                ledgers.append(CrcLedger(storage.n_bytes))
-                heapq.heappush(ends, (end, number))
-            self._ledger_of[tensor.name] = ledgers[number]
 
     def read_rows(
         self, name: str, start_row: int, n_rows: int, buffer: memoryview
@@ -145,7 +130,7 @@ class RankReader:
         return rows
 
     def _add(self, tensor: StoredTensor, start: int, piece: memoryview) -> int:
-        ledger = self._ledger_of[tensor.name]
+        ledger = self._read[tensor.storage.name][self._pass_of[tensor.name]]
         crc = ledger.add(start, piece)
         self._check(tensor.storage, ledger)
         return crc
@@ -173,11 +158,10 @@ class RankReader:
         Raises:
             CheckpointError: If a CRC-32 differs.
         """
+        self.take_sums()
         for name, storage in self.index.storages.items():
-            if not self._ledgers[name]:
-                self._ledgers[name].append(CrcLedger(storage.n_bytes))
-            self._fill_gaps(storage.offset, self._ledgers[name], buffer, look)
-            for ledger in self._ledgers[name]:
+            self._fill_gaps(storage.offset, self._known[name], buffer, look)
+            for ledger in self._known[name]:
                 self._check(storage, ledger)
 
     def _fill_gaps(
@@ -215,40 +199,80 @@ class RankReader:
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
         """
-        known = []
+        whole = CrcLedger(self.index.n_bytes)
         for name, storage in self.index.storages.items():
-            crc = self._ledgers[name][0].crc
-            if storage.n_bytes and crc is not None:
-                known.append((storage.offset, storage.offset + storage.n_bytes, crc))
-        whole = CrcLedger(self.index.n_bytes, known)
+            crc = self._known[name][0].crc
+            if crc is not None:
+                whole.add_crc(storage.offset, storage.offset + storage.n_bytes, crc)
         self._fill_gaps(0, [whole], buffer, look)
         assert whole.crc is not None
         return whole.crc
 
-    def sums(self, names: Collection[str]) -> SourceSums:
-        """Tell what was read of the storages behind some tensors, for a later run to go on from.
+    def take_sums(self) -> SourceSums:
+        """Report what was read since the last call: what one output file is made of.
+
+        Every storage that is now whole is checked. Call it before that file is named.
+
+        Raises:
+            CheckpointError: If a CRC-32 differs.
+        """
+        sums = sums_in(self._read)
+        self._read = new_ledgers(self.index, self._pass_of)
+        self.keep(sums)
+        return sums
+
+    def keep(self, sums: SourceSums) -> None:
+        """Take note of what was read for a file, now or by an earlier run.
 
         Args:
-            names: The tensors.
+            sums: From `take_sums`, of a reader opened for the same names; `confirms` them.
+
+        Raises:
+            CheckpointError: If a storage is whole with them, and its CRC-32 differs.
+        """
+        add_sums(self._known, sums)
+        for name in sums:
+            for ledger in self._known[name]:
+                self._check(self.index.storages[name], ledger)
+
+    def confirms(
+        self,
+        sums: SourceSums,
+        names: Collection[str],
+        buffer: memoryview,
+        look: Look = look_away,
+    ) -> bool:
+        """Tell whether a file that an earlier run wrote may be kept.
+
+        Its sums count towards those of whole storages, which will tell whether the bytes were
+        right. Where the writer of the rank computed none, the bytes are read again: another model's
+        may have come in their place.
+
+        Args:
+            sums: What is said to have been read for it.
+            names: The tensors that it is made of.
+            buffer: From `aligned_buffer`, to read into.
+            look: Called at each piece.
 
         Returns:
-            By storage, each pass's joined (start, end, crc).
-        """
-        storages = {self.index.tensors[name].storage.name for name in names}
-        return {
-            name: [list(ledger.intervals()) for ledger in self._ledgers[name]]
-            for name in sorted(storages)
-        }
+            Whether the sums fit the tensors, and still those bytes that nothing else vouches for.
 
-    def restore(self, sums: SourceSums) -> None:
-        """Go on from what an earlier run had read: those bytes are in files that are kept.
-
-        Args:
-            sums: From `sums`, of a reader opened for the same names.
+        Raises:
+            CheckpointError: If the file ends before, or cannot be read.
         """
-        for name, passes in sums.items():
-            for ledger, intervals in zip(self._ledgers[name], passes, strict=True):
-                ledger.restore(intervals)
+        if not fits(sums, [self.index.tensors[name] for name in names], self._pass_of):
+            return False
+        for name, pieces in sums.items():
+            storage = self.index.storages[name]
+            for _, start, end, crc in pieces if storage.crc is None else ():
+                found = 0
+                at = storage.offset
+                for piece in self._file.read_pieces(buffer, at + start, at + end):
+                    look()
+                    found = zlib.crc32(piece, found)
+                if found != crc:
+                    return False
+        return True
 
     def close(self) -> None:
         """Close the file."""

@@ -10,7 +10,8 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice, product
@@ -255,6 +256,16 @@ def save_checkpoint(
         content = tokenizer_model(shape.vocab) if tokenizer is True else tokenizer
         (folder / "tokenizer.model").write_bytes(content)
     return folder
+
+
+@contextmanager
+def sums_computed(*, by_torch: bool) -> Iterator[None]:
+    """Let torch.save compute the CRC-32 of each record, or write 0, which means "not computed"."""
+    torch.serialization.set_crc32_options(compute_crc32=by_torch)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(compute_crc32=True)
 
 
 def rope_names(shape: Shape, rope: Rope | None) -> list[str]:

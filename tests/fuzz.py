@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from codellama_convert.convert import convert_checkpoint
-from codellama_convert.errors import ConvertError
-from codellama_convert.job import Options
+from codellama_convert.convert import convert_checkpoint, run
+from codellama_convert.errors import CheckpointError, ConvertError
+from codellama_convert.job import Options, plan_conversion
+from codellama_convert.pth import read_rank
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.weights_pickle import _Machine
 from tests import hostile
@@ -54,7 +55,10 @@ from tests.checkpoints import (
     read_output,
     same_bits,
     save_checkpoint,
+    sums_computed,
 )
+from tests.outputs import content, flip_bit, loads
+from tests.resumes import replace_ranks, spoiled_records, stop_and_damage
 
 MODEL_FILE = "model.safetensors"
 CASE_SECONDS = 20
@@ -335,14 +339,16 @@ def _torch_pickle(protocol: int) -> bytes:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model, how it is stored, and how it is to be converted."""
+    """A model, how it is stored, how it is to be converted, and when that is interrupted."""
 
     shape: Shape
     n_ranks: int
     dtype: torch.dtype
     seed: int
     how: dict[str, Any]
+    with_crc: bool
     options: Options
+    stops: list[int]
 
 
 @st.composite
@@ -372,6 +378,7 @@ def layouts(draw: st.DrawFn) -> Layout:
             "rope": draw(st.sampled_from(("top", "inner", None))),
             "pickle_protocol": draw(st.integers(2, 5)),
         },
+        draw(st.booleans()),
         Options(
             skip_tokenizer=True,
             tile_bytes=tile_bytes,
@@ -379,6 +386,7 @@ def layouts(draw: st.DrawFn) -> Layout:
             workers=draw(st.integers(1, 3)),
             io_mode=draw(st.sampled_from(("auto", "buffered"))),
         ),
+        draw(st.lists(st.integers(0, 60), min_size=1, max_size=3)),
     )
 
 
@@ -388,7 +396,7 @@ def check_layout(layout: Layout) -> None:
     expected = expected_state_dict(state, layout.shape)
     with _scratch() as scratch:
         folder, out = scratch / "in", scratch / "out"
-        save_checkpoint(folder, layout.shape, state, layout.n_ranks, tokenizer=False, **layout.how)
+        _save(folder, layout, state)
         convert_checkpoint(folder, out, options=layout.options)
         found = read_output(out)
         assert sorted(found) == sorted(expected)
@@ -403,6 +411,61 @@ def check_layout(layout: Layout) -> None:
         for file in set(weight_map.values()):
             part = {name: expected[name] for name, place in weight_map.items() if place == file}
             assert (out / file).read_bytes() == save(contiguous(part), metadata=_METADATA), file
+        check_resumes(layout, scratch, content(out))
+
+
+def _save(folder: Path, layout: Layout, state: State) -> None:
+    with sums_computed(by_torch=layout.with_crc):
+        save_checkpoint(folder, layout.shape, state, layout.n_ranks, tokenizer=False, **layout.how)
+
+
+def check_resumes(layout: Layout, scratch: Path, expected: dict[str, bytes]) -> None:
+    """Stop it again and again, damage what is staged, then the source too, and let it finish.
+
+    Args:
+        layout: What to convert.
+        scratch: Holds the checkpoint.
+        expected: What an uninterrupted run makes of it.
+    """
+    folder, rng = scratch / "in", random.Random(layout.seed)
+    for is_changed in (False, True):
+        out = scratch / f"resumed {is_changed}"
+        kept = stop_and_damage(plan_conversion(folder, layout.options), out, layout.stops, rng)
+        if kept is None:
+            assert content(out) == expected
+        elif not is_changed:
+            run(plan_conversion(folder, layout.options), out)
+            assert content(out) == expected
+            assert list(kept.problems()) == []
+        elif layout.with_crc:
+            _check_a_lost_bit(layout, folder, out, expected, rng)
+        else:
+            _check_another_model(layout, scratch, out)
+
+
+def _check_a_lost_bit(
+    layout: Layout, folder: Path, out: Path, expected: dict[str, bytes], rng: random.Random
+) -> None:
+    """Kept files were made of what the bit was; from what it is now, nothing may go out."""
+    rank = rng.choice(sorted(folder.glob("*.pth")))
+    storage = rng.choice(list(read_rank(rank).storages.values()))
+    flip_bit(rank, storage.offset + rng.randrange(storage.n_bytes))
+    try:
+        run(plan_conversion(folder, layout.options), out)
+    except CheckpointError:
+        assert not loads(out)
+    else:
+        assert content(out) == expected
+
+
+def _check_another_model(layout: Layout, scratch: Path, out: Path) -> None:
+    """Without sums nothing but the bytes tells another model of the same size and time."""
+    state = random_model(layout.shape, layout.dtype, layout.seed + 1, special_values=True)
+    _save(scratch / "other", layout, state)
+    convert_checkpoint(scratch / "other", scratch / "other out", options=layout.options)
+    replace_ranks(scratch / "in", scratch / "other")
+    run(plan_conversion(scratch / "in", layout.options), out)
+    assert content(out) == content(scratch / "other out")
 
 
 def fuzz_layouts(n_examples: int, *, shrink: bool = True) -> None:
@@ -429,9 +492,28 @@ def planted_in_pickles(n_mutants: int = 150) -> Counter[str]:
     return Counter(how.partition(":")[0] for how in tally.elements())
 
 
-def planted_in_layouts(n_examples: int = 20) -> Counter[str]:
-    """Check random layouts with rotary rows left as Meta has them: "wrong" is right."""
-    with mock.patch("codellama_convert.tiles.to_half_split", lambda rows, head_dim: rows):
+def rows_not_reordered() -> AbstractContextManager[object]:
+    """Plant a mistake: rotary rows are left as Meta has them."""
+    return mock.patch("codellama_convert.tiles.to_half_split", lambda rows, head_dim: rows)
+
+
+def kept_files_not_compared() -> AbstractContextManager[object]:
+    """Plant a mistake: any record fits, and a rank without sums is still what it was."""
+    return mock.patch.object(RankReader, "confirms", return_value=True)
+
+
+PLANTED_IN_LAYOUTS = {
+    "rows not reordered": rows_not_reordered,
+    "records of all that was read so far": spoiled_records,
+    "kept files not compared with the source": kept_files_not_compared,
+}
+
+
+def planted_in_layouts(
+    plant: Callable[[], AbstractContextManager[object]], n_examples: int = 40
+) -> Counter[str]:
+    """Check random layouts with a mistake in the program: "wrong" is right."""
+    with plant():
         try:
             fuzz_layouts(n_examples, shrink=False)
         except AssertionError:
@@ -526,9 +608,10 @@ def main() -> int:
         began = time.monotonic()
         fuzz_layouts(n_layouts)
         report("random layouts", Counter(exact=n_layouts), began, passed=True)
-        began = time.monotonic()
-        found = planted_in_layouts()
-        report("the same, rows not reordered", found, began, passed=found["wrong"] > 0)
+        for name, plant in PLANTED_IN_LAYOUTS.items():
+            began = time.monotonic()
+            found = planted_in_layouts(plant)
+            report(f"the same, {name}", found, began, passed=found["wrong"] > 0)
     if n_outputs:
         _sweep_outputs(n_outputs, asked.seed, report)
     return 0 if right else 1

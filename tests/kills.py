@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 from collections import Counter
@@ -13,9 +14,10 @@ import torch
 
 from codellama_convert.convert import RunOptions, convert_checkpoint, run
 from codellama_convert.job import Options, plan_conversion
-from tests.checkpoints import GQA, random_model, save_checkpoint
+from tests.checkpoints import GQA, Storage, random_model, save_checkpoint
 from tests.dying import die_at
 from tests.outputs import LOCK, SHARD_BYTES, STAGING, content, loads
+from tests.resumes import Kept, damage_some
 
 OPTIONS = Options(max_shard_bytes=SHARD_BYTES, workers=1)
 # A mistake that is planted in the children that are killed; none by default.
@@ -58,18 +60,29 @@ def fork_and_convert(
 class KillBench:
     """A checkpoint, what becomes of it, and perhaps another model in its place before."""
 
-    def __init__(self, folder: Path, *, older: bool, spoil: Spoil = spoil_nothing) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        older: bool = False,
+        storage: Storage = "own",
+        damage: bool = False,
+        spoil: Spoil = spoil_nothing,
+    ) -> None:
         """Make them.
 
         Args:
             folder: A new one, for everything.
             older: Whether the output folder holds another model, which is overwritten.
+            storage: How the tensors lie in the ranks.
+            damage: Whether some of the staged files are damaged after each kill.
             spoil: A mistake that is planted in what is killed.
         """
-        self.folder, self._spoil = folder, spoil
+        self.folder, self._spoil, self._damage = folder, spoil, damage
         self._options = RunOptions(overwrite=older)
         self.ends: Counter[str] = Counter()
-        save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
+        model = random_model(GQA, torch.bfloat16, 3)
+        save_checkpoint(folder / "in", GQA, model, n_ranks=2, storage=storage)
         convert_checkpoint(folder / "in", folder / "whole", options=OPTIONS)
         self.expected = content(folder / "whole")
         assert len([name for name in self.expected if name.startswith("model-")]) == 6
@@ -116,16 +129,23 @@ class KillBench:
         if self._convert(target, kill_at, self._spoil) != -signal.SIGKILL:
             yield "was not killed"
         yield from self._torn(target)
+        rng = random.Random(kill_at)
         # Early while it goes on, and anywhere.
         for second in (1 + kill_at % 7, 1 + kill_at * 31 % self.n_steps):
+            if self._damage:
+                damage_some(target, rng)
             self._convert(target, second, self._spoil)
             yield from self._torn(target)
+        if self._damage:
+            damage_some(target, rng)
+        kept = Kept(target)
         is_done = loads(target) and not (target / STAGING).exists()
         if not is_done or self._options.overwrite:
             run(plan_conversion(self.folder / "in", OPTIONS), target, self._options)
         (target / LOCK).unlink(missing_ok=True)  # of a kill after the end; it does no harm
         if content(target) != self.expected:
             yield "finished with other bytes"
+        yield from kept.problems()
         if (target / STAGING).exists():
             yield "finished with leftovers"
 

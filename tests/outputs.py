@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from codellama_convert.convert import RunOptions, run
+from codellama_convert.errors import Interrupted
 from codellama_convert.interrupt import StopRequest
+from codellama_convert.job import Job
 from tests.checkpoints import GQA, random_model, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +72,29 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("Error: "), done.stderr
     return lines[0]
+
+
+def stop_after_files(job: Job, target: Path, n_files: int, how: RunOptions | None = None) -> None:
+    """Run a job until some of its files are whole; the next one has begun then."""
+    stop = StopRequest()
+    assert job.plan is not None
+    left = sum(file.tensor_bytes for file in job.plan.files[:n_files])
+
+    def count(n_bytes: int) -> None:
+        nonlocal left
+        left -= n_bytes
+        if left < 0:
+            stop.ask(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(job, target, how, progress=count, stop=stop)
+
+
+def flip_bit(path: Path, at: int) -> None:
+    """Change one bit of a byte of a file; a negative position counts from the end."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
 
 
 class StopAfter(StopRequest):

@@ -6,7 +6,8 @@ It prints one line for each family, with counts and verdict, and exits with 1 if
 
 fuzz      damaged files, the same without the CRC-32 check, forged pickles, random layouts, outputs
           (tests/fuzz.py, in a process of its own: `python -m tests.fuzz --full`)
-kills     the process dies at every step, and again while it goes on; the same over an older result
+kills     the process dies at every step, and again while it goes on; the same over an older result,
+          and with staged files damaged in between, for each way tensors may lie in storages
 syscalls  every call on the output folder fails with ENOSPC, with EIO, and is the last one
 order     what is on the disk before what, and whether each fsync is missed
 
@@ -28,9 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import strace
+from tests.checkpoints import STORAGES
 from tests.durability import complaints
 from tests.kills import KillBench, spoil_the_order
 from tests.outputs import ROOT, environment
+from tests.resumes import spoil_the_records
 from tests.syscall_faults import KILL, PLANTED, SCENES, Bench, find_planted, sweep
 
 _MOST_PROBLEMS = 20
@@ -85,6 +88,24 @@ def kills(workers: int) -> Iterator[Verdict]:
             found = [step for step in steps if any("torn" in p for p in spoiled.problems(step))]
         ended = f"seen at {len(found)} of {len(steps)} steps"
         yield Verdict(f"kills {what}, index not the last", ended, bool(found))
+    yield from _kills_and_damage()
+
+
+def _kills_and_damage() -> Iterator[Verdict]:
+    """Kill at every step, damage staged files after each kill, and plant records that say too much."""
+    for storage in STORAGES:
+        with scratch() as folder:
+            bench = KillBench(folder, storage=storage, damage=True)
+            steps = range(1, bench.n_steps + 1)
+            problems = [problem for step in steps for problem in bench.problems(step)]
+        ended = f"{len(steps)} steps, 3 kills each"
+        yield Verdict(f"kills and damage, storage {storage}", ended, not problems, problems)
+    with scratch() as folder:
+        spoiled = KillBench(folder, storage="flat", damage=True, spoil=spoil_the_records)
+        steps = range(1, spoiled.n_steps + 1)
+        found = [step for step in steps if any("again" in p for p in spoiled.problems(step))]
+    ended = f"seen at {len(found)} of {len(steps)} steps"
+    yield Verdict("kills and damage, records of all that was read", ended, bool(found))
 
 
 def syscalls(workers: int) -> Iterator[Verdict]:

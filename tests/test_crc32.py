@@ -89,7 +89,9 @@ def test_gaps_and_intervals_are_what_was_not_and_was_read() -> None:
         (10, 30, zlib.crc32(content[10:30])),
         (50, 60, zlib.crc32(content[50:60])),
     )
-    again = CrcLedger(100, ledger.intervals())
+    again = CrcLedger(100)
+    for interval in ledger.intervals():
+        again.add_crc(*interval)
     for start, end in list(again.gaps()):
         again.add_crc(start, end, zlib.crc32(content[start:end]))
     assert again.crc == zlib.crc32(content)
@@ -110,12 +112,48 @@ def test_empty_pieces_change_nothing() -> None:
     assert ledger.crc == zlib.crc32(b"abcd")
 
 
-@pytest.mark.parametrize(("start", "piece"), [(-1, b"ab"), (3, b"ab"), (0, b"abcde"), (0, b"ab")])
-def test_a_piece_outside_or_read_twice_is_refused(start: int, piece: bytes) -> None:
-    ledger = CrcLedger(4)
-    ledger.add(0, b"ab")
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [(-1, b"ab"), (9, b"ab"), (2, b"ab"), (2, b"abcd"), (3, b"abc")],
+)
+def test_a_piece_outside_or_with_an_end_of_another_is_refused_at_once(
+    start: int, piece: bytes
+) -> None:
+    ledger = CrcLedger(10)
+    ledger.add(2, b"abcd")
     with pytest.raises(ValueError, match="overlap or leave"):
         ledger.add(start, piece)
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5])
+def test_a_piece_in_the_middle_of_another_is_found_when_the_intervals_are_read(start: int) -> None:
+    ledger = CrcLedger(10)
+    ledger.add(2, b"abcd")
+    ledger.add(start, b"abc")
+    with pytest.raises(ValueError, match="overlap or leave"):
+        ledger.intervals()
+    with pytest.raises(ValueError, match="overlap or leave"):
+        list(ledger.gaps())
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), max_size=12))
+def test_a_ledger_is_whole_or_silent_only_where_no_byte_was_read_twice(
+    pieces: list[tuple[int, int]],
+) -> None:
+    ledger = CrcLedger(30)
+    read: list[int] = []
+    try:
+        for start, n_bytes in pieces:
+            read += range(start, start + n_bytes)
+            ledger.add(start, bytes(n_bytes))
+        ledger.intervals()
+    except ValueError:
+        assert len(set(read)) < len(read) or max(read) >= 30
+    else:
+        assert len(set(read)) == len(read)
+        assert not read or max(read) < 30
+        assert (ledger.crc is not None) == (len(read) == 30)
 
 
 def test_threads_may_share_a_ledger() -> None:

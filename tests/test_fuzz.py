@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz import (
+    PLANTED_IN_LAYOUTS,
     fuzz_files,
     fuzz_layouts,
     fuzz_pickles,
@@ -19,7 +22,7 @@ from tests.fuzz import (
 from tests.fuzz_outputs import RIGHT, fuzz_outputs
 
 ROOT = Path(__file__).parent.parent
-N_FILES, N_PICKLES, N_LAYOUTS, N_OUTPUTS = 600, 600, 40, 500
+N_FILES, N_PICKLES, N_LAYOUTS, N_OUTPUTS = 600, 600, 30, 500
 
 
 def test_damaged_files_give_the_same_bytes_or_an_error() -> None:
@@ -73,6 +76,12 @@ def test_random_layouts_equal_the_oracle_and_the_library_bit_for_bit() -> None:
     fuzz_layouts(N_LAYOUTS)
 
 
-def test_mistakes_that_are_planted_in_the_program_are_found() -> None:
+def test_a_mistake_that_is_planted_in_the_pickle_machine_is_found() -> None:
     assert planted_in_pickles()["crash"] > 0
-    assert planted_in_layouts() == {"wrong": 1}
+
+
+@pytest.mark.parametrize("plant", PLANTED_IN_LAYOUTS.values(), ids=PLANTED_IN_LAYOUTS.keys())
+def test_a_mistake_that_is_planted_in_the_moving_of_bytes_is_found(
+    plant: Callable[[], AbstractContextManager[object]],
+) -> None:
+    assert planted_in_layouts(plant) == {"wrong": 1}

@@ -26,6 +26,7 @@ from tests.checkpoints import GQA, MHA, Shape, random_model, save_checkpoint
 from tests.dying import module_that_dies
 from tests.kills import KillBench, spoil_the_order
 from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, finish, loads
+from tests.resumes import spoil_the_records
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and signals as POSIX has them")
 
@@ -92,6 +93,20 @@ def test_the_sweep_sees_an_index_that_is_not_the_last(quick_path, older):
     bench = KillBench(quick_path, older=older, spoil=spoil_the_order)
     late = range(bench.n_steps - 30, bench.n_steps + 1)
     assert any("torn" in problem for kill_at in late for problem in bench.problems(kill_at))
+
+
+def test_a_kill_at_any_step_and_damage_after_it_cost_the_damaged_files_only(quick_path):
+    """All tensors of a rank lie in one storage, so its sum spans files of all runs."""
+    bench = KillBench(quick_path, storage="flat", damage=True)
+    for kill_at in sweep(bench.n_steps)[::2]:
+        assert bench.problems(kill_at) == []
+
+
+def test_the_sweep_sees_records_of_all_that_was_read_so_far(quick_path):
+    """The control of the test above."""
+    bench = KillBench(quick_path, storage="flat", damage=True, spoil=spoil_the_records)
+    middle = range(bench.n_steps // 3, bench.n_steps * 2 // 3)
+    assert any("written again" in problem for n in middle for problem in bench.problems(n))
 
 
 # --- resuming -------------------------------------------------------------------------------------
