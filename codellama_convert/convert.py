@@ -22,10 +22,10 @@ from codellama_convert.job import Job, plan_conversion
 from codellama_convert.journal import SealedFile
 from codellama_convert.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.options import Options
-from codellama_convert.output import OutputFolder
+from codellama_convert.output import STAGING_NAME, OutputFolder
 from codellama_convert.output_reader import CONVERSION_NAME
 from codellama_convert.plan import FilePlan, TensorPlan
-from codellama_convert.provenance import FileSum, conversion_json
+from codellama_convert.provenance import conversion_json
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.run_options import RunOptions, refuse_unused
 from codellama_convert.tiles import Progress, TileSource, write_tensors
@@ -136,25 +136,16 @@ def run(
     refuse_unused(job.options, chosen)
     refuse_inputs(output_dir, job.files.folder, job.files.all())
     tensor_bytes = job.plan.tensor_bytes if job.plan else 0
+    stop = stop or StopRequest()
+    look = partial(_refuse_to_go_on, stop, output_dir / STAGING_NAME)
+    small_files = job.small_files()
     with OutputFolder(
-        output_dir, job.identity(), overwrite=chosen.overwrite, restart=chosen.restart
-    ) as folder:
-        if folder.publishing:  # all that is left to do
-            written = _Written(dict(folder.sealed), kept_bytes=tensor_bytes)
-        else:
-            write = _WeightWriter(job, folder, progress or _ignore, stop or StopRequest())
-            # The small files first: the disk must have room for them too, and not an hour later.
-            small_sums = _add_small_files(job, folder, with_card=chosen.model_card)
-            written = write.all_files()
-            record = conversion_json(
-                job, written.sealed, small_sums, written.rank_crcs,
-                sha256_of=folder.staging if chosen.sha256 else None, look=write.look,
-            )  # fmt: skip
-            folder.add(CONVERSION_NAME, record)
-            if chosen.check_staged is not None:
-                chosen.check_staged(job, folder.staging, write.look)
-            write.look()  # for the last time: from here on it goes out
-            folder.commit()
+        output_dir, job.identity(), _names_written(job, small_files),
+        overwrite=chosen.overwrite, restart=chosen.restart, look=look,
+    ) as folder:  # fmt: skip
+        write = _WeightWriter(job, folder, progress or _ignore, stop, look)
+        written = _stage(job, folder, chosen, small_files=small_files, write=write, look=look)
+        folder.commit()
         names = folder.publish()
     notes = (*job.notes, *_old_card_notes(output_dir, names))
     return ConversionReport(
@@ -184,16 +175,37 @@ def _old_card_notes(output_dir: Path, names: Collection[str]) -> tuple[str, ...]
     return (note,) if CARD_MARK.encode() in head else ()
 
 
-def _add_small_files(job: Job, folder: OutputFolder, *, with_card: bool) -> dict[str, FileSum]:
-    """Write everything beside the weights but the record; give what the record says of it."""
-    sums = {}
-    for name, content in job.small_files().items():
-        folder.add(name, content)
-        sums[name] = FileSum(len(content), zlib.crc32(content))
-    card = job.model_card() if with_card else None
+def _stage(
+    job: Job,
+    folder: OutputFolder,
+    chosen: RunOptions,
+    *,
+    small_files: Mapping[str, bytes],
+    write: _WeightWriter,
+    look: Look,
+) -> _Written:
+    """Bring everything into the staging folder, and check it there as far as was asked for."""
+    # The small files first: the disk must have room for them too, and not an hour later.
+    small_sums = {name: folder.add(name, content) for name, content in small_files.items()}
+    card = job.model_card() if chosen.model_card else None
     if card is not None:  # for people, who may edit it: not in the record
         folder.add(CARD_NAME, card)
-    return sums
+    written = write.all_files()
+    record = conversion_json(
+        job, written.sealed, small_sums, written.rank_crcs,
+        sha256_of=folder.staging if chosen.sha256 else None, look=look,
+    )  # fmt: skip
+    folder.add(CONVERSION_NAME, record)
+    if chosen.check_staged is not None:
+        chosen.check_staged(job, folder.staging, look)
+    look()  # for the last time: from here on it goes out
+    return written
+
+
+def _names_written(job: Job, small_files: Collection[str]) -> set[str]:
+    """Name every file that a conversion may write, the card that was not asked for too."""
+    weights = {file.name for file in job.plan.files} if job.plan else set()
+    return {*weights, *small_files, CONVERSION_NAME, CARD_NAME}
 
 
 def _by_tensor(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -219,11 +231,10 @@ class _WeightWriter:
     """Writes the safetensors files of a job that are not whole yet."""
 
     def __init__(
-        self, job: Job, folder: OutputFolder, progress: Progress, stop: StopRequest
+        self, job: Job, folder: OutputFolder, progress: Progress, stop: StopRequest, look: Look
     ) -> None:
         self._job, self._folder = job, folder
-        self._progress, self._stop = progress, stop
-        self.look: Look = partial(_refuse_to_go_on, stop, folder.staging)
+        self._progress, self._stop, self._look = progress, stop, look
 
     def all_files(self) -> _Written:
         """Write them in order, each whole before the next one."""
@@ -254,8 +265,8 @@ class _WeightWriter:
                 output_is_direct = self._write_file(file, source, buffers, io_mode)
                 direct = direct and output_is_direct
             for reader in readers:
-                reader.finish(buffers[0][0], self.look)
-            rank_crcs = tuple(reader.file_crc(buffers[0][0], self.look) for reader in readers)
+                reader.finish(buffers[0][0], self._look)
+            rank_crcs = tuple(reader.file_crc(buffers[0][0], self._look) for reader in readers)
             return _Written(dict(self._folder.sealed), rank_crcs, kept_bytes, direct)
 
     def _keep_whole_files(
@@ -264,7 +275,7 @@ class _WeightWriter:
         """Find the files that an earlier run left whole, and take note of what it read for them."""
         kept = set()
         for file in files:
-            if not self._folder.keeps(file.name, file.header, buffer, self.look):
+            if not self._folder.keeps(file.name, file.header, buffer, self._look):
                 continue
             sealed = self._folder.sealed[file.name]
             if _is_of(sealed, file) and self._confirms(sealed, file, readers, buffer):
@@ -285,7 +296,7 @@ class _WeightWriter:
     ) -> bool:
         """Tell whether every rank is still what a file was made of."""
         return len(sealed.source) == len(readers) and all(
-            reader.confirms(sums, _names_read(file.tensors, rank), buffer, self.look)
+            reader.confirms(sums, _names_read(file.tensors, rank), buffer, self._look)
             for rank, (reader, sums) in enumerate(zip(readers, sealed.source, strict=True))
         )
 
@@ -300,7 +311,7 @@ class _WeightWriter:
             crcs = write_tensors(
                 file, output, source, buffers=buffers, progress=self._progress, stop=self._stop
             )
-            self.look()
+            self._look()
             was_direct = output.direct
             sums = [reader.take_sums() for reader in source.readers]
             self._folder.seal(output, file.name, file.header)

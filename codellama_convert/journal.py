@@ -31,6 +31,19 @@ SourceSums = dict[str, list[tuple[int, int, int, int]]]
 
 
 @dataclass(frozen=True, slots=True)
+class FileSum:
+    """What tells a file from any other of its name.
+
+    Attributes:
+        n_bytes: Its size.
+        crc32: Of all its bytes.
+    """
+
+    n_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
 class SealedFile:
     """A staged file that is whole and on the disk.
 
@@ -60,12 +73,12 @@ class Journal:
     Attributes:
         identity: The inputs and options that it is of.
         sealed: The whole files, by name.
-        publishing: The names that go out, once that has begun.
+        publishing: What goes out, by name, once that has begun.
     """
 
     identity: dict[str, Any]
     sealed: dict[str, SealedFile] = field(default_factory=dict)
-    publishing: tuple[str, ...] = ()
+    publishing: dict[str, FileSum] = field(default_factory=dict)
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -145,7 +158,8 @@ def _take(journal: Journal | None, record: dict[str, Any]) -> Journal:
             raise ValueError("the identity was changed")
         return Journal(record["identity"])
     if "publish" in record:
-        journal.publishing = tuple(record["publish"])
+        sums = dict(record["publish"])
+        journal.publishing = {name: FileSum(**one) for name, one in sums.items()}
     else:
         sealed = SealedFile(**record["file"])
         journal.sealed[sealed.name] = sealed
@@ -167,7 +181,7 @@ def write_journal(path: Path, journal: Journal) -> None:
     ]
     records += [{"file": asdict(sealed)} for sealed in journal.sealed.values()]
     if journal.publishing:
-        records.append({"publish": list(journal.publishing)})
+        records.append(_publishing(journal.publishing))
     part = path.with_name(path.name + ".part")
     try:
         part.unlink(missing_ok=True)
@@ -191,13 +205,17 @@ def append_sealed(path: Path, sealed: SealedFile) -> None:
     _append_or_refuse(path, {"file": asdict(sealed)})
 
 
-def append_publishing(path: Path, names: tuple[str, ...]) -> None:
+def append_publishing(path: Path, sums: Mapping[str, FileSum]) -> None:
     """Note that everything is whole and goes out; it is on the disk when this returns.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    _append_or_refuse(path, {"publish": list(names)})
+    _append_or_refuse(path, _publishing(sums))
+
+
+def _publishing(sums: Mapping[str, FileSum]) -> dict[str, Any]:
+    return {"publish": {name: asdict(one) for name, one in sums.items()}}
 
 
 def _append_or_refuse(path: Path, record: dict[str, Any]) -> None:

@@ -10,8 +10,10 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,9 +23,10 @@ from codellama_convert.faults import step
 from codellama_convert.files import IoMode, first_line
 from codellama_convert.folder_lock import LOCK_NAME, FolderLock
 from codellama_convert.folders import make_folder, names_in, refuse_promise, sync_folder
-from codellama_convert.interrupt import Look
+from codellama_convert.interrupt import Look, look_away
 from codellama_convert.journal import (
     JOURNAL_NAME,
+    FileSum,
     Journal,
     SealedFile,
     append_publishing,
@@ -31,14 +34,16 @@ from codellama_convert.journal import (
     write_journal,
 )
 from codellama_convert.output_file import OutputFile
-from codellama_convert.publish import is_of_a_model, publish, rename
+from codellama_convert.publish import is_of_a_model, publish, rename, unpublish
 from codellama_convert.sizes import format_size
 from codellama_convert.staged import (
     clear_staging,
     drop_parts,
     drop_staging,
-    find_staged_work,
+    find_moved,
     is_whole,
+    read_staged,
+    refuse_other_work,
 )
 
 STAGING_NAME = ".codellama-convert.partial"
@@ -57,25 +62,30 @@ class OutputFolder:
         self,
         path: Path,
         identity: Mapping[str, Any],
+        names: Collection[str],
         *,
         overwrite: bool = False,
         restart: bool = False,
+        look: Look = look_away,
     ) -> None:
         """Name the folder; nothing is touched before `__enter__`.
 
         Args:
             path: The folder; it need not exist.
             identity: The inputs and options of the conversion; staged work of the same goes on.
+            names: The files that the conversion may write; no others are taken for its own.
             overwrite: Whether a model that it holds may be replaced.
             restart: Whether staged work is dropped.
+            look: Called at each piece of the files that an earlier run had begun to publish.
         """
         self.path = path
         self.staging = path / STAGING_NAME
         self._journal_path = self.staging / JOURNAL_NAME
         self._journal = Journal(json.loads(json.dumps(identity)))
-        self._overwrite, self._restart = overwrite, restart
+        self._names = frozenset(names)
+        self._overwrite, self._restart, self._look = overwrite, restart, look
         self._parts: dict[str, Path] = {}
-        self._added: set[str] = set()
+        self._added: dict[str, FileSum] = {}
         self._lock = FolderLock(path)
 
     @property
@@ -83,16 +93,11 @@ class OutputFolder:
         """The staged files that are whole, by name."""
         return self._journal.sealed
 
-    @property
-    def publishing(self) -> bool:
-        """Whether everything is whole, and an earlier run had begun to publish it."""
-        return bool(self._journal.publishing)
-
     def __enter__(self) -> OutputFolder:  # noqa: PYI034 - typing.Self is not in Python 3.10
         try:
             make_folder(self.path)
             if not os.path.lexists(self.staging):
-                self._refuse_content(None)  # before anything in the folder is touched
+                self._refuse_content()  # before anything in the folder is touched
             self._lock.take()
             step("locked")
             self._resume_or_begin()
@@ -108,18 +113,17 @@ class OutputFolder:
         return self
 
     def _resume_or_begin(self) -> None:
-        found = find_staged_work(
-            self.staging, self._journal.identity, restart=self._restart, replace=self._overwrite
-        )
-        if found is None:
+        staged = read_staged(self.staging, restart=self._restart)
+        found = self._to_resume(staged)
+        if staged is None:
             with suppress(OSError):
                 self.staging.rmdir()  # an empty one is the trace of a kill at the very end
-            self._refuse_content(None)
+        self._take_back(staged, found)
+        if found is None:
             drop_staging(self.staging)
             self.staging.mkdir()
         else:
-            self._refuse_content(found)
-            self._journal = found
+            self._journal = replace(found, publishing={})
             drop_parts(self.staging)
         try:
             # Written anew: a torn last line must not be followed by whole ones, nor a line whose
@@ -134,15 +138,39 @@ class OutputFolder:
             raise
         step("journal begun")
 
-    def _refuse_content(self, resumed: Journal | None) -> None:
-        """Refuse a folder that holds something, unless it is ours to go on with or to replace."""
-        own = {STAGING_NAME, LOCK_NAME}
-        content = sorted(names_in(self.path) - own)
-        if resumed is not None:
-            # Of a resumed run, only what it would replace or remove is in the way.
-            moved = set(resumed.publishing) - names_in(self.staging)
-            ours = set(filter(is_of_a_model, content)).union(resumed.publishing)
-            content = [name for name in content if name in ours - moved]
+    def _to_resume(self, staged: Journal | None) -> Journal | None:
+        """Tell what of the staged work is wanted: this conversion's, unless it is to be dropped."""
+        if staged is None or self._restart:
+            return None
+        if self._overwrite and staged.identity != self._journal.identity:
+            return None
+        refuse_other_work(self.staging, staged, self._journal.identity, self._names)
+        return staged
+
+    def _take_back(self, staged: Journal | None, resumed: Journal | None) -> None:
+        """Make staged work again of what an earlier run had begun to publish.
+
+        Where staged work is dropped, so is this; with `overwrite` it is replaced like any other.
+        """
+        moved: set[str] = set()
+        if staged is not None and (resumed is not None or not self._overwrite):
+            sums = {name: one for name, one in staged.publishing.items() if self._may_be_ours(name)}
+            moved = find_moved(self.staging, self.path, sums, self._look)
+            is_done = moved == set(staged.publishing)
+            if is_done and staged.identity != self._journal.identity:
+                moved = set()  # another conversion came to its end: this is its model
+        self._refuse_content(moved, resumed=resumed is not None)
+        if moved:
+            unpublish(self.staging, self.path, moved)
+
+    def _may_be_ours(self, name: str) -> bool:
+        return name in self._names or is_of_a_model(name)
+
+    def _refuse_content(self, moved: Collection[str] = (), *, resumed: bool = False) -> None:
+        """Refuse a folder that holds something, unless we moved it there or may replace it."""
+        content = sorted(names_in(self.path).difference(moved, (STAGING_NAME, LOCK_NAME)))
+        if resumed:  # only what it would replace or remove is in the way
+            content = list(filter(self._may_be_ours, content))
         if content and not self._overwrite:
             raise OutputError(
                 f"the output folder is not empty ({content[0]!r}"
@@ -267,18 +295,22 @@ class OutputFolder:
         self._journal.sealed[sealed.name] = sealed
         step("file journaled")
 
-    def add(self, name: str, content: bytes) -> None:
+    def add(self, name: str, content: bytes) -> FileSum:
         """Write a small file whole into the staging folder; the errors of `reserve` and `seal`.
 
         Its name is on the disk after `commit` only: until then it would be written anew anyhow.
+
+        Returns:
+            What it is.
         """
         self.reserve({name: len(content)})
         with self.open_part(name) as output:
             output.write_at(0, content)
             output.sync()
         rename(output.path, self.staging / name)
-        self._added.add(name)
+        self._added[name] = FileSum(len(content), zlib.crc32(content))
         step("small file named")
+        return self._added[name]
 
     def commit(self) -> None:
         """Write into the journal that everything staged is whole and goes out.
@@ -287,10 +319,11 @@ class OutputFolder:
             OutputError: If the journal cannot be written.
         """
         # Not what the folder holds: somebody else may have put something there.
-        names = tuple(sorted({*self.sealed, *self._added}))
+        sums = {one.name: FileSum(one.n_bytes, one.crc32) for one in self.sealed.values()}
+        sums |= self._added
         sync_folder(self.staging)
-        append_publishing(self._journal_path, names)
-        self._journal.publishing = names
+        append_publishing(self._journal_path, sums)
+        self._journal.publishing = sums
         step("publishing journaled")
 
     def publish(self) -> tuple[str, ...]:
@@ -302,7 +335,7 @@ class OutputFolder:
         Raises:
             OutputError: If a file cannot be moved; the folder then holds nothing that loads.
         """
-        names = self._journal.publishing
+        names = tuple(sorted(self._journal.publishing))
         publish(self.staging, self.path, names)
         clear_staging(self.staging)
         return names
@@ -318,7 +351,7 @@ class OutputFolder:
             return
         # What matters is the problem that is under way, not those of cleaning up after it.
         with suppress(OSError, OutputError):
-            if not self.publishing:
+            if not self._journal.publishing:
                 self._keep_what_can_go_on(value)
         self._leave()
 

@@ -7,7 +7,6 @@ workers or buffers. Know nothing of how files are written.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,7 @@ from codellama_convert.digests import file_digest
 from codellama_convert.errors import OutputError
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.job import Job
-from codellama_convert.journal import SealedFile
-
-
-@dataclass(frozen=True, slots=True)
-class FileSum:
-    """A small file that was written.
-
-    Attributes:
-        n_bytes: Its size.
-        crc32: Of all its bytes.
-    """
-
-    n_bytes: int
-    crc32: int
+from codellama_convert.journal import FileSum, SealedFile
 
 
 def conversion_json(

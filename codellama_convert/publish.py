@@ -7,7 +7,7 @@ loads and is not whole. Know nothing of how files are written.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
@@ -33,30 +33,26 @@ def is_of_a_model(name: str) -> bool:
     return bool(name in _SMALL_FILES or name in _ENTRANCES or _SHARD_NAME.fullmatch(name))
 
 
-def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
-    """Move staged files into place, or those that are not there yet.
+def publish(staging: Path, folder: Path, names: Collection[str]) -> None:
+    """Move staged files into place.
 
     Args:
-        staging: Where they stand, or stood.
+        staging: Where they stand.
         folder: Where they go.
         names: All of them.
 
     Raises:
         OutputError: If one is lost or cannot be moved; nothing that loads is in the folder then.
     """
-    staged = names_in(staging)
-    waiting = staged.intersection(names)
-    lost = sorted(set(names) - staged - names_in(folder))
+    lost = sorted(set(names) - names_in(staging))
     if lost:
         raise OutputError(
-            f"holds {lost[0]!r} no more, and it is not published either",
-            path=staging,
-            hint="drop the staged work with --restart",
+            f"{lost[0]!r} is gone from it", path=staging, hint="run the same command again"
         )
-    entrances = waiting.intersection(_ENTRANCES)
+    entrances = set(names).intersection(_ENTRANCES)
     if entrances:
-        _remove_old_model(folder, keep=set(names) - waiting)
-    for name in sorted(waiting - entrances):
+        _remove_old_model(folder)
+    for name in sorted(set(names) - entrances):
         rename(staging / name, folder / name)
         step("file moved")
     sync_folder(folder)
@@ -66,13 +62,40 @@ def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
     step("published")
 
 
-def _remove_old_model(folder: Path, keep: Collection[str]) -> None:
-    """Remove an older model, first what loaders begin with; `keep` was moved here already."""
+def unpublish(staging: Path, folder: Path, names: Collection[str]) -> None:
+    """Move published files back, what loaders begin with first.
+
+    Args:
+        staging: Where they stood.
+        folder: Where they are.
+        names: Those that are ours and are there.
+
+    Raises:
+        OutputError: If one cannot be moved; the rest can be moved later.
+    """
+    entrances = set(names).intersection(_ENTRANCES)
+    for name in _ENTRANCES:
+        if name in entrances:
+            rename(folder / name, staging / name)
+            step("file moved back")
+        else:
+            _remove(folder / name)  # one that is not ours would lead to what goes now
+    sync_folder(folder)
+    for name in sorted(set(names) - entrances):
+        rename(folder / name, staging / name)
+        step("file moved back")
+    sync_folder(staging)
+    sync_folder(folder)
+    step("unpublished")
+
+
+def _remove_old_model(folder: Path) -> None:
+    """Remove an older model, first what loaders begin with."""
     for name in _ENTRANCES:
         _remove(folder / name)
     sync_folder(folder)
     step("old index removed")
-    for name in sorted(filter(is_of_a_model, names_in(folder).difference(keep))):
+    for name in sorted(filter(is_of_a_model, names_in(folder))):
         _remove(folder / name)
         step("old file removed")
     sync_folder(folder)

@@ -6,42 +6,41 @@ import os
 import shutil
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.errors import OutputError
+from codellama_convert.errors import OutputError, shown
 from codellama_convert.faults import step
-from codellama_convert.files import first_line
+from codellama_convert.files import aligned_buffer, first_line
 from codellama_convert.folders import names_in, sync_folder
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look
 from codellama_convert.journal import (
     JOURNAL_NAME,
+    FileSum,
     Journal,
     SealedFile,
     differences,
     read_journal,
 )
 
+_PIECE_BYTES = 1 << 20
 
-def find_staged_work(
-    staging: Path, identity: Mapping[str, Any], *, restart: bool, replace: bool
-) -> Journal | None:
-    """Find staged work to go on with.
+
+def read_staged(staging: Path, *, restart: bool) -> Journal | None:
+    """Read what an earlier run has left.
 
     Args:
         staging: The staging folder; it need not exist.
-        identity: The inputs and options of the conversion that is to be done.
-        restart: Whether staged work is not wanted.
-        replace: Whether that of another conversion may be dropped.
+        restart: Whether it is dropped anyhow: a journal that cannot be read says nothing then.
 
     Returns:
-        What it is, or None where there is none, or none that is wanted.
+        What its journal says, or None where there is none.
 
     Raises:
-        OutputError: If it is not ours, cannot be read, or is of another conversion.
+        OutputError: If the folder is not ours, or its journal cannot be read.
     """
     try:
         is_folder = stat.S_ISDIR(staging.lstat().st_mode)
@@ -49,26 +48,78 @@ def find_staged_work(
         return None
     if not is_folder:  # a link would lead us to delete and to write somewhere else
         raise OutputError("is not a folder", path=staging, hint="remove it")
-    found = None if restart else read_journal(staging / JOURNAL_NAME)
-    if found is None or found.identity == identity:
-        return found
-    if replace:
-        return None
-    named = "; ".join(differences(found.identity, identity))
-    raise OutputError(
-        f"holds staged work of another conversion: {named}",
-        path=staging.parent,
-        hint="give the same options to resume it, or --restart to drop it",
-    )
+    try:
+        return read_journal(staging / JOURNAL_NAME)
+    except OutputError:
+        if restart:
+            return None
+        raise
 
 
-def is_whole(path: Path, header: bytes, sealed: SealedFile, buffer: memoryview, look: Look) -> bool:
-    """Tell whether a staged file has the size, the header and the bytes of its journal line.
+def refuse_other_work(
+    staging: Path, found: Journal, identity: Mapping[str, Any], names: Collection[str]
+) -> None:
+    """Refuse to resume what is not of this conversion.
+
+    Args:
+        staging: The staging folder.
+        found: What its journal says.
+        identity: The inputs and options of the conversion that is to be done.
+        names: The files that it writes.
+
+    Raises:
+        OutputError: If either differs.
+    """
+    if found.identity != identity:
+        named = "; ".join(differences(found.identity, identity))
+        raise OutputError(
+            f"holds staged work of another conversion: {named}",
+            path=staging.parent,
+            hint="give the same options to resume it, or --restart to drop it",
+        )
+    others = sorted({*found.sealed, *found.publishing}.difference(names))
+    if others:
+        raise OutputError(
+            f"names {shown(others[0])}, which this conversion does not write",
+            path=staging / JOURNAL_NAME,
+            hint="--restart drops the staged work",
+        )
+
+
+def find_moved(staging: Path, folder: Path, sums: Mapping[str, FileSum], look: Look) -> set[str]:
+    """Find what an earlier run has published: it is staged no more, and in the folder as recorded.
+
+    Args:
+        staging: Where the files stood.
+        folder: Where they went.
+        sums: What was to be published, by name; none leads out of the folder.
+        look: Called at each piece that is read.
+
+    Returns:
+        Their names. Another file of such a name, an older model's or a damaged one, is not ours.
+
+    Raises:
+        OutputError: If a folder cannot be listed.
+    """
+    away = set(sums).intersection(names_in(folder)) - names_in(staging)
+    buffer = aligned_buffer(_PIECE_BYTES)
+    moved = set()
+    for name in sorted(away):
+        with suppress(OSError, OutputError):
+            if is_whole(folder / name, b"", sums[name], buffer, look):
+                moved.add(name)
+    return moved
+
+
+def is_whole(
+    path: Path, header: bytes, wanted: SealedFile | FileSum, buffer: memoryview, look: Look
+) -> bool:
+    """Tell whether a file has the size, the header and the bytes of its journal line.
 
     Args:
         path: The file.
         header: The bytes that it must begin with.
-        sealed: Its journal line.
+        wanted: Its journal line.
         buffer: From `aligned_buffer`, to read into.
         look: Called at each piece.
 
@@ -79,14 +130,14 @@ def is_whole(path: Path, header: bytes, sealed: SealedFile, buffer: memoryview, 
         return False
     crc = 0
     with InputFile(path, io_mode="auto", error=OutputError) as staged:
-        if staged.n_bytes != sealed.n_bytes or staged.n_bytes < len(header):
+        if staged.n_bytes != wanted.n_bytes or staged.n_bytes < len(header):
             return False
         if staged.read_exact(0, len(header)) != header:
             return False
         for piece in staged.read_pieces(buffer):
             look()
             crc = zlib.crc32(piece, crc)
-    return crc == sealed.crc32
+    return crc == wanted.crc32
 
 
 def clear_staging(staging: Path) -> None:

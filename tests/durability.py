@@ -29,6 +29,7 @@ class _Disk:
         self._unsaved_names: set[Path] = set()
         self._with_header: set[Path] = set()
         self._staged: set[str] = set()
+        self._moved_back: set[Path] = set()
         self._old_entrances = {folder / name for name in held & ENTRANCES}
         self._is_committed = False
         self._is_open = False  # whether what loaders begin with was moved into place
@@ -56,6 +57,7 @@ class _Disk:
         elif call.name in ("fsync", "fdatasync"):
             self._unsaved_bytes.discard(path)
             self._unsaved_names = {other for other in self._unsaved_names if other.parent != path}
+            self._moved_back = {other for other in self._moved_back if other.parent != path}
         elif call.name in _RENAMES:
             self._rename(Path(call.paths[-2]), path)
         elif call.name in _UNLINKS:
@@ -96,10 +98,16 @@ class _Disk:
             self._complain(source not in self._with_header, f"{source.name} has no header")
         if target.parent == self.folder:
             self._publish(target)
-        else:
+        elif source.parent != self.folder:
             self._staged.add(target.name)
+        if target == self.journal:
+            unsaved = sorted(path.name for path in self._moved_back)
+            self._complain(unsaved, f"the journal is replaced before {unsaved} were saved")
         self._unsaved_names.discard(source)
         self._unsaved_names.add(target)
+        if source.parent == self.folder:
+            self._unlink(source)
+            self._moved_back |= {source, target}
 
     def _publish(self, target: Path) -> None:
         self._complain(not self._is_committed, f"{target.name} is moved before the journal says so")

@@ -14,6 +14,7 @@ import torch
 
 from codellama_convert.convert import RunOptions, convert_checkpoint, run
 from codellama_convert.job import Options, plan_conversion
+from codellama_convert.journal import JOURNAL_NAME, read_journal
 from tests.checkpoints import GQA, Storage, random_model, save_checkpoint
 from tests.dying import die_at
 from tests.outputs import LOCK, SHARD_BYTES, STAGING, content, loads
@@ -33,6 +34,31 @@ def spoil_the_order() -> None:
     from codellama_convert import publish
 
     publish._ENTRANCES = ()
+
+
+def spoil_the_check() -> None:
+    """Publish what an earlier run has left, as it lies there."""
+    from codellama_convert import output, staged
+
+    output.is_whole = staged.is_whole = lambda *_: True
+
+
+def _flip(path: Path) -> None:
+    bytes_ = bytearray(path.read_bytes())
+    bytes_[-5] ^= 4
+    path.write_bytes(bytes_)
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def _model(target: Path) -> dict[str, bytes]:
+    return {name: bytes_ for name, bytes_ in content(target).items() if name != LOCK}
+
+
+_DAMAGES: tuple[Callable[[Path], None], ...] = (_flip, _truncate, Path.unlink)
+_NEVER = 1 << 30  # more steps than a run has
 
 
 def fork_and_convert(
@@ -149,12 +175,57 @@ class KillBench:
         if (target / STAGING).exists():
             yield "finished with leftovers"
 
+    def problems_of_damage(self, kill_at: int, number: int | None = None) -> list[str]:
+        """Kill at a step, damage a file that goes out; list what is not as promised.
+
+        Args:
+            kill_at: The step.
+            number: Of the file, in a circle; None is each of them in turn.
+
+        Returns:
+            One text a problem; none where nothing was going out yet.
+        """
+        found = []
+        for victim in range(len(self.expected)) if number is None else (number,):
+            target = self._prepare(f"damaged{kill_at}-{victim}")
+            try:
+                found += self._problems_of_damage(target, kill_at, victim)
+            finally:
+                shutil.rmtree(target, ignore_errors=True)
+        return [f"killed at step {kill_at}, {problem}" for problem in found]
+
+    def _problems_of_damage(self, target: Path, kill_at: int, number: int) -> Iterator[str]:
+        self._convert(target, kill_at, spoil_nothing)
+        journal = read_journal(target / STAGING / JOURNAL_NAME)
+        if journal is None or not journal.publishing:
+            return
+        places = [folder / name for name in self.expected for folder in (target / STAGING, target)]
+        victims = [path for path in places if path.exists() and self._is_new(path)]
+        victim = victims[number % len(victims)]
+        _DAMAGES[(kill_at + number) % len(_DAMAGES)](victim)
+        is_moved = victim.parent == target
+        self.ends["moved file damaged" if is_moved else "staged file damaged"] += 1
+        if is_moved and victim.exists() and not self._options.overwrite:
+            before = _model(target)
+            if self._convert(target, _NEVER, self._spoil) == 0:
+                yield f"{victim.name} damaged: was not refused"
+            if _model(target) != before:
+                yield f"{victim.name} damaged: was refused, and something changed"
+            victim.unlink(missing_ok=True)
+        if self._convert(target, _NEVER, self._spoil) != 0:
+            yield f"{victim.name} damaged: cannot be finished"
+        elif content(target) != self.expected:
+            yield f"{victim.name} damaged: finished with other bytes"
+
+    def _is_new(self, path: Path) -> bool:
+        return path.read_bytes() == self.expected[path.name]
+
     def _torn(self, target: Path) -> Iterator[str]:
         """Whether the folder holds something that loads and is neither model."""
         if not loads(target):
             self.ends["nothing"] += 1
             return
-        found = {name: bytes_ for name, bytes_ in content(target).items() if name != LOCK}
+        found = _model(target)
         if found == self.expected:
             self.ends["new"] += 1
         elif found == self._before:

@@ -44,7 +44,8 @@ class Scene:
     Attributes:
         name: For reports.
         options: Of the command, besides the usual.
-        holds: "nothing", "older" for another model, or "staged" for half of this one.
+        holds: "nothing", "older" for another model, "staged" for half of this one, or "published"
+            for all of it and the journal that says so.
     """
 
     name: str
@@ -57,6 +58,7 @@ SCENES = (
     Scene("over an older result", ("--io", "buffered", "--overwrite"), "older"),
     Scene("one file", ("--io", "buffered", "--max_shard_size", "5GB"), "nothing"),
     Scene("going on", ("--io", "buffered"), "staged"),
+    Scene("publishing again", ("--io", "buffered"), "published"),
 )
 
 
@@ -106,12 +108,14 @@ class Bench:
         assert self.finish(folder / "whole") == (0, "")
         self.expected = content(folder / "whole")
         self.older: dict[str, bytes] = {}
+        self.held: frozenset[str] = frozenset()
         if scene.holds == "older":
             save_checkpoint(folder / "in-old", GQA, random_model(GQA, torch.bfloat16, 4))
             done = finish(command(folder / "in-old", self.before, *more))
             assert done.returncode == 0, done.stderr
             self.older = content(self.before)
             assert self.older.keys() == self.expected.keys()
+            self.held = frozenset(self.older)
         elif scene.holds == "staged":
             done = finish([*module_that_dies(23), *self.arguments(self.before)])
             assert done.returncode == -9
@@ -119,6 +123,13 @@ class Bench:
             assert "model-00001-of-00002.safetensors" in staged
             assert any(name.startswith("model-00002") and name.endswith(".part") for name in staged)
             (self.before / LOCK).unlink()
+        elif scene.holds == "published":
+            done = finish([*module_that_dies(40), *self.arguments(self.before)])
+            assert done.returncode == -9
+            (self.before / LOCK).unlink()
+            assert content(self.before) == self.expected
+            assert (self.before / STAGING / "journal.jsonl").exists()
+            self.held = frozenset(self.expected)
 
     def command(self, target: Path) -> list[str]:
         """Spell the command."""

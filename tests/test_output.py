@@ -24,7 +24,7 @@ from codellama_convert.pth import read_rank
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.checkpoints import GQA, MHA, Shape, random_model, save_checkpoint
 from tests.dying import module_that_dies
-from tests.kills import KillBench, spoil_the_order
+from tests.kills import KillBench, spoil_the_check, spoil_the_order
 from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, finish, loads
 from tests.resumes import spoil_the_records
 
@@ -107,6 +107,22 @@ def test_the_sweep_sees_records_of_all_that_was_read_so_far(quick_path):
     bench = KillBench(quick_path, storage="flat", damage=True, spoil=spoil_the_records)
     middle = range(bench.n_steps // 3, bench.n_steps * 2 // 3)
     assert any("written again" in problem for n in middle for problem in bench.problems(n))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_file_that_was_damaged_while_publishing_does_not_go_out(quick_path, older):
+    bench = KillBench(quick_path, older=older)
+    for kill_at in sweep(bench.n_steps)[-14:]:
+        assert bench.problems_of_damage(kill_at, kill_at) == []
+    assert set(bench.ends) == {"staged file damaged", "moved file damaged"}
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_the_sweep_sees_a_publishing_without_a_check(quick_path, older):
+    """The control of the test above: what an earlier run has left goes out as it lies there."""
+    bench = KillBench(quick_path, older=older, spoil=spoil_the_check)
+    late = range(bench.n_steps - 30, bench.n_steps + 1, 4)
+    assert any(bench.problems_of_damage(kill_at, kill_at) for kill_at in late)
 
 
 # --- resuming -------------------------------------------------------------------------------------

@@ -17,10 +17,9 @@ from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.folder_lock import FolderLock
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Options, plan_conversion
-from codellama_convert.journal import read_journal, write_journal
 from tests.checkpoints import GQA, random_model, save_checkpoint
 from tests.fuzz import time_limit
-from tests.outputs import LOCK, SHARD_BYTES, STAGING, StopAfter, content, loads
+from tests.outputs import LOCK, SHARD_BYTES, STAGING, StopAfter, content
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and locks as POSIX has them")
 
@@ -394,86 +393,6 @@ def test_a_journal_that_was_damaged_does_not_get_into_the_record(
     assert all(json.loads(line) for line in journal.read_bytes().splitlines())
     convert(converted, target)
     assert content(target) == content(converted / "out")
-
-
-def stop_in_publish(converted: Path, target: Path, how: RunOptions, kill_at: str) -> None:
-    """Die while publishing, right after a step."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            from codellama_convert import output, publish, staged
-
-            def die(name: str) -> None:
-                if name == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            output.step = publish.step = staged.step = die
-            convert(converted, target, how)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-
-
-def test_a_staged_file_that_is_gone_while_publishing_is_an_error_and_no_model(
-    converted: Path, tmp_path: Path
-) -> None:
-    """It was taken for one that had been moved already, and the model published without it."""
-    target = tmp_path / "out"
-    stop_in_publish(converted, target, RunOptions(), "publishing journaled")
-    lost = target / STAGING / "model-00003-of-00006.safetensors"
-    lost.rename(tmp_path / lost.name)
-    with pytest.raises(OutputError, match=rf"{lost.name}.*--restart"):
-        convert(converted, target)
-    assert not loads(target)
-    (tmp_path / lost.name).rename(lost)
-    convert(converted, target)
-    assert content(target) == content(converted / "out")
-
-
-def test_a_model_that_was_removed_is_not_called_done(converted: Path, tmp_path: Path) -> None:
-    """A kill at the very end leaves a journal; it must not vouch for what is no longer there."""
-    target = tmp_path / "out"
-    stop_in_publish(converted, target, RunOptions(), "published")
-    assert loads(target)
-    for name in content(target):
-        (target / name).unlink()
-    with pytest.raises(OutputError, match="--restart"):
-        convert(converted, target)
-    convert(converted, target, RunOptions(restart=True))
-    assert content(target) == content(converted / "out")
-
-
-def test_names_in_a_journal_lead_nowhere_else(converted: Path, tmp_path: Path) -> None:
-    """Someone may have written it who may write here, and not where we may."""
-    target = tmp_path / "out"
-    interrupt(converted, target)
-    (tmp_path / "mine").write_bytes(b"mine")
-    journal = read_journal(target / STAGING / "journal.jsonl")
-    assert journal is not None
-    for names in (("../../mine",), ("..",), (str(tmp_path / "mine"),)):
-        journal.publishing = names
-        write_journal(target / STAGING / "journal.jsonl", journal)
-        before = everything(tmp_path)
-        with pytest.raises(OutputError, match="--restart"):
-            convert(converted, target)
-        assert everything(tmp_path) == before
-    convert(converted, target, RunOptions(restart=True))
-    assert content(target) == content(converted / "out")
-    assert (tmp_path / "mine").read_bytes() == b"mine"
-
-
-def test_publishing_goes_on_after_a_kill_and_drops_what_it_does_not_know(
-    converted: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "out"
-    stop_in_publish(converted, target, RunOptions(), "file moved")
-    (target / STAGING / "notes.txt").write_bytes(b"mine")
-    (target / STAGING / "folder").mkdir()
-    (target / STAGING / "folder" / "x").write_bytes(b"mine")
-    convert(converted, target)
-    assert content(target) == content(converted / "out")
-    assert not (target / STAGING).exists()
 
 
 # --- the lock -------------------------------------------------------------------------------------

@@ -52,5 +52,5 @@ def test_a_family_runs_by_the_command() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert all(line.startswith("pass  order, ") for line in lines)

@@ -190,7 +190,7 @@ def test_everything_is_on_the_disk_before_what_relies_on_it(tmp_path: Path, scen
     target = bench.prepare("out")
     done = bench.trace(target)
     assert done.status == 0
-    assert complaints(done.calls, target, held=frozenset(bench.older)) == []
+    assert complaints(done.calls, target, held=bench.held) == []
     assert content(target) == bench.expected
 
 
