@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 # SIGHUP does not exist on Windows.
@@ -15,6 +15,14 @@ STOP_SIGNALS: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGHUP")
 
 # `timeout` signals its child and then the child's whole group: twice, and meant once.
 _ONE_WISH_SECONDS = 0.25
+
+# After a request the run stops between two pieces of work, which takes milliseconds, or the saving
+# of one file. A call of the system that does not come back (a network mount that hangs, a lock) is
+# repeated by Python after each signal, and would be waited for without end.
+_PATIENCE_SECONDS = 10.0
+_OUT_OF_PATIENCE = (
+    b"Error: Interrupted while the system did not answer; run the same command again\n"
+)
 
 # Called between two pieces of work; raises Interrupted where somebody asked to stop.
 Look = Callable[[], None]
@@ -47,6 +55,12 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def _leave_unanswered(number: int) -> None:
+    with suppress(OSError):
+        os.write(2, _OUT_OF_PATIENCE)
+    _leave(number, None)
+
+
 class StopRequest:
     """Whether somebody asked to stop; safe for threads.
 
@@ -72,17 +86,25 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn the first signal into a request and a later one into an exit at once.
 
+    A request that nobody answers becomes an exit too.
+
     Yields:
         The request, to be looked at between tiles.
     """
     request = StopRequest()
     asked_at = 0.0
+    timers: list[threading.Timer] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked_at
         if not request.is_set():
             request.ask(number)
             asked_at = time.monotonic()
+            timer = threading.Timer(_PATIENCE_SECONDS, _leave_unanswered, [number])
+            timer.daemon = True
+            timers.append(timer)
+            with suppress(RuntimeError):  # no thread to be had: a second signal still leaves
+                timer.start()
         elif time.monotonic() - asked_at > _ONE_WISH_SECONDS:
             _leave(number, frame)
 
@@ -90,5 +112,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        for timer in timers:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)

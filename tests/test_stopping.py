@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.outputs import (
     command,
     content,
     convert_whole,
+    environment,
     finish,
     loads,
 )
@@ -207,3 +209,60 @@ def test_a_signal_ends_verify_without_a_traceback(converted: Path) -> None:
     done = hooked("verify_record::_compare_file", signal.SIGINT, arguments)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
     assert finish(arguments).returncode == 0
+
+
+# Runs the command line; the first call of the named function waits for ever, after a line that says so.
+WAITING = """
+import importlib, os, sys
+from codellama_convert import interrupt
+interrupt._PATIENCE_SECONDS = 0.2
+module, owner, name, what, path = sys.argv[1:6]
+del sys.argv[1:6]
+holder = getattr(importlib.import_module("codellama_convert." + module), owner)
+def wait(*arguments, **named):
+    os.write(1, b"waiting\\n")
+    if what == "fifo":
+        os.open(path, os.O_WRONLY)
+    else:
+        import fcntl
+        fcntl.flock(os.open(path, os.O_RDWR), fcntl.LOCK_EX)
+setattr(holder, name, wait)
+from codellama_convert.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("what", ["fifo", "lock"])
+@pytest.mark.parametrize(
+    ("place", "workers"), [("output:OutputFolder:seal", 1), ("tiles:TileSource:fill", 2)]
+)
+def test_one_signal_ends_a_run_that_waits_for_the_system(
+    converted: Path, tmp_path: Path, what: str, place: str, workers: int
+) -> None:
+    """Python repeats a call that a signal broke off: only SIGKILL ended such a run."""
+    import fcntl
+
+    path, target = tmp_path / what, tmp_path / "out"
+    if what == "fifo":
+        os.mkfifo(path)
+    else:
+        path.touch()
+    arguments = command(converted / "in", target, "--workers", str(workers))
+    with path.open("r+b") if what == "lock" else nullcontext() as held:
+        if held is not None:
+            fcntl.flock(held, fcntl.LOCK_EX)
+        child = subprocess.Popen(
+            [sys.executable, "-c", WAITING, *place.split(":"), what, str(path), *arguments[3:]],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        )  # fmt: skip
+        with child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "waiting\n"
+            child.send_signal(signal.SIGTERM)
+            _, problem = child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert "Interrupted" in problem.splitlines()[-1]
+    assert "run the same command again" in problem.splitlines()[-1]
+    assert not loads(target)
+    assert finish(arguments).returncode == 0
+    assert content(target) == content(converted / "out")
