@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import ConfigError, shown
+from codellama_convert.foreign_params import foreign_key, is_foreign
 from codellama_convert.strict_json import parse_object
 from codellama_convert.tensors import Dtype
 
@@ -25,8 +26,6 @@ _MAX_REAL = 1e30  # times any dimension it is still finite
 _LLAMA_3_VOCAB_SIZE = 128256  # params.json of every Llama 3
 SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
 _META_HINT = "is it Meta's params.json?"
-# What Meta's loaders take for themselves; they do not change the weights' meaning.
-_RUNTIME_KEYS = frozenset({"max_batch_size", "max_seq_len"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,12 @@ class MetaParams:
         if self.ffn_dim_multiplier is not None:
             width = int(self.ffn_dim_multiplier * width)
         return self.multiple_of * ((width + self.multiple_of - 1) // self.multiple_of)
+
+
+# The last two are what Meta's loaders take for themselves; they do not change the weights' meaning.
+_KNOWN_KEYS = frozenset(
+    {*(field.name for field in fields(MetaParams)), "max_batch_size", "max_seq_len"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +143,8 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
     # Some re-uploads keep the whole run's settings, with the model's below "model".
     if isinstance(found.get("model"), dict):
         found = found["model"]
-    if found.get("use_scaled_rope"):
-        raise ConfigError(
-            "has use_scaled_rope, which only Llama 3.1 and later have",
-            path=path,
-            hint="Llama 1, Llama 2 and Code Llama are supported",
-        )
+    _refuse_other_families(found, path)
     width = found.get("vocab_size")
-    if width == _LLAMA_3_VOCAB_SIZE:
-        raise ConfigError(
-            f"has vocab_size {width}, which is Llama 3's",
-            path=path,
-            hint="Llama 1, Llama 2 and Code Llama are supported",
-        )
     params = MetaParams(
         dim=_whole(found, "dim", path),
         n_layers=_whole(found, "n_layers", path),
@@ -162,10 +156,23 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
         rope_theta=_optional_real(found, "rope_theta", path),
         vocab_size=None if width in (None, -1) else _whole(found, "vocab_size", path),
     )
-    known = {field.name for field in fields(MetaParams)} | _RUNTIME_KEYS | {"use_scaled_rope"}
-    unknown = sorted(set(found) - known)
+    unknown = sorted(key for key in found if key not in _KNOWN_KEYS and not is_foreign(key))
     notes = (f"params.json: ignored {', '.join(map(repr, unknown))}",) if unknown else ()
     return params, notes
+
+
+def _refuse_other_families(found: dict[str, Any], path: Path) -> None:
+    """Refuse what would be converted into a model that loads and computes something else."""
+    foreign = foreign_key(found, _KNOWN_KEYS)
+    if foreign is not None:
+        key, family = foreign
+        whose = "which the supported models do not have" if family is None else f"a key of {family}"
+        what = f"has {shown(key, 40)}: {shown(found[key], 40)}, {whose}"
+    elif found.get("vocab_size") == _LLAMA_3_VOCAB_SIZE:
+        what = f"has vocab_size {_LLAMA_3_VOCAB_SIZE}, which is Llama 3's"
+    else:
+        return
+    raise ConfigError(what, path=path, hint="Llama 1, Llama 2 and Code Llama are supported")
 
 
 def _json_object(content: bytes, path: Path) -> dict[str, Any]:

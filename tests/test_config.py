@@ -193,10 +193,67 @@ def test_the_model_size_is_held_against_the_number_of_files():
 
 
 def test_params_may_lie_below_model_and_unknown_keys_are_noted():
-    inner = json.loads(CODE_7B) | {"moe": 3, "max_seq_len": 2048}
+    inner = json.loads(CODE_7B) | {"dropout": 3, "max_seq_len": 2048}
     params, notes = parse_params(json.dumps({"model": inner, "lr": 1}).encode(), PATH)
     assert params.dim == 4096
-    assert notes == ("params.json: ignored 'moe'",)
+    assert notes == ("params.json: ignored 'dropout'",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "family"),
+    [
+        ("use_scaled_rope", True, "Llama 3.1 and later"),
+        ("rope_scaling_factor", 8.0, "Llama 4"),
+        ("rope_freq_scale", 0.25, "the supported models do not have"),
+        ("rope_freq_scale", 0, "the supported models do not have"),
+        ("rope_scaling", {"type": "linear", "factor": 4}, "the supported models do not have"),
+        ("rope_parameters", {"rope_theta": 1e6}, "the supported models do not have"),
+        ("Rope_Theta", 1e6, "the supported models do not have"),
+        ("xpos_rope", "yes", "the supported models do not have"),
+        ("sliding_window", 4096, "Mistral"),
+        ("sliding_window", -1, "Mistral"),
+        ("moe", {"num_experts": 8, "num_experts_per_tok": 2}, "Mixtral"),
+        ("num_experts", 8, "mixtures of experts"),
+        ("num_experts_per_tok", 1, "mixtures of experts"),
+        ("moe_args", {"num_experts": 16}, "Llama 4"),
+        ("use_qk_norm", True, "Llama 4"),
+        ("nope_layer_interval", 4, "Llama 4"),
+        ("attention_chunk_size", 8192, "Llama 4"),
+        ("vision_args", {"image_size": {"height": 336}}, "Llama 4"),
+        ("vision_chunk_size", 448, "Llama 3.2 Vision"),
+        ("vision_num_cross_attention_layers", 8, "Llama 3.2 Vision"),
+        ("quantization_args", {"group_size": 32}, "quantized Llama 3.2"),
+        ("lora_args", {"rank": 16}, "quantized Llama 3.2"),
+    ],
+)
+def test_a_key_that_changes_the_model_is_refused_by_name(key, value, family):
+    """All but the first were a note, and the output loaded and computed something else."""
+    given = json.loads(CODE_7B)
+    parse_params(json.dumps(given).encode(), PATH)
+    for said in (given | {key: value}, {"model": given | {key: value}}):
+        with pytest.raises(ConfigError) as caught:
+            parse_params(json.dumps(said).encode(), PATH)
+        assert f"has {key!r}: {value!r}"[:50] in str(caught.value)
+        assert family in str(caught.value)
+        assert "Llama 1, Llama 2 and Code Llama are supported" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, nothing) for key in ("rope_scaling", "sliding_window", "vision_args", "moe")
+          for nothing in (None, False, {}, [], "", 0)),
+        ("use_scaled_rope", False),
+        ("rope_freq_scale", 1.0),
+        ("rope_scaling_factor", 1),
+        ("rope_freq_scale", None),
+        ("num_experts", 0),
+    ],
+)  # fmt: skip
+def test_a_key_that_says_nothing_of_another_model_is_no_more_than_that(key, value):
+    params, notes = parse_params(json.dumps(json.loads(CODE_7B) | {key: value}).encode(), PATH)
+    assert params == parse_params(CODE_7B, PATH)[0]
+    assert notes == ()
 
 
 @pytest.mark.parametrize(

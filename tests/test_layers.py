@@ -20,6 +20,7 @@ ROOMS: dict[str, int] = {
     "sizes": 0,
     "usage": 0,
     "faults": 0,
+    "foreign_params": 0,
     "interrupt": 0,
     "protobuf": 0,
     "chat": 0,

@@ -43,7 +43,7 @@ def place(tmp_path_factory):
     state = random_model(GQA, torch.bfloat16, 5)
     state["norm.weight"][:3] = torch.tensor([float("nan"), float("inf"), 2e-8])
     state["layers.1.attention.wk.weight"][5, 6] = -1e-9
-    model = save_checkpoint(folder / "llama-2-7b", GQA, state, n_ranks=2, params={"moe": None})
+    model = save_checkpoint(folder / "llama-2-7b", GQA, state, n_ranks=2, params={"lr": None})
     (model / "optimizer.pth").write_bytes(b"")
     lines = [f"{'0' * 32}  {name}\n" for name in (RANK, "params.json", "consolidated.07.pth")]
     (model / "checklist.chk").write_text("".join(lines))
@@ -91,7 +91,7 @@ def test_no_note_names_a_place(place):
     notes = json.loads(text)["notes"]
     for fact in (
         "tokenizer_checklist.chk was not used", "consolidated.07.pth", "no checklist.chk names",
-        f"{RANK} does not match", "params.json does not match", "ignored optimizer.pth", "'moe'",
+        f"{RANK} does not match", "params.json does not match", "ignored optimizer.pth", "'lr'",
         "max_position_embeddings",
     ):  # fmt: skip
         assert any(fact in note for note in notes), fact
