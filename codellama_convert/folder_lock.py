@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
 
 LOCK_NAME = ".codellama-convert.lock"
+
+_IS_LOCKED = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)  # the last two are Windows' words
+_HAS_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class FolderLock:
@@ -21,29 +25,29 @@ class FolderLock:
         self._fd: int | None = None
 
     def take(self) -> None:
-        """Take it, where the platform has locks.
+        """Take it, where the file system has locks.
 
         Raises:
             OutputError: If another run holds it.
             OSError: If it cannot be created.
         """
-        try:
-            import fcntl  # noqa: PLC0415 - the module does not exist on Windows
-        except ImportError:
-            return
         path = self._folder / LOCK_NAME
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        flags = os.O_RDWR | os.O_CREAT
+        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):
+            flags |= getattr(os, name, 0)
+        fd = os.open(path, flags, 0o666)
         self._fd = fd
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between open and flock the other run may have finished and removed its lock.
-            is_held = os.fstat(fd).st_ino == path.stat().st_ino
-        except (BlockingIOError, FileNotFoundError):
+            _lock(fd)
+            # Between opening and locking the other run may have finished and removed its lock. Not
+            # on Windows, where an open file cannot be removed.
+            is_held = sys.platform == "win32" or os.path.samestat(os.fstat(fd), path.stat())
+        except FileNotFoundError:
             is_held = False
         except OSError as problem:
             # Some network mounts have no locks: unique names still keep two runs apart.
-            is_held = problem.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-            if not is_held:
+            is_held = problem.errno in _HAS_NO_LOCKS
+            if not is_held and problem.errno not in _IS_LOCKED:
                 self.release()
                 raise
         if not is_held:
@@ -56,13 +60,28 @@ class FolderLock:
 
     def release(self) -> None:
         """Remove it, if this run holds it."""
-        if self._fd is not None:
-            with suppress(OSError):
-                (self._folder / LOCK_NAME).unlink()
+        if self._fd is None:
+            return
+        if sys.platform == "win32":
             self._close()
+        with suppress(OSError):
+            (self._folder / LOCK_NAME).unlink()
+        self._close()
 
     def _close(self) -> None:
         fd, self._fd = self._fd, None
         if fd is not None:
             with suppress(OSError):  # it holds no bytes that could be lost
                 os.close(fd)
+
+
+def _lock(fd: int) -> None:
+    """Lock an open file until it is closed; where another one holds it, fail at once."""
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415 - the module exists on Windows only
+
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl  # noqa: PLC0415 - the module does not exist on Windows
+
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,161 @@
+"""Where no other platform is at hand: the package under the rules that Linux can enforce for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from codellama_convert.convert import run
+from codellama_convert.errors import Interrupted
+from codellama_convert.job import Options, plan_conversion
+from tests.outputs import (
+    ROOT,
+    SHARD_BYTES,
+    STAGING,
+    StopAfter,
+    command,
+    content,
+    convert_whole,
+    environment,
+    finish,
+)
+from tests.windows import REFUSED
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="open files are listed in /proc")
+
+
+def as_on_windows(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of `tests.outputs` under the rules of Windows."""
+    assert arguments[1:3] == ["-m", "codellama_convert"]
+    return finish([arguments[0], "-m", "tests.windows", *arguments[3:]])
+
+
+# --- Windows --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert_whole(tmp_path_factory.mktemp("platforms"))
+
+
+@needs_proc
+def test_under_the_rules_of_windows_the_same_bytes_come_out(whole: Path, tmp_path: Path) -> None:
+    """The lock was none there; now it is one, and what is open is not moved or removed."""
+    target = tmp_path / "out"
+    for more in (["--verify"], ["--overwrite", "--verify"]):
+        done = as_on_windows(command(whole / "in", target, *more))
+        assert (done.returncode, REFUSED in done.stderr) == (0, False), done.stderr
+        assert content(target) == content(whole / "out")
+    verify = [sys.executable, "-m", "codellama_convert", "verify", "--output_dir", str(target)]
+    done = as_on_windows([*verify, "--input_dir", str(whole / "in")])
+    assert "equals the checkpoint" in done.stdout, done.stderr
+
+
+@needs_proc
+@pytest.mark.parametrize("looks", [12, 30])
+def test_under_the_rules_of_windows_a_stopped_run_is_resumed(
+    whole: Path, tmp_path: Path, looks: int
+) -> None:
+    target = tmp_path / "out"
+    options = Options(max_shard_bytes=SHARD_BYTES, workers=1, tile_bytes=8192)
+    with pytest.raises(Interrupted):
+        run(plan_conversion(whole / "in", options), target, stop=StopAfter(looks))
+    staged = {path.name for path in (target / STAGING).iterdir()}
+    assert "journal.jsonl" in staged
+    done = as_on_windows(command(whole / "in", target))
+    assert (done.returncode, REFUSED in done.stderr) == (0, False), done.stderr
+    assert content(target) == content(whole / "out")
+    assert not (target / STAGING).exists()
+
+
+_UNDER_RULES = """
+import mmap, msvcrt, os, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+one, two = folder / "one", folder / "two"
+
+def answer(action, hold=str):
+    one.write_bytes(bytes(4096))
+    two.write_bytes(bytes(4096))
+    held = hold()
+    try:
+        action()
+    except PermissionError:
+        return "refused"
+    return "done"
+
+def mapped():
+    with one.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+move, remove = lambda: one.replace(two), lambda: one.unlink()
+rename = lambda: folder.rename(folder.with_name("other"))
+for line in sys.stdin:
+    print(eval(line))
+"""
+
+
+@needs_proc
+def test_the_rules_of_windows_refuse_what_it_refuses_and_nothing_else(tmp_path: Path) -> None:
+    cases = {
+        "answer(move)": "done",
+        "answer(move, lambda: one.open().close())": "done",
+        "answer(move, one.open)": "refused",
+        "answer(move, two.open)": "refused",
+        "answer(remove)": "done",
+        "answer(remove, two.open)": "done",
+        "answer(remove, one.open)": "refused",
+        "answer(remove, mapped)": "refused",
+        "answer(rename, one.open)": "refused",
+        "answer(lambda: os.unlink('one', dir_fd=3))": "refused",
+        "answer(lambda: os.close(os.open(one, os.O_RDONLY)))": "done",
+        "answer(lambda: os.close(os.open(folder, os.O_RDONLY)))": "refused",
+        "answer(lambda: os.close(os.open(one, os.O_WRONLY | os.O_BINARY)))": "done",
+        "answer(lambda: os.close(os.open(one, os.O_WRONLY)))": "refused",
+        "hasattr(os, 'preadv')": "False",
+        "sys.modules['fcntl']": "None",
+        "sys.platform": "win32",
+    }
+    code = f"from tests.windows import obey; obey()\n{_UNDER_RULES}"
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True, text=True,
+        cwd=ROOT, env=environment(), timeout=120, input="\n".join(cases),
+    )  # fmt: skip
+    assert dict(zip(cases, child.stdout.split(), strict=False)) == cases, child.stderr
+    assert child.stderr.count(REFUSED) == 7, "each is told, but for the folder, which is expected"
+
+
+_TWO_LOCKS = """
+import sys
+from pathlib import Path
+from tests.windows import obey
+obey()
+from codellama_convert.errors import OutputError
+from codellama_convert.folder_lock import FolderLock
+first, second = (FolderLock(Path(sys.argv[1])) for _ in range(2))
+first.take()
+try:
+    second.take()
+except OutputError as problem:
+    print(problem)
+second.release()
+print(*sorted(path.name for path in Path(sys.argv[1]).iterdir()))
+first.release()
+print(*Path(sys.argv[1]).iterdir())
+second.take()
+second.release()
+print(*Path(sys.argv[1]).iterdir())
+"""
+
+
+@needs_proc
+def test_windows_has_a_lock_too(tmp_path: Path) -> None:
+    """There was none: two conversions into one folder removed each other's staged files."""
+    done = finish([sys.executable, "-c", _TWO_LOCKS, str(tmp_path)])
+    assert done.stderr == ""
+    refused, held, free, again = done.stdout.split("\n")[:4]
+    assert "another conversion is running in this folder" in refused
+    assert (held, free, again) == (".codellama-convert.lock", "", "")
