@@ -28,6 +28,8 @@ BLOCK_BYTES = 4096
 # Whole blocks around a piece: up to one more at either end.
 SLACK_BYTES = 2 * BLOCK_BYTES
 
+# Windows has neither, and macOS before version 11 no preadv. `sys.platform` stands beside it for
+# mypy, which checks the package as each platform sees it.
 _HAS_POSITIONAL_IO = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EPERM)
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -76,7 +78,7 @@ def read_at(fd: int, target: memoryview, offset: int, lock: threading.Lock) -> i
     Raises:
         OSError: If the system says so.
     """
-    if _HAS_POSITIONAL_IO:
+    if sys.platform != "win32" and _HAS_POSITIONAL_IO:
         return os.preadv(fd, [target], offset)
     with lock:
         os.lseek(fd, offset, os.SEEK_SET)
@@ -89,7 +91,7 @@ def write_at(fd: int, piece: memoryview, offset: int, lock: threading.Lock) -> i
     Returns:
         How many bytes were written.
     """
-    if _HAS_POSITIONAL_IO:
+    if sys.platform != "win32" and _HAS_POSITIONAL_IO:
         return os.pwrite(fd, piece, offset)
     with lock:
         os.lseek(fd, offset, os.SEEK_SET)
@@ -130,7 +132,7 @@ def take_space(fd: int, n_bytes: int) -> bool:
     if allocate is None:
         return False
     try:
-        allocate(fd, n_bytes)
+        allocate(fd, 0, n_bytes)
     except OSError as problem:
         if problem.errno in _CANNOT_RESERVE:
             return False
@@ -139,10 +141,14 @@ def take_space(fd: int, n_bytes: int) -> bool:
 
 
 @cache
-def _allocator() -> Callable[[int, int], None] | None:
-    if sys.platform != "linux":
-        posix = getattr(os, "posix_fallocate", None)
-        return None if posix is None else lambda fd, n_bytes: posix(fd, 0, n_bytes)
+def _allocator() -> Callable[[int, int, int], None] | None:
+    allocate: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
+    if sys.platform == "linux":
+        allocate = _fallocate()
+    return allocate
+
+
+def _fallocate() -> Callable[[int, int, int], None] | None:
     import ctypes  # noqa: PLC0415 - for who writes only
 
     # Not posix_fallocate: where a file system cannot reserve (NFS before 4.2, some FUSE), glibc's
@@ -153,8 +159,8 @@ def _allocator() -> Callable[[int, int], None] | None:
         return None
     fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
-    def allocate(fd: int, n_bytes: int) -> None:
-        while fallocate(fd, 0, 0, n_bytes):
+    def allocate(fd: int, offset: int, n_bytes: int) -> None:
+        while fallocate(fd, 0, offset, n_bytes):
             number = ctypes.get_errno()
             if number != errno.EINTR:  # of a signal: its handler has run, go on
                 raise OSError(number, os.strerror(number))
@@ -167,7 +173,7 @@ def drop_cached(fd: int, offset: int, n_bytes: int) -> None:
 
     Pages that are not on the disk yet stay: for those the call begins to write them back.
     """
-    if hasattr(os, "posix_fadvise"):
+    if sys.platform == "linux":
         with suppress(OSError):  # advice: a file system may refuse it
             os.posix_fadvise(fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)
 
@@ -191,13 +197,17 @@ def open_past_cache(open_with: Callable[[int], int], error: type[ConvertError]) 
             if refuses_direct(problem.__cause__):
                 return None
             raise
+    fd = None
     if sys.platform == "darwin":
         import fcntl  # noqa: PLC0415 - the module does not exist on Windows
 
         fd = open_with(0)
-        fcntl.fcntl(fd, _F_NOCACHE, 1)
-        return fd
-    return None
+        try:
+            fcntl.fcntl(fd, _F_NOCACHE, 1)
+        except OSError:  # a file system may refuse it
+            os.close(fd)
+            fd = None
+    return fd
 
 
 def no_direct_io(path: Path, error: type[ConvertError]) -> ConvertError:

@@ -40,12 +40,10 @@ def sync_folder(folder: Path) -> None:
     Raises:
         OutputError: If the disk says that they are not.
     """
-    if os.name == "nt":
-        return
     try:
         try:
             fd = os.open(folder, os.O_RDONLY)
-        except PermissionError:  # it may be written and not read: nobody here can sync it
+        except PermissionError:  # it may be written and not read, or Windows: nobody can sync it
             return
         try:
             os.fsync(fd)

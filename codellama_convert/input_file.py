@@ -103,12 +103,22 @@ class InputFile:
         if direct_fd is not None:
             status = os.fstat(direct_fd)
             same = (status.st_dev, status.st_ino) == self.identity
-            if same and _direct_read_works(direct_fd):
+            if same and self._direct_read_works(direct_fd):
                 self._direct_fd = direct_fd
                 return
             os.close(direct_fd)
         if io_mode == "direct":
             raise no_direct_io(self.path, self._error)
+
+    def _direct_read_works(self, direct_fd: int) -> bool:
+        """Try one block: some file systems accept the flag and refuse the read."""
+        try:
+            read_at(direct_fd, aligned_buffer(BLOCK_BYTES)[:BLOCK_BYTES], 0, self._lock)
+        except OSError as problem:
+            if refuses_direct(problem):
+                return False
+            raise
+        return True
 
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fill `target` from a position, through the page cache.
@@ -211,14 +221,3 @@ class InputFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _direct_read_works(fd: int) -> bool:
-    """Try one block: some file systems accept the flag and refuse the read."""
-    try:
-        os.preadv(fd, [aligned_buffer(BLOCK_BYTES)[:BLOCK_BYTES]], 0)
-    except OSError as problem:
-        if refuses_direct(problem):
-            return False
-        raise
-    return True

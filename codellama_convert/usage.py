@@ -20,9 +20,11 @@ def peak_rss_bytes() -> int | None:
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     except (OSError, IndexError, ValueError):
         pass
-    try:
+    peak = None
+    if sys.platform != "win32":
         import resource  # noqa: PLC0415 - the module does not exist on Windows
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if sys.platform != "darwin":  # which alone counts bytes
+            peak *= 1024
+    return peak

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from codellama_convert import files, usage
 from codellama_convert.convert import run
-from codellama_convert.errors import Interrupted
+from codellama_convert.errors import CheckpointError, Interrupted
+from codellama_convert.input_file import InputFile
 from codellama_convert.job import Options, plan_conversion
 from tests.outputs import (
     ROOT,
@@ -159,3 +162,33 @@ def test_windows_has_a_lock_too(tmp_path: Path) -> None:
     refused, held, free, again = done.stdout.split("\n")[:4]
     assert "another conversion is running in this folder" in refused
     assert (held, free, again) == (".codellama-convert.lock", "", "")
+
+
+def test_where_nobody_tells_the_peak_of_memory_it_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if sys.platform != "win32":
+        assert (usage.peak_rss_bytes() or 0) > 1 << 20
+    monkeypatch.setattr(usage, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(usage, "Path", lambda name: Path("/no/such/place"))
+    assert usage.peak_rss_bytes() is None
+
+
+# --- macOS ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its fcntl does not know F_NOCACHE")
+def test_a_file_system_that_keeps_its_cache_is_read_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS has F_NOCACHE instead of O_DIRECT; a refusal ended in a traceback, Linux refuses it."""
+    monkeypatch.setattr(files, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.delattr(files.os, "O_DIRECT")
+    (tmp_path / "file").write_bytes(b"content")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with InputFile(tmp_path / "file", io_mode="auto") as file:
+        assert not file.direct
+        assert file.read_exact(3, 4) == b"tent"
+    with pytest.raises(CheckpointError, match="--io"):
+        InputFile(tmp_path / "file", io_mode="direct")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
