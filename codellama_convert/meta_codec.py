@@ -6,7 +6,8 @@ Sources:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -15,9 +16,11 @@ import sentencepiece
 from codellama_convert.errors import TokenizerError
 from codellama_convert.sentencepiece_model import SentencePieceModel
 from codellama_convert.tokenizer_json import INFILLING_PIECES
+from codellama_convert.tokenizer_source import DOWNLOAD_AGAIN
 
 # Meta puts it before a suffix and drops its ids, so that the suffix gets no leading space of its own.
 SUFFIX_MARKER = "☺"
+_MAX_SHOWN = 200
 
 
 class MetaCodec:
@@ -29,7 +32,21 @@ class MetaCodec:
 
     def __init__(self, model: SentencePieceModel) -> None:
         self.model = model
-        self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=model.raw)
+        with self._sentencepiece_errors():
+            self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=model.raw)
+
+    @contextmanager
+    def _sentencepiece_errors(self) -> Iterator[None]:
+        """Turn what sentencepiece raises into errors that name the model."""
+        try:
+            yield
+        except (RuntimeError, ValueError, LookupError, ArithmeticError) as problem:
+            what = (str(problem).splitlines() or [""])[0][:_MAX_SHOWN]
+            raise TokenizerError(
+                f"sentencepiece {sentencepiece.__version__} refuses it: {what}",
+                path=self.model.path,
+                hint=DOWNLOAD_AGAIN,
+            ) from problem
 
     def encode(self, text: str) -> list[int]:
         """Encode any text that UTF-8 can hold; an empty text has no ids.
@@ -44,7 +61,8 @@ class MetaCodec:
                 f"the text holds a lone surrogate at {error.start}, which is not a character",
                 hint="decode the text with errors='replace'",
             ) from error
-        ids: list[int] = self._sentencepiece.encode(text)
+        with self._sentencepiece_errors():
+            ids: list[int] = self._sentencepiece.encode(text)
         return ids
 
     def encode_suffix(self, suffix: str) -> list[int]:
@@ -83,7 +101,8 @@ class MetaCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids into text; no leading space where the first one starts a word."""
-        text: str = self._sentencepiece.decode(list(ids))
+        with self._sentencepiece_errors():
+            text: str = self._sentencepiece.decode(list(ids))
         return text
 
     def decode_inside(self, ids: Sequence[int]) -> str:

@@ -19,9 +19,11 @@ from codellama_convert.protobuf import FIXED32, LENGTH, VARINT, WireError, field
 from codellama_convert.tokenizer_source import DOWNLOAD_AGAIN, other_format, read_bytes
 
 # Llama 2's file has 499,723 bytes and 32,000 pieces, its longest piece 16 characters (Code Llama's
-# spare pieces 31); the limits bound the memory and time that a hostile file can cost.
+# spare pieces 31); Gemma 3's has 262,144 pieces of some 2 million characters, the most in use. The
+# limits bound the memory and time that a hostile file can cost.
 MAX_PIECES = 1 << 18
 MAX_PIECE_CHARS = 256
+MAX_ALL_CHARS = 1 << 22
 
 # Field numbers. Source: google/sentencepiece src/sentencepiece_model.proto.
 MODEL_PIECE, MODEL_TRAINER, MODEL_NORMALIZER, MODEL_SELF_TEST, MODEL_DENORMALIZER = 1, 2, 3, 4, 5
@@ -40,6 +42,25 @@ NORMALIZER_SWITCHES = (
     (4, "remove_extra_whitespaces", 1, False),
     (5, "escape_whitespaces", 1, True),
 )
+
+
+_NORMALIZER_WIRES = {
+    NORMALIZER_CHARSMAP: LENGTH,
+    NORMALIZER_RULES: LENGTH,
+    **{number: VARINT for number, *_ in NORMALIZER_SWITCHES},
+}
+_WIRES = {
+    MODEL_TRAINER: {
+        TRAINER_MODEL_TYPE: VARINT,
+        TRAINER_BYTE_FALLBACK: VARINT,
+        TRAINER_WHITESPACE_SUFFIX: VARINT,
+        TRAINER_UNK_PIECE: LENGTH,
+        TRAINER_BOS_PIECE: LENGTH,
+        TRAINER_EOS_PIECE: LENGTH,
+    },
+    MODEL_NORMALIZER: _NORMALIZER_WIRES,
+    MODEL_DENORMALIZER: _NORMALIZER_WIRES,
+}
 
 
 class PieceType(IntEnum):
@@ -120,7 +141,7 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
     Stricter than sentencepiece, which accepts a file cut 20 bytes short and tokenizes differently.
 
     Args:
-        path: A SentencePiece BPE model with byte fallback, at most 16 MiB.
+        path: A SentencePiece BPE model with byte fallback, at most 8 MiB.
 
     Returns:
         Its pieces and its bytes.
@@ -171,16 +192,25 @@ def _parse_model(raw: bytes) -> _Message:
         elif number in settings:
             raise WireError(f"field {number} occurs twice, again at byte {first}")
         elif number != MODEL_SELF_TEST:
-            settings[number] = {
-                key: value if kind == VARINT else raw[at:to]
-                for key, kind, value, at, to in fields(raw, first, end)
-            }
+            settings[number] = _parse_settings(raw, first, end, _WIRES[number])
     return _Message(
         pieces=tuple(pieces),
         trainer=settings.get(MODEL_TRAINER),
         normalizer=settings.get(MODEL_NORMALIZER),
         denormalizer=settings.get(MODEL_DENORMALIZER),
     )
+
+
+def _parse_settings(
+    raw: bytes, start: int, stop: int, wires: Mapping[int, int]
+) -> dict[int, int | bytes]:
+    found: dict[int, int | bytes] = {}
+    for number, wire, value, first, end in fields(raw, start, stop):
+        # SentencePiece takes a field of another wire type for an unknown one: its default holds.
+        if wire != wires.get(number, wire):
+            raise WireError(f"setting {number} of wire type {wire} before byte {first}")
+        found[number] = value if wire == VARINT else raw[first:end]
+    return found
 
 
 def _parse_piece(raw: bytes, start: int, stop: int) -> Piece:
@@ -233,10 +263,16 @@ def _settings_problems(message: _Message) -> Iterator[tuple[str, str]]:
 
 def _piece_problems(pieces: tuple[Piece, ...]) -> Iterator[tuple[str, str]]:
     """Say what is wrong with the pieces and what to do, in file order."""
+    n_chars = sum(len(piece.text) for piece in pieces)
+    if n_chars > MAX_ALL_CHARS:
+        yield f"its pieces have {n_chars} characters together", DOWNLOAD_AGAIN
     seen: set[str] = set()
     for number, (text, score, kind) in enumerate(pieces):
         if not text:
             yield f"a piece is empty (id {number})", DOWNLOAD_AGAIN
+        if "\0" in text:
+            # sentencepiece 0.2.1 ends the whole process on it, 0.2.2 and later refuse the file.
+            yield f"the piece {text!r} (id {number}) holds a NUL character", DOWNLOAD_AGAIN
         if text in seen:
             yield f"the piece {text!r} occurs twice (again as id {number})", DOWNLOAD_AGAIN
         if len(text) > MAX_PIECE_CHARS:

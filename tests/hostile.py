@@ -2042,7 +2042,7 @@ def tokenizer_of_another_model(folder: Path) -> None:
         "cut": (tokenizer_model(300)[:1000],),
         "rank": (write_zip(rank_file().members()), "zip"),
         "zeros": (bytes(5000),),
-        "huge": (b"\n" * ((16 << 20) + 1), "larger"),
+        "huge": (b"\n" * ((8 << 20) + 1), "larger"),
     },
     options=(),
 )

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from codellama_convert import CodeLlamaTokenizer, Options, plan_conversion
 from codellama_convert.errors import TokenizerError
+from codellama_convert.meta_codec import MetaCodec
 from codellama_convert.sentencepiece_model import PieceType, read_sentencepiece_model
-from tests.vocabularies import ENDS_FIRST, model_bytes, parsed, trained, write_model
+from tests.refusals import refused
+from tests.vocabularies import ENDS_FIRST, add_piece, model_bytes, parsed, trained, write_model
 
 
 def refusal(path: Path) -> str:
@@ -100,8 +104,8 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
         (b'\n[\n "a"\n]\n', "JSON"),
         (b"GGUF\x03\0\0\0" + b"\0" * 64, "a GGUF file"),
         (TIKTOKEN, r"a tiktoken \(Llama 3\) vocabulary.*Llama 3 is not supported"),
-        (b"\0" * (16 * 1024 * 1024 + 1), "larger than 16777216 bytes"),
-        (b"GGUF" + b"\0" * (16 * 1024 * 1024), "a GGUF file"),
+        (b"\0" * (8 * 1024 * 1024 + 1), "larger than 8388608 bytes"),
+        (b"GGUF" + b"\0" * (8 * 1024 * 1024), "a GGUF file"),
     ],
     ids=lambda value: value[:12] if isinstance(value, bytes) else "",
 )
@@ -225,6 +229,33 @@ def test_settings_at_the_boundary_are_accepted(tmp_path):
     assert read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
 
 
+def test_a_setting_of_another_wire_type_is_refused(tmp_path):
+    """sentencepiece takes it for an unknown field and the default holds; here it was believed."""
+    model = parsed(model_bytes("plain"))
+    trainer, normalizer = b"\x18\x02\x98\x02\x01", b"\x20\x00"
+    model.ClearField("trainer_spec")
+    model.ClearField("normalizer_spec")
+
+    def build(trainer: bytes, normalizer: bytes) -> bytes:
+        return model.SerializeToString() + b"".join(
+            bytes([tag, len(part)]) + part for tag, part in ((0x12, trainer), (0x1A, normalizer))
+        )
+
+    good = build(trainer, normalizer)
+    assert read_sentencepiece_model(write_model(tmp_path, good)).n_pieces == 910
+    exact = sentencepiece.SentencePieceProcessor(model_proto=good)
+    as_bytes = build(trainer, b"\x22\x00")  # remove_extra_whitespaces, on by default
+    other = sentencepiece.SentencePieceProcessor(model_proto=as_bytes)
+    assert other.encode("a  b") != exact.encode("a  b")
+    for raw, number in (
+        (as_bytes, 4),
+        (build(b"\x18\x02\x9a\x02\x01x", normalizer), 35),
+        (build(b"\x1a\x01\x02\x98\x02\x01", normalizer), 3),
+        (build(trainer + b"\xe8\x02\x01", normalizer), 45),
+    ):
+        assert f"setting {number} of wire type" in refusal(write_model(tmp_path, raw))
+
+
 def test_self_test_data_is_passed_over(tmp_path):
     """Field 4 of a model: samples that the trainer may add; they change no id."""
     raw = model_bytes("plain") + b"\x22\x04\x0a\x02\x0a\x00"
@@ -282,3 +313,56 @@ def test_damage_is_an_error_or_a_model_but_never_a_crash(where, bit, also, tmp_p
     else:
         assert model.raw == bytes(raw)
         assert model.n_pieces == len(parsed(bytes(raw)).pieces)
+
+
+@pytest.mark.parametrize(
+    ("n_more", "fits"), [(0, True), (1, False)], ids=["at the limit", "one more"]
+)
+def test_all_pieces_have_so_many_characters_at_most(tmp_path: Path, n_more, *, fits: bool) -> None:
+    """Every cut of every piece is looked at: that is what bounds the time."""
+    model = parsed(model_bytes("plain"))
+    start = sum(len(piece.piece) for piece in model.pieces)
+    whole, rest = divmod((1 << 22) + n_more - start, 256)
+    texts = [f"{number:0256d}" for number in range(whole)] + ["x" * rest]
+    for text in texts:
+        add_piece(model, text, -1000.0)
+    path = write_model(tmp_path, model.SerializeToString())
+    if fits:
+        assert read_sentencepiece_model(path).n_pieces == 910 + len(texts)
+    else:
+        with refused(TokenizerError, str(path), "4194305 characters"):
+            read_sentencepiece_model(path)
+
+
+def with_piece(text: str, kind: int) -> bytes:
+    model = parsed(model_bytes("plain"))
+    add_piece(model, text, -1000.0, kind)
+    return model.SerializeToString()
+
+
+def test_a_piece_with_a_nul_is_refused_at_every_entrance(tmp_path: Path) -> None:
+    """sentencepiece 0.2.1 aborts the process on a user-defined one, 0.2.3 raises a RuntimeError."""
+    path = write_model(tmp_path, with_piece("a\0b", 4))
+    for enter in (
+        lambda: read_sentencepiece_model(path),
+        lambda: CodeLlamaTokenizer.from_pretrained(tmp_path),
+        lambda: plan_conversion(tmp_path, Options(model_size="tokenizer_only")),
+    ):
+        with refused(TokenizerError, str(path), r"'a\x00b'", "910", "NUL"):
+            enter()
+    write_model(tmp_path, with_piece("a\x01b", 4))
+    assert CodeLlamaTokenizer.from_pretrained(tmp_path).vocab_size == 911
+
+
+def test_what_sentencepiece_raises_names_the_model(tmp_path: Path) -> None:
+    """A release may refuse what this program accepts; it was a bare RuntimeError."""
+    path = write_model(tmp_path, model_bytes("plain"))
+    read = read_sentencepiece_model(path)
+    with pytest.raises(RuntimeError):
+        sentencepiece.SentencePieceProcessor(model_proto=b"no model")
+    with refused(TokenizerError, str(path), f"sentencepiece {sentencepiece.__version__}"):
+        CodeLlamaTokenizer(replace(read, raw=b"no model"))
+    codec = MetaCodec(read)
+    assert codec.decode(codec.encode("def")) == "def"
+    with refused(TokenizerError, str(path), "sentencepiece"):
+        codec.decode([10**6])
