@@ -12,6 +12,7 @@ from pathlib import Path
 
 from codellama_convert.arguments import FLAG, FUNCTION, as_path, instance_of, or_none
 from codellama_convert.cast import open_mover
+from codellama_convert.contents import Content
 from codellama_convert.crc32 import combine
 from codellama_convert.errors import CheckpointError, Interrupted
 from codellama_convert.files import IoMode, aligned_buffer
@@ -180,7 +181,7 @@ def _stage(
     folder: OutputFolder,
     chosen: RunOptions,
     *,
-    small_files: Mapping[str, bytes],
+    small_files: Mapping[str, Content],
     write: _WeightWriter,
     look: Look,
 ) -> _Written:

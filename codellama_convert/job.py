@@ -18,6 +18,7 @@ from codellama_convert.checklist import ListedSums
 from codellama_convert.checkpoint import Checkpoint, open_checkpoint
 from codellama_convert.checkpoint_files import CheckpointFiles, find_files, find_tokenizer
 from codellama_convert.config import META_BOS_ID, META_EOS_ID, config_json, generation_config_json
+from codellama_convert.contents import Content
 from codellama_convert.errors import TokenizerError
 from codellama_convert.model_card import model_card
 from codellama_convert.options import TOKENIZER_ONLY, Options
@@ -26,9 +27,8 @@ from codellama_convert.safetensors_io import INDEX_NAME
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.tensors import as_dtype
 from codellama_convert.tokenizer import stop_token_ids, tokenizer_files, tokenizer_notes
+from codellama_convert.tokenizer_json import tokenizer_json
 
-# tokenizer.json has 3.7 times the bytes of its tokenizer.model, which is copied beside it.
-_TOKENIZER_FILES_FACTOR = 5
 _MIN_DEFAULT_WORKERS, _MAX_DEFAULT_WORKERS = 2, 8
 _SMALL_FILES_BYTES = 1 << 18  # configs, and an index of 723 tensors
 
@@ -44,6 +44,7 @@ class Job:
         plan: What is written where; None where only the tokenizer is converted.
         tokenizer: tokenizer.model; None where it is skipped.
         notes: What the user should know.
+        tokenizer_bytes: What tokenizer.model and tokenizer.json take of the disk.
     """
 
     options: Options
@@ -52,6 +53,7 @@ class Job:
     plan: ConversionPlan | None
     tokenizer: SentencePieceModel | None
     notes: tuple[str, ...]
+    tokenizer_bytes: int
 
     def identity(self) -> dict[str, Any]:
         """Tell what the output's bytes depend on: inputs and options, as plain values.
@@ -93,13 +95,12 @@ class Job:
     def disk_bytes(self) -> int:
         """Disk that the output will take; the small files are estimated, to the safe side."""
         weights = self.plan.file_bytes if self.plan else 0
-        tokenizer = len(self.tokenizer.raw) if self.tokenizer else 0
-        return weights + _TOKENIZER_FILES_FACTOR * tokenizer + _SMALL_FILES_BYTES
+        return weights + self.tokenizer_bytes + _SMALL_FILES_BYTES
 
-    def small_files(self) -> dict[str, bytes]:
+    def small_files(self) -> dict[str, Content]:
         """Build every file beside the weights, by name."""
         flavor = self.checkpoint.identity.flavor if self.checkpoint else self.options.flavor
-        content: dict[str, bytes] = {}
+        content: dict[str, Content] = {}
         bos_id = META_BOS_ID
         stop_ids: tuple[int, ...] = (META_EOS_ID,)
         if self.tokenizer is not None:
@@ -181,10 +182,11 @@ def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:
         skip_tokenizer=options.skip_tokenizer,
     )
     plan = _plan(checkpoint, options)
+    tokenizer_bytes = _tokenizer_bytes(checkpoint.tokenizer)
     notes = list_notes + checkpoint.notes + _tokenizer_notes(checkpoint.tokenizer, options)
     if options.checksums != "off":  # last: it takes minutes, and all else can be refused at once
         notes += sums.check_ranks()
-    return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes)
+    return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes, tokenizer_bytes)
 
 
 def _sums(files: CheckpointFiles, options: Options) -> ListedSums:
@@ -239,7 +241,12 @@ def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
     list_notes = _sums(files, options).check_small_files()
     model = read_sentencepiece_model(path)
     notes = list_notes + _tokenizer_notes(model, options)
-    return Job(options, files, None, None, model, notes)
+    return Job(options, files, None, None, model, notes, _tokenizer_bytes(model))
+
+
+def _tokenizer_bytes(model: SentencePieceModel | None) -> int:
+    """Count what the two large files of a tokenizer take; one that costs too much ends here."""
+    return 0 if model is None else len(model.raw) + tokenizer_json(model).n_bytes
 
 
 def _tokenizer_notes(model: SentencePieceModel | None, options: Options) -> tuple[str, ...]:

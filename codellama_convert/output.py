@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from codellama_convert.contents import Content, chunks_of
 from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import IoMode, first_line
@@ -295,7 +296,7 @@ class OutputFolder:
         self._journal.sealed[sealed.name] = sealed
         step("file journaled")
 
-    def add(self, name: str, content: bytes) -> FileSum:
+    def add(self, name: str, content: Content) -> FileSum:
         """Write a small file whole into the staging folder; the errors of `reserve` and `seal`.
 
         Its name is on the disk after `commit` only: until then it would be written anew anyhow.
@@ -304,11 +305,16 @@ class OutputFolder:
             What it is.
         """
         self.reserve({name: len(content)})
+        crc = n_bytes = 0
         with self.open_part(name) as output:
-            output.write_at(0, content)
+            for chunk in chunks_of(content):
+                output.write_at(n_bytes, chunk)
+                n_bytes += len(chunk)
+                crc = zlib.crc32(chunk, crc)
+            assert n_bytes == len(content)
             output.sync()
         rename(output.path, self.staging / name)
-        self._added[name] = FileSum(len(content), zlib.crc32(content))
+        self._added[name] = FileSum(n_bytes, crc)
         step("small file named")
         return self._added[name]
 

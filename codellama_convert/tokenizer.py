@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any, Literal, get_args
 
 from codellama_convert.chat import chat_template
+from codellama_convert.contents import Content
 from codellama_convert.errors import TokenizerError
 from codellama_convert.sentencepiece_model import Piece, PieceType, SentencePieceModel
 from codellama_convert.tokenizer_json import INFILLING_PIECES, STEP_PIECE, tokenizer_json
@@ -52,7 +53,7 @@ def tokenizer_files(
     flavor: Flavor | None,
     tokenizer_class: str | None = None,
     model_max_length: int | None = None,
-) -> dict[str, bytes]:
+) -> dict[str, Content]:
     """Build the tokenizer files of a Hugging Face folder.
 
     Args:
@@ -65,8 +66,11 @@ def tokenizer_files(
         model_max_length: Tokens of context that the model was trained for; None for no limit.
 
     Returns:
-        File name and bytes: tokenizer.model (unchanged), tokenizer.json, tokenizer_config.json,
+        File name and content: tokenizer.model (unchanged), tokenizer.json, tokenizer_config.json,
         special_tokens_map.json.
+
+    Raises:
+        TokenizerError: If tokenizer.json were far larger than that of any vocabulary in use.
     """
     config = _tokenizer_config(model, model_max_length or NO_LIMIT)
     if tokenizer_class is not None:

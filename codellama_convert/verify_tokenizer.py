@@ -6,6 +6,7 @@ merges are not generated and compared, they are held against the rule that order
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from codellama_convert.errors import VerifyError, shown
 from codellama_convert.input_file import InputFile
 from codellama_convert.output_reader import json_file
 from codellama_convert.sentencepiece_model import PieceType, SentencePieceModel
+from codellama_convert.strict_json import parse_object
 from codellama_convert.verify_config import META_MARKS, Asked, Marks
 from codellama_convert.verify_report import Problems
 
@@ -24,9 +26,9 @@ _STEP = "<step>"
 _CLASSES = (
     "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
 )  # fmt: skip
-# tokenizer.json takes 3.7 times the bytes of Meta's tokenizer.model.
-_MOST_JSON_BYTES_PER_BYTE = 8
-_SMALL_JSON_BYTES = 1 << 20
+# What tokenizer.json may have beside its pieces and merges: the frame, and what differs.
+_MORE_BYTES, _MORE_BRACKETS = 1 << 18, 1 << 10
+_LINE_BYTES, _ADDED_TOKEN_BYTES = 16, 256  # around a piece or merge, and around an added token
 
 
 def check_tokenizer(
@@ -66,8 +68,8 @@ def _check_tokenizer_json(
     folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems
 ) -> None:
     del asked
-    most = _SMALL_JSON_BYTES + _MOST_JSON_BYTES_PER_BYTE * len(model.raw)
-    found = json_file(folder / "tokenizer.json", most)
+    cuts = _count_cuts(model)
+    found = _read_tokenizer_json(folder / "tokenizer.json", model, cuts)
     bpe = found.pop("model", None)
     if not isinstance(bpe, dict):
         problems.add(f"tokenizer.json: model is {shown(bpe)}, not an object")
@@ -75,9 +77,43 @@ def _check_tokenizer_json(
     vocabulary, merges = bpe.pop("vocab", None), bpe.pop("merges", None)
     problems.add_differences("tokenizer.json", found, _frame(model))
     problems.add_differences("tokenizer.json: model", bpe, _bpe_settings(model))
-    wrong = _wrong_piece(vocabulary, model) or _wrong_merge(merges, model)
+    wrong = _wrong_piece(vocabulary, model) or _wrong_merge(
+        merges, model, n_expected=sum(cuts.values())
+    )
     if wrong is not None:
         problems.add(f"tokenizer.json: {wrong}")
+
+
+def _read_tokenizer_json(
+    path: Path, model: SentencePieceModel, cuts: Mapping[str, int]
+) -> dict[str, Any]:
+    """Parse a file that can be the model's: parsed, an empty list takes 30 times its bytes."""
+    max_bytes, max_brackets = _MORE_BYTES, _MORE_BRACKETS
+    for piece in model.pieces:
+        times = 1 + cuts.get(piece.text, 0)  # in the vocabulary, and in each of its merges
+        max_bytes += times * (_LINE_BYTES + _n_json_bytes(piece.text))
+        max_brackets += times * _n_brackets(piece.text.encode())
+    for token in _added_tokens(model):
+        max_bytes += _ADDED_TOKEN_BYTES + _n_json_bytes(token["content"])
+        max_brackets += 1 + _n_brackets(token["content"].encode())
+    with InputFile(path, error=VerifyError) as file:
+        if file.n_bytes > max_bytes:
+            raise VerifyError(f"has {file.n_bytes} bytes, too many for its model", path=path)
+        content = file.read_exact(0, file.n_bytes)
+    if _n_brackets(content) > max_brackets:
+        raise VerifyError("holds too many lists and objects for its model", path=path)
+    try:
+        return parse_object(content)
+    except ValueError as problem:
+        raise VerifyError(str(problem), path=path, hint="convert it again") from problem
+
+
+def _n_json_bytes(text: str) -> int:
+    return len(json.dumps(text, ensure_ascii=False).encode())
+
+
+def _n_brackets(content: bytes) -> int:
+    return content.count(b"[") + content.count(b"{")
 
 
 def _wrong_piece(vocabulary: object, model: SentencePieceModel) -> str | None:
@@ -93,7 +129,7 @@ def _wrong_piece(vocabulary: object, model: SentencePieceModel) -> str | None:
     return None
 
 
-def _wrong_merge(merges: object, model: SentencePieceModel) -> str | None:
+def _wrong_merge(merges: object, model: SentencePieceModel, *, n_expected: int) -> str | None:
     """Describe the first pair that stands where it may not, or tell that some are missing.
 
     Every cut of a normal piece into two others stands there once; the higher the score of the whole
@@ -112,14 +148,18 @@ def _wrong_merge(merges: object, model: SentencePieceModel) -> str | None:
         if last is not None and place <= last:
             return f"merge {number} is {shown(pair)}, which belongs further up"
         last = place
-    expected = sum(
-        text[:cut] in scores and text[cut:] in scores
-        for text in scores
-        for cut in range(1, len(text))
-    )
-    if len(merges) != expected:
-        return f"{len(merges)} merges, expected {expected}"
+    if len(merges) != n_expected:
+        return f"{len(merges)} merges, expected {n_expected}"
     return None
+
+
+def _count_cuts(model: SentencePieceModel) -> dict[str, int]:
+    """Count in how many ways each piece is two others."""
+    known = dict(_mergeable(model))
+    return {
+        text: sum(text[:cut] in known and text[cut:] in known for cut in range(1, len(text)))
+        for text in known
+    }
 
 
 def _mergeable(model: SentencePieceModel) -> Iterator[tuple[str, float]]:

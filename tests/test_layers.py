@@ -26,6 +26,7 @@ ROOMS: dict[str, int] = {
     "chat": 0,
     "strict_json": 0,
     "workers": 0,
+    "contents": 0,
     "arguments": 1,
     "files": 1,
     "config": 1,

@@ -55,7 +55,7 @@ def test_the_texts_are_many_and_varied():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_tokenizers_library_gives_the_ids_of_sentencepiece(name, model_of):
-    tokenizer = Tokenizer.from_str(tokenizer_json(model_of(name)).decode())
+    tokenizer = Tokenizer.from_str(bytes(tokenizer_json(model_of(name))).decode())
     texts = varied_texts()
     assert differences(texts, library_ids(tokenizer, texts), meta_ids(name, texts)) == []
 
@@ -131,7 +131,7 @@ def test_any_text_gets_the_ids_of_sentencepiece(name, auto_of, text):
 
 def resorted(model, key) -> Tokenizer:
     """Plant a fault: the same merges in another order."""
-    content = json.loads(tokenizer_json(model))
+    content = json.loads(bytes(tokenizer_json(model)))
     vocab = content["model"]["vocab"]
     scores = {text: model.pieces[number].score for text, number in vocab.items()}
     content["model"]["merges"].sort(key=lambda merge: key(merge.split(" "), vocab, scores))
@@ -167,7 +167,7 @@ def test_ties_with_the_shorter_half_first_are_found_different(name, shortest, mo
     ],
 )
 def test_a_changed_part_of_the_file_is_found_different(key, value, at_least, model_of):
-    content = json.loads(tokenizer_json(model_of("plain")))
+    content = json.loads(bytes(tokenizer_json(model_of("plain"))))
     content[key] = value
     tokenizer = Tokenizer.from_str(json.dumps(content))
     texts = varied_texts()

@@ -11,8 +11,10 @@ import io
 import itertools
 import json
 import struct
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import SupportsBytes
 
 import pytest
 import sentencepiece
@@ -262,11 +264,11 @@ def write_model(folder: Path, raw: bytes) -> Path:
     return path
 
 
-def write_folder(folder: Path, files: dict[str, bytes], *, config: bool = True) -> Path:
+def write_folder(folder: Path, files: Mapping[str, SupportsBytes], *, config: bool = True) -> Path:
     """Write tokenizer files, and the config.json by which transformers knows a Llama."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(bytes(content))
     if config:
         (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     return folder
