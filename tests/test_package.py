@@ -98,6 +98,69 @@ def test_ci_runs_the_scripts_of_a_maintainer_on_all_that_the_metadata_promise():
         assert f"\ntransformers=={version}" in pins
 
 
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
+_PINNED = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+
+
+def loose_ends(workflow: str) -> list[str]:
+    """Name what a workflow takes from others or hands out, and should not."""
+    import yaml
+
+    uses = re.findall(r"^[ -]*uses: *(.*?) *$", workflow, re.MULTILINE)
+    found = [f"{action} is not a commit with its version" for action in uses
+             if not _PINNED.fullmatch(action)]  # fmt: skip
+    content = yaml.safe_load(workflow)
+    if content.get("permissions") != {"contents": "read"}:
+        found.append("the token may do more than read")
+    steps = [step for job in content["jobs"].values() for step in job["steps"]]
+    assert sum("uses" in step for step in steps) == len(uses)
+    for step in steps:
+        is_checkout = step.get("uses", "").startswith("actions/checkout@")
+        if is_checkout and step.get("with", {}).get("persist-credentials") is not False:
+            found.append("a checkout leaves the token in .git/config")
+    return found + ["a job takes other permissions" for job in content["jobs"].values()
+                    if "permissions" in job]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_runs_what_was_reviewed_and_hands_out_nothing(path):
+    """Actions went by tags, which their owners, and those who rob them, can move to other code."""
+    assert loose_ends(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "complaint"),
+    [
+        (r"@[0-9a-f]{40} # v", "@v", "is not a commit"),
+        (r"(@[0-9a-f]{39})[0-9a-f]", r"\1", "is not a commit"),
+        (r" # v6\.0\.2", "", "is not a commit"),
+        (r"persist-credentials: false", "persist-credentials: true", "leaves the token"),
+        (r"persist-credentials: false", "fetch-depth: 1", "leaves the token"),
+        (r"contents: read", "contents: write", "may do more"),
+        (r"permissions:\n  contents: read\n", "", "may do more"),
+        (r"    timeout-minutes: 60", "    permissions: write-all", "takes other permissions"),
+    ],
+)
+def test_a_workflow_with_a_loose_end_is_found(was, becomes, complaint):
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    spoiled, n_changes = re.subn(was, becomes, text, count=1)
+    assert n_changes == 1
+    (found,) = loose_ends(spoiled)
+    assert complaint in found
+
+
+def test_hooks_before_a_commit_are_versions_and_those_of_the_suite():
+    import yaml
+
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    revisions = {repo["repo"].rpartition("/")[2]: repo.get("rev") for repo in hooks["repos"]}
+    assert revisions.pop("local") is None
+    assert all(re.fullmatch(r"v\d+\.\d+\.\d+", rev) for rev in revisions.values()), revisions
+    pins = (ROOT / "tests" / "constraints.txt").read_text(encoding="utf-8")
+    assert f"\nruff=={revisions['ruff-pre-commit'][1:]}\n" in pins
+    assert f"\ncodespell=={revisions['codespell'][1:]}\n" in pins
+
+
 @needs_commands
 @pytest.mark.parametrize(("program", "status"), [("codellama-convert", 0), ("false", 1)])
 def test_ci_converts_and_verifies_with_what_is_on_the_path(tmp_path, program, status):
