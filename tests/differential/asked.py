@@ -33,6 +33,7 @@ class Asked:
         sha256: Whether the record gets digests.
         card: Whether README.md is written.
         verify: Whether the output is verified before it is published.
+        json: Whether the result is printed for machines.
         overwrite: Whether an older model may go.
         restart: Whether staged work is dropped.
         speed: Options that change no byte.
@@ -48,6 +49,7 @@ class Asked:
     sha256: bool = False
     card: bool = False
     verify: bool = False
+    json: bool = False
     overwrite: bool = False
     restart: bool = False
     speed: tuple[str, ...] = ()
@@ -66,6 +68,7 @@ class Asked:
             ("--sha256", self.sha256),
             ("--model_card", self.card),
             ("--verify", self.verify),
+            ("--json", self.json),
             ("--overwrite", self.overwrite),
             ("--restart", self.restart),
         ):
@@ -96,6 +99,7 @@ def draw_asked(rng: random.Random, checkpoint: Checkpoint) -> Asked:
         sha256=rng.random() < 0.2,
         card=rng.random() < 0.2,
         verify=rng.random() < 0.2,
+        json=rng.random() < 0.3,
         speed=draw_speed(rng),
     )
     if rng.random() < 0.15:

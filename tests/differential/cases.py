@@ -177,8 +177,11 @@ class Case:
         self.ends["converted"] += 1
         if wanted.refusal is not None:
             raise Wrong(f"exit status 0, but {wanted.refusal}")
-        for problem in wanted.problems(target):
-            raise Wrong(f"exit status 0, but {problem}")
+        problems = [*wanted.problems(target)]
+        if ended.out:
+            problems += wanted.report_problems(ended.out)
+        if problems:
+            raise Wrong(f"exit status 0, but {problems[0]}")
         others = {path.name for path in target.iterdir()} - wanted.names
         left = sorted(name for name in others if name not in before or _LOADED.fullmatch(name))
         if left:
@@ -230,7 +233,7 @@ class Case:
         """Let the program's own `verify` agree, now and then."""
         if self._rng.random() < 0.8:
             return
-        other = {"--sha256", "--model_card", "--verify", "--overwrite", "--restart"}
+        other = {"--sha256", "--model_card", "--verify", "--json", "--overwrite", "--restart"}
         arguments = [a for a in asked.arguments(self._source, self._target) if a not in other]
         ended = program.run(["verify", *arguments], self.folder, None, self.plant)
         if ended.status:

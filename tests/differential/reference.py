@@ -38,6 +38,7 @@ class Expected:
         notes: What each note must contain.
         refusal: Why it must be refused, or None.
         sources: Each rank's possible CRC-32: of the whole file, and of what lies there now.
+        report: What `--json` must print, beside times and notes.
     """
 
     exact: Mapping[str, bytes] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Expected:
     notes: Sequence[Sequence[str]] = ()
     refusal: str | None = None
     sources: Mapping[str, set[str]] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
     on_disk: OnDisk | None = None
     sha256: bool = False
 
@@ -69,6 +71,12 @@ class Expected:
         for name, words in self.words.items():
             text = (folder / name).read_text(encoding="utf-8", errors="replace")
             yield from (f"{name} does not say {word!r}" for word in words if word not in text)
+
+    def report_problems(self, printed: str) -> Iterator[str]:
+        """Compare what `--json` printed."""
+        found = _parse(printed.encode())
+        wanted = {"files": sorted(self.names), **self.report}
+        yield from _differences(wanted, {key: found.get(key) for key in wanted}, "--json")
 
     def _value_problems(self, folder: Path, name: str, wanted: Any) -> Iterator[str]:
         """Compare a JSON file's values; one that is damaged may hold anything."""
@@ -175,6 +183,7 @@ def expected(source: OnDisk, asked: Asked) -> Expected:
         {CARD: model.card_words()} if asked.card else {},
         notes,
         sources=_source_sums(source),
+        report=model.report(),
         on_disk=source,
         sha256=asked.sha256,
     )
@@ -201,6 +210,7 @@ def _tokenizer_alone(source: OnDisk, asked: Asked) -> Expected:
             },
         },
         notes=source.tokenizer.notes(asked.tokenizer_class),
+        report={"tensor_bytes": 0, "cast": None, "dropped": []},
         on_disk=source,
         sha256=asked.sha256,
     )
@@ -368,6 +378,18 @@ class _Model:
             "size": len(raw),
             "crc32": f"{zlib.crc32(raw):08x}",
             **{what: n for what, n in counts.items() if n},
+        }
+
+    def report(self) -> dict[str, Any]:
+        kind = self._checkpoint.kind
+        return {
+            "tensor_bytes": sum(tensor.bits.nbytes for tensor in self.tensors.values()),
+            "cast": None if self._target == kind else f"{kind.name} to {self._target.name}",
+            "dropped": list(self._checkpoint.rope),
+            "became_zero": {
+                n: one.became_zero for n, one in self.tensors.items() if one.became_zero
+            },
+            "nonfinite": {n: one.nonfinite for n, one in self.tensors.items() if one.nonfinite},
         }
 
     def notes(self) -> Iterator[Sequence[str]]:
