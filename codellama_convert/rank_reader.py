@@ -63,6 +63,7 @@ class RankReader:
         self._pass_of = assign_passes(index.tensors[name] for name in names)
         self._known = new_ledgers(index, self._pass_of)
         self._read = new_ledgers(index, self._pass_of)  # since the last `take_sums`
+        self._read_earlier: set[str] = set()  # storages that another run read some of
 
     @property
     def direct(self) -> bool:
@@ -141,11 +142,17 @@ class RankReader:
             tensors = self.index.tensors.values()
             held = [tensor.name for tensor in tensors if tensor.storage.name == storage.name]
             of = f" (tensor {held[0]!r})" if held else ""
+            hint = "the file is corrupt, download it again"
+            if storage.name in self._read_earlier:
+                hint = (
+                    "the file is corrupt, or was when an earlier run read a part of it: run the "
+                    "same command again, which reads all of it"
+                )
             raise CheckpointError(
                 f"storage {storage.name}{of}: CRC-32 mismatch ({crc:08x}, expected "
                 f"{storage.crc:08x})",
                 path=self.index.path,
-                hint="the file is corrupt, download it again",
+                hint=hint,
             )
 
     def finish(self, buffer: memoryview, look: Look = look_away) -> None:
@@ -218,11 +225,11 @@ class RankReader:
         """
         sums = sums_in(self._read)
         self._read = new_ledgers(self.index, self._pass_of)
-        self.keep(sums)
+        self._take_note(sums)
         return sums
 
     def keep(self, sums: SourceSums) -> None:
-        """Take note of what was read for a file, now or by an earlier run.
+        """Take note of what an earlier run read for a file that is kept.
 
         Args:
             sums: From `take_sums`, of a reader opened for the same names; `confirms` them.
@@ -230,6 +237,10 @@ class RankReader:
         Raises:
             CheckpointError: If a storage is whole with them, and its CRC-32 differs.
         """
+        self._read_earlier.update(sums)
+        self._take_note(sums)
+
+    def _take_note(self, sums: SourceSums) -> None:
         add_sums(self._known, sums)
         for name in sums:
             for ledger in self._known[name]:

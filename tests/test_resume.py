@@ -125,6 +125,41 @@ def test_what_kept_files_are_made_of_may_be_lost_meanwhile(
     assert content(folder / "out") == content(folder / "whole")
 
 
+def test_a_source_that_was_damaged_when_it_was_read_is_not_said_to_be_so_now(
+    tmp_path: Path,
+) -> None:
+    """An intact file was called corrupt, to be downloaded again: 138 GB, say.
+
+    A bit was wrong while an earlier run read what it staged, and right again (the disk's cable, a
+    sync that had not ended) when the same command resumed.
+    """
+    save(tmp_path / "in", 3, "flat", with_crc=True)
+    rank = tmp_path / "in" / "consolidated.00.pth"
+    tensor = read_rank(rank).tensors[A_TENSOR_OF[FIRST]]
+    at = tensor.storage.offset + tensor.extent[0]
+    flip_bit(rank, at)
+    stop_after_files(plan_conversion(tmp_path / "in", OPTIONS), tmp_path / "out", 1)
+    flip_bit(rank, at)
+    with pytest.raises(CheckpointError, match="CRC-32 mismatch") as caught:
+        run(plan_conversion(tmp_path / "in", OPTIONS), tmp_path / "out")
+    assert caught.value.hint is not None
+    assert "or was when an earlier run read a part of it" in caught.value.hint
+    assert "run the same command again" in caught.value.hint
+    run(plan_conversion(tmp_path / "in", OPTIONS), tmp_path / "out")
+    convert_checkpoint(tmp_path / "in", tmp_path / "whole", options=OPTIONS)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_source_that_is_damaged_in_a_first_run_is_said_to_be_corrupt(tmp_path: Path) -> None:
+    """The neighbour: nothing but this run has read it."""
+    save(tmp_path / "in", 3, "flat", with_crc=True)
+    rank = tmp_path / "in" / "consolidated.00.pth"
+    flip_bit(rank, read_rank(rank).tensors[A_TENSOR_OF[FIRST]].storage.offset)
+    with pytest.raises(CheckpointError) as caught:
+        run(plan_conversion(tmp_path / "in", OPTIONS), tmp_path / "out")
+    assert caught.value.hint == "the file is corrupt, download it again"
+
+
 def everything_before(journal: Journal) -> SealedFile:
     """What a reader had read when the second file was whole: of the first, too."""
     one, two = (journal.sealed[name].source[0]["data/0"] for name in (FIRST, SECOND))

@@ -34,17 +34,17 @@ def _cumulative_sums() -> None:
     from codellama_convert.rank_reader import RankReader
     from codellama_convert.source_sums import new_ledgers, sums_in
 
-    keep = RankReader.keep
+    take_note = RankReader._take_note
 
     def take_all_sums(self: RankReader) -> Any:
         sums = sums_in(self._read)
         self._read = new_ledgers(self.index, self._pass_of)
-        keep(self, sums)
+        take_note(self, sums)
         return sums_in(self._known)
 
     def replace(self: RankReader, sums: Any) -> None:
         self._known = new_ledgers(self.index, self._pass_of)
-        keep(self, sums)
+        take_note(self, sums)
 
     vars(rank_reader)["fits"] = lambda *_: True
     for name, method in (("take_sums", take_all_sums), ("keep", replace)):
