@@ -39,6 +39,7 @@ from codellama_convert.publish import is_of_a_model, publish, rename, unpublish
 from codellama_convert.sizes import format_size
 from codellama_convert.staged import (
     clear_staging,
+    drop_all_but,
     drop_parts,
     drop_staging,
     find_moved,
@@ -125,7 +126,7 @@ class OutputFolder:
             self.staging.mkdir()
         else:
             self._journal = replace(found, publishing={})
-            drop_parts(self.staging)
+            drop_all_but(self.staging, self.sealed)
         try:
             # Written anew: a torn last line must not be followed by whole ones, nor a line whose
             # fsync failed be relied on.

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -162,14 +162,34 @@ def drop_parts(staging: Path) -> None:
     Raises:
         OutputError: If one cannot be removed.
     """
-    for name in sorted(names_in(staging)):
-        if name.endswith(".part"):
-            try:
-                (staging / name).unlink()
-            except OSError as problem:
-                raise OutputError(
-                    f"cannot remove: {first_line(problem)}", path=staging / name
-                ) from problem
+    _remove(staging, (name for name in names_in(staging) if name.endswith(".part")))
+
+
+def drop_all_but(staging: Path, names: Collection[str]) -> None:
+    """Remove what is written again anyhow, and what somebody else put there.
+
+    A loader or `verify` would take an index that is not of this run for its own.
+
+    Args:
+        staging: The staging folder.
+        names: What stays beside the journal.
+
+    Raises:
+        OutputError: If something cannot be removed.
+    """
+    _remove(staging, names_in(staging).difference(names, (JOURNAL_NAME,)))
+
+
+def _remove(staging: Path, names: Iterable[str]) -> None:
+    for name in sorted(names):
+        path = staging / name
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as problem:
+            raise OutputError(f"cannot remove: {first_line(problem)}", path=path) from problem
 
 
 def drop_staging(staging: Path) -> None:

@@ -19,7 +19,16 @@ from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Options, plan_conversion
 from tests.checkpoints import GQA, random_model, save_checkpoint
 from tests.fuzz import time_limit
-from tests.outputs import LOCK, SHARD_BYTES, STAGING, StopAfter, content
+from tests.outputs import (
+    LOCK,
+    SHARD_BYTES,
+    STAGING,
+    StopAfter,
+    command,
+    content,
+    finish,
+    stop_after_files,
+)
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and locks as POSIX has them")
 
@@ -280,6 +289,24 @@ def test_what_somebody_else_put_into_the_staging_folder_is_not_published(
     convert(converted, target)
     assert content(target) == content(converted / "out")
     assert not (target / STAGING).exists()
+
+
+def test_what_somebody_else_put_into_the_staging_folder_is_not_verified(
+    tmp_path: Path,
+) -> None:
+    """Each resumed run with --verify ended in "is not JSON; convert it again", about no file of it.
+
+    Into one file no index is written, but verify looks for one first; a leftover of that name in
+    the staging folder stayed from run to run.
+    """
+    save_checkpoint(tmp_path / "in", GQA)
+    target = tmp_path / "out"
+    stop_after_files(plan_conversion(tmp_path / "in", Options()), target, 0)
+    for name in ("model.safetensors.index.json", "config.json", "chat_template.jinja"):
+        (target / STAGING / name).write_bytes(b"not JSON")
+    done = finish([*command(tmp_path / "in", target, "--verify"), "--max_shard_size", "5GB"])
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors.index.json" not in content(target)
 
 
 def test_a_card_that_was_not_asked_for_again_is_not_published(
