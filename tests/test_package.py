@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def test_ci_runs_the_scripts_of_a_maintainer_on_all_that_the_metadata_promise():
         assert f"\ntransformers=={version}" in pins
 
 
+PYTHON_NAMES = {f"python3.{minor}" for minor in range(10, 15)}
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
 _PINNED = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 
@@ -182,3 +184,29 @@ def test_ci_converts_and_verifies_with_what_is_on_the_path(tmp_path, program, st
 )
 def test_every_script_is_bash_without_a_slip(script):
     subprocess.run(["bash", "-n", str(script)], check=True, timeout=60)
+
+
+@needs_commands
+@pytest.mark.parametrize("chosen", [None, "python3.99"])
+def test_the_package_is_tried_with_each_python_that_works(tmp_path, chosen):
+    """Only the first was; pyenv puts names on PATH that lead nowhere, and keeps others elsewhere."""
+    here = f"python3.{sys.version_info[1]}"
+    (tmp_path / here).symlink_to(sys.executable)
+    (tmp_path / "python3.99").symlink_to(sys.executable)
+    (tmp_path / "python").symlink_to(sys.executable)
+    elsewhere = tmp_path / "root" / "versions" / "3.99.1" / "bin"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "python").symlink_to(sys.executable)
+    scripts = {
+        "pyenv": f"echo {tmp_path}/root",
+        **dict.fromkeys(PYTHON_NAMES - {here}, "exit 127"),
+    }
+    for name, line in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [shutil.which("bash"), "-c", "source tests/environment.sh; find_pythons"], check=True,
+        capture_output=True, text=True, timeout=120, cwd=ROOT,
+        env={"PATH": str(tmp_path), **({} if chosen is None else {"PYTHON": chosen})},
+    )  # fmt: skip
+    assert done.stdout.split() == [here if chosen is None else chosen], done.stderr
