@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -127,6 +128,20 @@ def refuse_promise(folder: Path, n_bytes: int) -> None:
     usage = shutil.disk_usage(folder)
     if usage.total and n_bytes > usage.free:  # some network mounts say 0 of everything
         raise OutputError(os.strerror(errno.ENOSPC), path=folder)
+
+
+def names_a_folder(path: Path) -> bool:
+    """Tell whether a folder itself stands here, and not a link to one.
+
+    Raises:
+        OutputError: If that cannot be looked up.
+    """
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+    except OSError as problem:
+        raise OutputError(f"cannot look up: {first_line(problem)}", path=path) from problem
 
 
 def names_in(folder: Path) -> set[str]:

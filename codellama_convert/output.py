@@ -19,11 +19,17 @@ from types import TracebackType
 from typing import Any
 
 from codellama_convert.contents import Content, chunks_of
-from codellama_convert.errors import ConvertError, Interrupted, OutputError
+from codellama_convert.errors import ConvertError, Interrupted, OutputError, shown
 from codellama_convert.faults import step
 from codellama_convert.files import IoMode, first_line
 from codellama_convert.folder_lock import LOCK_NAME, FolderLock
-from codellama_convert.folders import make_folder, names_in, refuse_promise, sync_folder
+from codellama_convert.folders import (
+    make_folder,
+    names_a_folder,
+    names_in,
+    refuse_promise,
+    sync_folder,
+)
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.journal import (
     JOURNAL_NAME,
@@ -34,8 +40,9 @@ from codellama_convert.journal import (
     append_sealed,
     write_journal,
 )
+from codellama_convert.loader_names import TEMPLATES_NAME, is_taken_by_loaders
 from codellama_convert.output_file import OutputFile
-from codellama_convert.publish import is_of_a_model, publish, rename, unpublish
+from codellama_convert.publish import is_replaced, publish, rename, unpublish
 from codellama_convert.sizes import format_size
 from codellama_convert.staged import (
     clear_staging,
@@ -166,19 +173,35 @@ class OutputFolder:
             unpublish(self.staging, self.path, moved)
 
     def _may_be_ours(self, name: str) -> bool:
-        return name in self._names or is_of_a_model(name)
+        return name in self._names or is_replaced(name)
 
     def _refuse_content(self, moved: Collection[str] = (), *, resumed: bool = False) -> None:
         """Refuse a folder that holds something, unless we moved it there or may replace it."""
         content = sorted(names_in(self.path).difference(moved, (STAGING_NAME, LOCK_NAME)))
-        if resumed:  # only what it would replace or remove is in the way
-            content = list(filter(self._may_be_ours, content))
+        if resumed:  # only what it would replace, or what would change how it loads, is in the way
+            content = [n for n in content if self._may_be_ours(n) or is_taken_by_loaders(n)]
         if content and not self._overwrite:
             raise OutputError(
                 f"the output folder is not empty ({content[0]!r}"
                 + (f" and {len(content) - 1} more)" if len(content) > 1 else ")"),
                 path=self.path,
                 hint="name another with --output_dir, or replace the model in it with --overwrite",
+            )
+        for name in content:
+            self._refuse_what_stays(name)
+
+    def _refuse_what_stays(self, name: str) -> None:
+        """Refuse what is not replaced, and would change how the new model loads or be in its way."""
+        what = None
+        if not self._may_be_ours(name):
+            what = "loaders take it beside the model" if is_taken_by_loaders(name) else None
+        elif name != TEMPLATES_NAME and names_a_folder(self.path / name):
+            what = "a folder, where a file goes"
+        if what is not None:
+            raise OutputError(
+                f"holds {shown(name)}: {what}, and --overwrite does not remove it",
+                path=self.path,
+                hint=f"move it away, or {_ANOTHER_PLACE}",
             )
 
     def keeps(self, name: str, header: bytes, buffer: memoryview, look: Look) -> bool:
@@ -323,8 +346,9 @@ class OutputFolder:
         """Write into the journal that everything staged is whole and goes out.
 
         Raises:
-            OutputError: If the journal cannot be written.
+            OutputError: If it would replace what came meanwhile, or the journal cannot be written.
         """
+        self._refuse_content(resumed=True)  # what came while this ran
         # Not what the folder holds: somebody else may have put something there.
         sums = {one.name: FileSum(one.n_bytes, one.crc32) for one in self.sealed.values()}
         sums |= self._added

@@ -6,31 +6,22 @@ loads and is not whole. Know nothing of how files are written.
 
 from __future__ import annotations
 
-import re
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import first_line
-from codellama_convert.folders import names_in, sync_folder
-from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
+from codellama_convert.folders import names_a_folder, names_in, sync_folder
+from codellama_convert.loader_names import is_entrance, is_saved_by_libraries
 
-# What a conversion writes beside the weights; of an older model, these are removed.
-_SMALL_FILES = frozenset(
-    {
-        "config.json", "conversion.json", "generation_config.json", "special_tokens_map.json",
-        "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    }
-)  # fmt: skip
-_SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-# A loader begins with one of these: they are removed first and appear last.
-_ENTRANCES = (INDEX_NAME, SINGLE_FILE_NAME)
+_RECORD_NAME = "conversion.json"
 
 
-def is_of_a_model(name: str) -> bool:
-    """Tell whether a conversion writes a file of this name, and removes an older one."""
-    return bool(name in _SMALL_FILES or name in _ENTRANCES or _SHARD_NAME.fullmatch(name))
+def is_replaced(name: str) -> bool:
+    """Tell whether a file or folder of this name is an older model's, and goes with it."""
+    return name == _RECORD_NAME or is_saved_by_libraries(name)
 
 
 def publish(staging: Path, folder: Path, names: Collection[str]) -> None:
@@ -49,9 +40,8 @@ def publish(staging: Path, folder: Path, names: Collection[str]) -> None:
         raise OutputError(
             f"{lost[0]!r} is gone from it", path=staging, hint="run the same command again"
         )
-    entrances = set(names).intersection(_ENTRANCES)
-    if entrances:
-        _remove_old_model(folder)
+    entrances = set(filter(is_entrance, names))
+    _remove_old_model(folder)
     for name in sorted(set(names) - entrances):
         rename(staging / name, folder / name)
         step("file moved")
@@ -73,15 +63,14 @@ def unpublish(staging: Path, folder: Path, names: Collection[str]) -> None:
     Raises:
         OutputError: If one cannot be moved; the rest can be moved later.
     """
-    entrances = set(names).intersection(_ENTRANCES)
-    for name in _ENTRANCES:
-        if name in entrances:
+    for name in sorted(filter(is_entrance, names_in(folder))):
+        if name in names:
             rename(folder / name, staging / name)
             step("file moved back")
         else:
             _remove(folder / name)  # one that is not ours would lead to what goes now
     sync_folder(folder)
-    for name in sorted(set(names) - entrances):
+    for name in sorted(name for name in names if not is_entrance(name)):
         rename(folder / name, staging / name)
         step("file moved back")
     sync_folder(staging)
@@ -91,11 +80,11 @@ def unpublish(staging: Path, folder: Path, names: Collection[str]) -> None:
 
 def _remove_old_model(folder: Path) -> None:
     """Remove an older model, first what loaders begin with."""
-    for name in _ENTRANCES:
+    for name in sorted(filter(is_entrance, names_in(folder))):
         _remove(folder / name)
     sync_folder(folder)
     step("old index removed")
-    for name in sorted(filter(is_of_a_model, names_in(folder))):
+    for name in sorted(filter(is_replaced, names_in(folder))):
         _remove(folder / name)
         step("old file removed")
     sync_folder(folder)
@@ -103,7 +92,10 @@ def _remove_old_model(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     try:
-        path.unlink(missing_ok=True)
+        if names_a_folder(path):
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as problem:
         raise OutputError(
             f"cannot remove, of the old model: {first_line(problem)}", path=path

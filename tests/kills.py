@@ -33,7 +33,7 @@ def spoil_the_order() -> None:
     """Move the index into place among the other files."""
     from codellama_convert import publish
 
-    publish._ENTRANCES = ()
+    publish.is_entrance = lambda _: False
 
 
 def spoil_the_check() -> None:

@@ -366,7 +366,7 @@ PLANTED = {
     ),
     "the index is not the last": Planted(
         "from codellama_convert import publish\n"
-        "publish._ENTRANCES = ()\n",
+        "publish.is_entrance = lambda _: False\n",
         "rename", "plain/tokenizer_config.json", KILL, "torn",
     ),
     "an error is not translated": Planted(

@@ -28,6 +28,7 @@ ROOMS: dict[str, int] = {
     "workers": 0,
     "contents": 0,
     "arguments": 1,
+    "loader_names": 1,
     "files": 1,
     "config": 1,
     "pickle_names": 1,

@@ -251,7 +251,7 @@ def test_every_file_has_the_users_umask(converted: Path, tmp_path: Path, umask: 
 def test_overwriting_keeps_what_is_not_a_converted_model(converted: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     shutil.copytree(converted / "out", target)
-    foreign = {"notes.txt": b"mine", "model-1-of-2.safetensors": b"mine", ".hidden": b"mine"}
+    foreign = {"notes.txt": b"mine", "model-1-of-2.gguf": b"mine", ".hidden": b"mine"}
     for name, bytes_ in foreign.items():
         (target / name).write_bytes(bytes_)
     (target / "folder").mkdir()
