@@ -134,6 +134,7 @@ class InputFile:
 
     def read_exact(self, offset: int, n_bytes: int) -> bytes:
         """Read `n_bytes` bytes from a position; the arguments and errors of `read_into`."""
+        self._refuse_beyond_end(offset, n_bytes)
         target = bytearray(n_bytes)
         self.read_into(memoryview(target), offset)
         return bytes(target)
@@ -185,6 +186,7 @@ class InputFile:
             yield self.read_window(at, min(piece_bytes, stop - at), buffer)
 
     def _fill(self, fd: int, target: memoryview, offset: int, *, wanted: int) -> None:
+        self._refuse_beyond_end(offset, wanted)
         done = 0
         count = -1
         try:
@@ -196,11 +198,19 @@ class InputFile:
                 f"cannot read at byte {offset + done}: {first_line(problem)}", path=self.path
             ) from problem
         if done < wanted:
-            raise self._error(
-                f"unexpected end of file at byte {offset + done}",
-                path=self.path,
-                hint="the file is truncated or changed while reading",
-            )
+            raise self._ended(offset + done)
+
+    def _refuse_beyond_end(self, offset: int, n_bytes: int) -> None:
+        """Refuse positions that no system call takes, and sizes that no memory holds."""
+        if offset + n_bytes > self.n_bytes:
+            raise self._ended(self.n_bytes)
+
+    def _ended(self, position: int) -> ConvertError:
+        return self._error(
+            f"unexpected end of file at byte {position}",
+            path=self.path,
+            hint="the file is truncated or changed while reading",
+        )
 
     def close(self) -> None:
         """Close the file; may be called twice."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from codellama_convert.errors import ConfigError
 from codellama_convert.files import SLACK_BYTES, block_ceil
@@ -266,18 +267,20 @@ def fit_plan(
     choices += [(fewest, size) for size in halvings[len(worth_sharing) :]]
     budget = DEFAULT_MAX_RAM_BYTES if max_ram_bytes is None else max_ram_bytes
     needed = 0
+    # What a tile takes depends on a tensor's form alone, and of thousands of layers there are few.
+    forms = {(t.spec.shape, t.tp_dim, t.head_dim): t for t in layout}
     for n_workers, tile_bytes in choices:
-        plan = build_plan(
-            layout,
+        make = partial(
+            build_plan,
             dtype=dtype,
             max_shard_bytes=max_shard_bytes,
             tile_bytes=tile_bytes,
             workers=n_workers,
         )
-        needed = plan.buffer_bytes
+        needed = make(tuple(forms.values())).buffer_bytes
         asked_for = max_ram_bytes is None and keep_workers and tile_bytes == worth_sharing[-1]
         if needed <= budget or asked_for:
-            return plan
+            return make(layout)
     raise ConfigError(
         f"--max_ram {budget} bytes is too little: the largest row or head needs "
         f"{needed} bytes of buffers",

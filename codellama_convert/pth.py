@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from codellama_convert.pickle_names import (
     RefusedPickle,
     View,
 )
-from codellama_convert.stored_tensor import Storage, StoredTensor, elements_are_distinct
+from codellama_convert.stored_tensor import Storage, StoredTensor
+from codellama_convert.views import refuse_costly_views, refuse_wrong_view
 from codellama_convert.weights_pickle import parse_pickle
 from codellama_convert.zip_directory import DAMAGED_HINT
 
@@ -31,14 +31,10 @@ _MAX_PICKLE_BYTES = 2 << 20
 _MAX_SMALL_RECORD_BYTES = 1 << 16
 _MAX_DIMENSIONS = 8  # a model has 2; torch.save allows more
 _MAX_NAME_LENGTH = 256
-# A view whose rows interleave is read in many pieces; no model's matrix has so many columns.
-_MAX_PIECES = 1 << 17
 _MAX_VECTOR_REACH_BYTES = 1 << 20
 
 # torch.save has written 3 since 1.6; source: torch's caffe2/serialize/versions.h.
 _FORMAT_VERSIONS = frozenset(str(version).encode() for version in range(1, 11))
-
-_CONTIGUOUS_HINT = "re-save it with .contiguous()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +98,7 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
         tensors = {
             name: _resolve(path, archive, storages, name, value) for name, value in parsed.items()
         }
+        refuse_costly_views(path, tensors.values())
         return RankIndex(
             path=path,
             n_bytes=file.n_bytes,
@@ -223,8 +220,7 @@ def _resolve(
             hint=DAMAGED_HINT,
         )
     tensor = StoredTensor(name, shape, strides, offset, storage)
-    _refuse_wrong_view(path, tensor)
-    _refuse_scattered(path, tensor)
+    refuse_wrong_view(path, tensor)
     return tensor
 
 
@@ -239,41 +235,6 @@ def _refuse_extras(path: Path, name: str, view: View) -> None:
                 path=path,
                 hint="load it with torch and save tensor.detach().resolve_neg() of each tensor",
             )
-
-
-def _refuse_wrong_view(path: Path, tensor: StoredTensor) -> None:
-    """Refuse a view that leaves its storage, or has an element of it twice."""
-    n_elements = prod(tensor.shape)
-    _, end = tensor.extent
-    if n_elements and end > tensor.storage.n_bytes:
-        raise CheckpointError(
-            f"tensor {tensor.name!r}: the view is out of bounds of its storage "
-            f"{tensor.storage.name}",
-            path=path,
-            hint=DAMAGED_HINT,
-        )
-    is_larger = n_elements * tensor.dtype.itemsize > tensor.storage.n_bytes
-    if is_larger or not elements_are_distinct(tensor.shape, tensor.strides):
-        raise CheckpointError(
-            f"tensor {tensor.name!r}: shape {tensor.shape} is larger than its storage (an expanded "
-            "view)",
-            path=path,
-            hint=_CONTIGUOUS_HINT,
-        )
-
-
-def _refuse_scattered(path: Path, tensor: StoredTensor) -> None:
-    """Refuse a matrix that only millions of tiny reads could put together."""
-    if len(tensor.shape) != 2 or tensor.order == "rows":
-        return
-    n_pieces = tensor.shape[1] if tensor.order == "columns" else prod(tensor.shape)
-    if n_pieces > _MAX_PIECES:
-        raise CheckpointError(
-            f"tensor {tensor.name!r}: shape {tensor.shape} with strides {tensor.strides} lies in "
-            f"{n_pieces} pieces",
-            path=path,
-            hint=_CONTIGUOUS_HINT,
-        )
 
 
 def _resolve_storage(

@@ -31,7 +31,6 @@ Rows = npt.NDArray[Any]
 
 # Elements are moved, not calculated with: unsigned integers keep NaN payloads and the sign of zero.
 UNSIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
-_MAX_SEGMENT_BYTES = 1 << 20
 
 
 class RankReader:
@@ -90,7 +89,7 @@ class RankReader:
         """
         tensor = self.index.tensors[name]
         n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
-        if _is_row_major(tensor):
+        if tensor.row_major:
             first, n_elements = start_row * n_columns, n_rows * n_columns
             rows, crc = self._read_window(tensor, first, n_elements, buffer)
             return rows.reshape(n_rows, n_columns), crc
@@ -301,16 +300,6 @@ class RankReader:
         self.close()
 
 
-def _is_row_major(tensor: StoredTensor) -> bool:
-    """Tell whether the elements lie in order without gaps; the step of a single row is free."""
-    expected = 1
-    for size, step in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
-        if size != 1 and step != expected:
-            return False
-        expected *= size
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class _Segment:
     """Elements of a storage, some of which, at the tensor's steps, go to `target` of the rows."""
@@ -329,17 +318,7 @@ def _segments(tensor: StoredTensor, start_row: int, n_rows: int) -> Iterator[_Se
     n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
     row_step, column_step = tensor.steps
     first = tensor.storage_offset + start_row * row_step
-    limit = _MAX_SEGMENT_BYTES // tensor.dtype.itemsize
-    row_reach = (n_columns - 1) * column_step + 1
-    # Whole rows that lie apart may be read with what lies between them: no other row is there.
-    if tensor.order == "rows" and row_reach <= limit:
-        rows_at_once, columns_at_once = (limit - row_reach) // row_step + 1, n_columns
-    elif tensor.order == "rows":
-        rows_at_once, columns_at_once = 1, (limit - 1) // column_step + 1
-    elif tensor.order == "columns":
-        rows_at_once, columns_at_once = (limit - 1) // row_step + 1, 1
-    else:
-        rows_at_once, columns_at_once = 1, 1
+    rows_at_once, columns_at_once = tensor.segment
     for row in range(0, n_rows, rows_at_once):
         rows = min(rows_at_once, n_rows - row)
         for column in range(0, n_columns, columns_at_once):

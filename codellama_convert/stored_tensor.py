@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 from typing import Literal
 
 from codellama_convert.tensors import Dtype
 
 Order = Literal["rows", "columns", "scattered"]
+
+_MAX_SEGMENT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,51 @@ class StoredTensor:
         if row_step > (n_columns - 1) * column_step:
             return "rows"
         return "columns" if column_step > (n_rows - 1) * row_step else "scattered"
+
+    @property
+    def row_major(self) -> bool:
+        """Whether the elements lie in order without gaps; the step of a single row is free."""
+        expected = 1
+        for size, step in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and step != expected:
+                return False
+            expected *= size
+        return True
+
+    @property
+    def segment(self) -> tuple[int, int]:
+        """How many rows and columns are read at once where they do not lie in order."""
+        n_rows, n_columns = (*self.shape, 1)[:2]
+        row_step, column_step = self.steps
+        limit = _MAX_SEGMENT_BYTES // self.dtype.itemsize
+        row_reach = (n_columns - 1) * column_step + 1
+        # Whole rows that lie apart may be read with what lies between them: no other row is there.
+        if self.order == "rows" and row_reach <= limit:
+            return min(n_rows, (limit - row_reach) // row_step + 1), n_columns
+        if self.order == "rows":
+            return 1, min(n_columns, (limit - 1) // column_step + 1)
+        if self.order == "columns":
+            return min(n_rows, (limit - 1) // row_step + 1), 1
+        return 1, 1
+
+    @property
+    def n_pieces(self) -> int:
+        """In how many pieces it is read; 1 where its elements lie in order."""
+        if self.row_major or 0 in self.shape:
+            return 1
+        n_rows, n_columns = (*self.shape, 1)[:2]
+        rows, columns = self.segment
+        return -(-n_rows // rows) * -(-n_columns // columns)
+
+    @property
+    def read_bytes(self) -> int:
+        """How many bytes its pieces have at most, with what lies between its elements."""
+        if self.row_major or 0 in self.shape:
+            return prod(self.shape) * self.dtype.itemsize
+        rows, columns = self.segment
+        row_step, column_step = self.steps
+        reach = (rows - 1) * row_step + (columns - 1) * column_step + 1
+        return self.n_pieces * reach * self.dtype.itemsize
 
 
 def elements_are_distinct(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -70,6 +70,13 @@ def read_directory(file: InputFile) -> tuple[bytes, int, list[ListedEntry]]:
     offset, n_bytes, n_entries = _find_directory(file)
     directory = file.read_exact(offset, n_bytes)
     listed = sorted(_parse_directory(file, directory, n_entries), key=lambda e: e.header_offset)
+    if listed and listed[-1].header_offset >= offset:
+        raise CheckpointError(
+            f"entry {show_name(listed[-1].raw_name)!r} is said to begin at byte "
+            f"{listed[-1].header_offset}, behind all entries",
+            path=file.path,
+            hint=DAMAGED_HINT,
+        )
     return directory, offset, listed
 
 

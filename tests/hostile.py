@@ -717,11 +717,29 @@ def last_entry_reaches_into_the_directory(folder: Path) -> None:
     put(folder, members)
 
 
-@refused(RANK, "overlaps")
-def offset_behind_the_end(folder: Path) -> None:
+_OUTSIDE = (0x7FFFFFFF, (1 << 32) - 2, (1 << 32) - 1, 1 << 32, 1 << 53, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)  # fmt: skip
+
+
+@many(RANK, {f"{offset:#x}": (offset, "data/3", str(offset)) for offset in _OUTSIDE})
+def offset_behind_the_end(folder: Path, offset: int) -> None:
+    """A zip64 offset from 2**63 on ended in an OverflowError."""
     members = rank_file().members()
-    members[5].central["offset"] = 0x7FFFFFFF
-    put(folder, members)
+    put(folder, _at_offset(members, 5, offset))
+
+
+@refused(RANK, "data/4", str((1 << 63) + 200))
+def two_offsets_behind_the_end(folder: Path) -> None:
+    """Each of them ends where the next one begins, so neither overlaps anything."""
+    members = _at_offset(rank_file().members(), 5, 1 << 63)
+    put(folder, _at_offset(members, 6, (1 << 63) + 200))
+
+
+def _at_offset(members: list[Member], number: int, offset: int) -> list[Member]:
+    """Say of a member that it begins elsewhere, in 64 bits where it must."""
+    wide = offset >= 0xFFFFFFFF
+    extra = {"extra": zip64_extra(offset)} if wide else {}
+    members[number].central |= {"offset": 0xFFFFFFFF if wide else offset, **extra}
+    return members
 
 
 @refused(RANK, "data/3", "128", "129")

@@ -55,6 +55,7 @@ ROOMS: dict[str, int] = {
     "output_reader": 3,
     "tokenizer_json": 3,
     "pth": 4,
+    "views": 4,
     "tokenizer": 4,
     "checklist": 4,
     "conversion_record": 4,
@@ -89,6 +90,7 @@ ROOMS: dict[str, int] = {
 # Neighbours in one layer that may talk, importer first.
 DOORS = {
     ("archive", "zip_directory"),  # the two halves of one format
+    ("pth", "views"),  # what it refuses of its tensors
 }
 
 # They decide and calculate; whoever wants to move bytes or print imports another room.

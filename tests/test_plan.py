@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -377,3 +378,20 @@ def test_a_budget_below_one_row_is_refused():
     with pytest.raises(ConfigError, match=r"--max_ram 30000 bytes .* 49152 bytes .*fewer workers"):
         fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=30_000, workers=2, keep_workers=True)
     assert fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=30_000, workers=2).workers == 1
+
+
+def test_thousands_of_layers_do_not_make_a_small_budget_slow():
+    """5,000 layers took 14 s to refuse: a whole plan was built for each size of a tile."""
+    config = replace(CONFIG, num_hidden_layers=5_000)
+    layout = build_layout(config, n_ranks=1, dtype=BFLOAT16)
+    start = time.process_time()
+    with pytest.raises(ConfigError, match="--max_ram 1 "):
+        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=1, workers=8)
+    assert time.process_time() - start < 1.0
+    few = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
+    for budget in (30_000, 40_000_000):
+        expected = fit_plan(few, dtype=BFLOAT16, max_ram_bytes=budget, workers=3)
+        found = fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=budget, workers=3)
+        assert len(found.tensors) == 9 * 5_000 + 3
+        assert found.buffer_bytes == expected.buffer_bytes <= budget
+        assert (found.workers, found.tile_bytes) == (expected.workers, expected.tile_bytes)

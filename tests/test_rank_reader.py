@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from codellama_convert import rank_reader
+from codellama_convert import stored_tensor
 from codellama_convert.errors import CheckpointError
 from codellama_convert.files import aligned_buffer
 from codellama_convert.pth import RankIndex, read_rank
@@ -84,7 +84,7 @@ def test_any_views_are_read_right_in_any_tiles(
     path = tmp_path_factory.mktemp("views") / "rank.pth"
     index = write_rank(path, drawn)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank_reader, "_MAX_SEGMENT_BYTES", limit)
+        patch.setattr(stored_tensor, "_MAX_SEGMENT_BYTES", limit)
         found = read_all(index, tile_rows, random.Random(seed))
     for view in drawn:
         elements = places(view.shape, view.strides, view.offset)
