@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 
 from codellama_convert.interrupt import exit_on_signals
 
@@ -11,6 +13,7 @@ def main() -> None:
     """Run the command line."""
     exit_on_signals()
     _occupy_standard_streams()
+    _print_whatever_comes()
     from codellama_convert.cli import main as run  # noqa: PLC0415 - after the handlers
 
     run(prog_name="codellama-convert")
@@ -24,6 +27,13 @@ def _occupy_standard_streams() -> None:
     for number in (0, 1, 2):
         if not _is_open(number):
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+
+
+def _print_whatever_comes() -> None:
+    """Let no name end the program because a terminal's encoding lacks one of its characters."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_open(number: int) -> bool:

@@ -23,7 +23,7 @@ from codellama_convert.cli_options import (
     NEW_FOLDER,
     SPEED_OPTIONS,
 )
-from codellama_convert.errors import ConfigError, ConvertError, Interrupted
+from codellama_convert.errors import ConfigError, ConvertError, Interrupted, one_line
 from codellama_convert.progress_bar import progress_bar
 from codellama_convert.reports import (
     describe_job,
@@ -43,6 +43,17 @@ if TYPE_CHECKING:
     from codellama_convert.options import Options
 
 
+@contextmanager
+def _one_line_problems() -> Iterator[None]:
+    """Escape what click quotes of the arguments: they may be names that a script has found."""
+    try:
+        yield
+    except click.UsageError as problem:
+        if problem.ctx is not None and problem.message == problem.ctx.get_help():
+            raise  # without arguments the help is shown, which has many lines
+        raise click.UsageError(one_line(problem.format_message()), problem.ctx) from problem
+
+
 class ConvertGroup(click.Group):
     """A group whose bare form converts, and whose problems end in one line."""
 
@@ -53,8 +64,19 @@ class ConvertGroup(click.Group):
         except OSError as problem:
             where = f"{problem.filename}: " if problem.filename else "cannot print: "
             with suppress(OSError):  # stderr may be what is full
-                click.echo(f"Error: {where}{problem.strerror or problem}", err=True)
+                _say(f"Error: {where}{problem.strerror or problem}", err=True)
             raise SystemExit(1) from problem
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the arguments; what is wrong with them is quoted in one line."""
+        with _one_line_problems():
+            return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read `codellama-convert --input_dir X` as `codellama-convert convert --input_dir X`."""
@@ -98,9 +120,10 @@ class ConvertGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn what a user can act on into one line and an exit status."""
         try:
-            return super().invoke(ctx)
+            with _one_line_problems():
+                return super().invoke(ctx)
         except Interrupted as problem:
-            click.echo(str(problem), err=True)
+            _say(str(problem), err=True)
             raise SystemExit(128 + problem.signal_number) from problem
         except ConvertError as problem:
             raise click.ClickException(str(problem)) from problem
@@ -238,9 +261,10 @@ def verify(
     seconds = time.monotonic() - started
     if as_json:
         notes = () if job is None else job.notes
-        click.echo(json.dumps(describe_verification(report, seconds, notes), indent=2))
+        _say_json(describe_verification(report, seconds, notes))
     else:
-        click.echo("\n".join(verify_lines(report, seconds)))
+        for line in verify_lines(report, seconds):
+            _say(line)
     if report.problems:
         raise SystemExit(1)
 
@@ -262,7 +286,11 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
 
     job = _plan(input_dir, _to_options(choices), hidden=as_json)
     description = describe_job(job, free_bytes(output_dir or default_output_dir(input_dir)))
-    click.echo(json.dumps(description, indent=2) if as_json else "\n".join(plan_lines(description)))
+    if as_json:
+        _say_json(description)
+    else:
+        for line in plan_lines(description):
+            _say(line)
 
 
 def _plan(input_dir: Path, options: Options, *, hidden: bool) -> Job:
@@ -321,7 +349,7 @@ def _to_options(choices: Mapping[str, Any]) -> Options:
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        _say(f"note: {note}", err=True)
 
 
 def _weight_bytes(job: Job | None) -> int | None:
@@ -331,6 +359,15 @@ def _weight_bytes(job: Job | None) -> int | None:
 def _print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
     _print_notes(value_notes(described))
     if as_json:
-        click.echo(json.dumps(described, indent=2))
+        _say_json(described)
     elif not quiet:
-        click.echo(summary_line(described))
+        _say(summary_line(described))
+
+
+def _say(line: str, *, err: bool = False) -> None:
+    click.echo(one_line(line), err=err)
+
+
+def _say_json(described: Mapping[str, Any]) -> None:
+    """Print JSON in ASCII; it escapes every other character that does not print but one."""
+    click.echo(json.dumps(described, indent=2).replace("\x7f", "\\u007f"))

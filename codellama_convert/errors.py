@@ -15,10 +15,37 @@ from __future__ import annotations
 
 import os
 
+# Room for the longest path of a system, and what is said of it.
+_MAX_LINE = 6000
+_CUT = " [...] "
+
 
 def one_line(text: str) -> str:
-    """Escape what does not print: a hostile name must not forge a second line or a terminal escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Write a text as one line that does no more than print, whatever names it quotes.
+
+    All that reaches a terminal or a file as text passes here: a name must not forge a second line,
+    move the cursor, reorder what stands beside it, or fail to print because it is not UTF-8.
+
+    Args:
+        text: Our words, with names, values and system messages from outside.
+
+    Returns:
+        The text with everything escaped that is not printable (controls, format characters such as
+        bidirectional overrides, line separators, bytes of names that are not UTF-8), without its
+        middle where it is very long.
+    """
+    line = "".join(c if c.isprintable() else _escaped(c) for c in text)
+    if len(line) <= _MAX_LINE:
+        return line
+    kept = (_MAX_LINE - len(_CUT)) // 2
+    return f"{line[:kept]}{_CUT}{line[-kept:]}"
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python spells it in names
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -19,7 +19,7 @@ from codellama_convert.checkpoint import Checkpoint, open_checkpoint
 from codellama_convert.checkpoint_files import CheckpointFiles, find_files, find_tokenizer
 from codellama_convert.config import META_BOS_ID, META_EOS_ID, config_json, generation_config_json
 from codellama_convert.contents import Content
-from codellama_convert.errors import TokenizerError
+from codellama_convert.errors import TokenizerError, one_line
 from codellama_convert.model_card import model_card
 from codellama_convert.options import TOKENIZER_ONLY, Options
 from codellama_convert.plan import ConversionPlan, build_plan, fit_plan
@@ -186,6 +186,7 @@ def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:
     notes = list_notes + checkpoint.notes + _tokenizer_notes(checkpoint.tokenizer, options)
     if options.checksums != "off":  # last: it takes minutes, and all else can be refused at once
         notes += sums.check_ranks()
+    notes = tuple(map(one_line, notes))
     return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes, tokenizer_bytes)
 
 
@@ -240,7 +241,7 @@ def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
     files = CheckpointFiles(input_dir, input_dir / "params.json", (), path, ())
     list_notes = _sums(files, options).check_small_files()
     model = read_sentencepiece_model(path)
-    notes = list_notes + _tokenizer_notes(model, options)
+    notes = tuple(map(one_line, list_notes + _tokenizer_notes(model, options)))
     return Job(options, files, None, None, model, notes, _tokenizer_bytes(model))
 
 

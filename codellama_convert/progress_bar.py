@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from codellama_convert.errors import one_line
+
 
 @contextmanager
 def progress_bar(
@@ -30,7 +32,7 @@ def progress_bar(
 
     lock = threading.Lock()
     with tqdm(
-        total=total, unit="B", unit_scale=True, desc=what, file=sys.stderr,
+        total=total, unit="B", unit_scale=True, desc=one_line(what), file=sys.stderr,
         leave=False, dynamic_ncols=True,
     ) as bar:  # fmt: skip
 

@@ -20,6 +20,14 @@ fi
 root=${1%/}
 root=${root:-/}
 shift
+
+# A name may hold an escape sequence or a second line: what is not plain ASCII is printed as a word
+# that a shell reads back.
+shown() {
+  local LC_ALL=C
+  if [[ $1 == *[![:print:]]* ]]; then printf '%q' "$1"; else printf '%s' "$1"; fi
+}
+
 for option; do
   if [[ $option =~ ^--(in|out)put[_-]dir(=|$) ]]; then
     echo "Error: ${option%%=*} is given to every conversion here: the output lies beside the input" >&2
@@ -27,7 +35,7 @@ for option; do
   fi
 done
 if [[ ! -d $root ]]; then
-  echo "Error: $root: no such folder" >&2
+  echo "Error: $(shown "$root"): no such folder" >&2
   exit 2
 fi
 if ! command -v codellama-convert >/dev/null; then
@@ -38,16 +46,22 @@ fi
 # A checkpoint has both files; one without params.json is named by its first rank, and will fail.
 checkpoints=()
 while IFS= read -r -d '' path; do
-  folder=$(dirname "$path")
-  if [[ $(basename "$path") == params.json || ! -e $folder/params.json ]]; then
+  folder=${path%/*} # not dirname in $( ), which takes newlines off the end of a name
+  folder=${folder:-/}
+  if [[ ${path##*/} == params.json || ! -e $folder/params.json ]]; then
     # "." has no name to add -hf to.
-    case $folder in . | .. | */. | */..) folder=$(cd "$folder" && pwd) ;; esac
+    case $folder in
+      . | .. | */. | */..)
+        folder=$(CDPATH='' cd -- "$folder" && printf '%s.' "$PWD")
+        folder=${folder%.}
+        ;;
+    esac
     checkpoints+=("$folder")
   fi
 done < <(find -H "$root" ! -type d \( -name params.json -o -name consolidated.00.pth \) -print0 |
   sort -z)
 if ((${#checkpoints[@]} == 0)); then
-  echo "Error: $root: no checkpoint (params.json, consolidated.00.pth) in it or below" >&2
+  echo "Error: $(shown "$root"): no checkpoint (params.json, consolidated.00.pth) in it or below" >&2
   exit 1
 fi
 
@@ -75,7 +89,7 @@ for folder in "${checkpoints[@]}"; do
   elif [[ " $* " != *" --overwrite "* ]] && is_finished "$folder-hf"; then
     result="there already"
   else
-    echo "== $folder"
+    echo "== $(shown "$folder")"
     codellama-convert --input_dir "$folder" --output_dir "$folder-hf" "$@" || status=$?
     case $status in
       0) result=converted ;;
@@ -84,7 +98,7 @@ for folder in "${checkpoints[@]}"; do
       *) result="failed ($status)" failed=$((failed + 1)) ;;
     esac
   fi
-  table+=("$(printf '%-14s%8s  %s' "$result" "$((SECONDS - began))" "$folder")")
+  table+=("$(printf '%-14s%8s  %s' "$result" "$((SECONDS - began))" "$(shown "$folder")")")
 done
 
 printf '\n%-14s%8s  %s\n' result seconds checkpoint

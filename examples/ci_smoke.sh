@@ -8,7 +8,7 @@
 # that is removed. Uses the codellama-convert and python on PATH, and says what that python lacks;
 # where one of them is not there, makes .venv.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 if ! command -v codellama-convert >/dev/null || ! command -v python >/dev/null; then
   source "$root/tests/environment.sh"

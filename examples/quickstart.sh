@@ -6,7 +6,7 @@
 #
 # Makes .venv and examples/tiny-codellama-hf/.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 source tests/environment.sh
 
 activate .venv tests/constraints-transformers5.txt examples

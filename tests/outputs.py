@@ -58,6 +58,33 @@ def finish(arguments: list[str], **how: str) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
+def on_a_terminal(*arguments: object) -> tuple[int, str]:
+    """Run the program on a terminal of 80 columns; give its status and all that it printed."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    terminal, its_end = pty.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "codellama_convert", *map(str, arguments)],
+        cwd=ROOT, env=environment(), stdin=its_end, stdout=its_end, stderr=its_end,
+    )  # fmt: skip
+    os.close(its_end)
+    printed = b""
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:  # EIO: nobody has the other end open any more
+            break
+        if not piece:
+            break
+        printed += piece
+    os.close(terminal)
+    return process.wait(), printed.decode()
+
+
 def convert_whole(folder: Path) -> Path:
     """Put a checkpoint into `in`, and what an uninterrupted run makes of it into `out`."""
     save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)

@@ -7,7 +7,7 @@
 # The suite runs with transformers 5 in .venv; tests marked `transformers` run once more with
 # transformers 4 in .venv-transformers4.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 source tests/environment.sh
 
 prepare .venv tests/constraints-transformers5.txt test

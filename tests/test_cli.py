@@ -19,6 +19,7 @@ from codellama_convert.cli import main
 from codellama_convert.reports import summary_line
 from tests.checkpoints import GQA, MHA, random_model, save_checkpoint, tokenizer_model
 from tests.dying import module_that_dies
+from tests.outputs import on_a_terminal
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -556,33 +557,6 @@ def program(*arguments: object, **streams: int) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "codellama_convert", *map(str, arguments)], check=False, text=True,
         cwd=REPOSITORY, timeout=120, **{"stderr": subprocess.PIPE, **streams},
     )  # fmt: skip
-
-
-def on_a_terminal(*arguments: object) -> tuple[int, str]:
-    """Run the program on a terminal of 80 columns; give its status and all that it printed."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    terminal, its_end = pty.openpty()
-    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "codellama_convert", *map(str, arguments)],
-        cwd=REPOSITORY, stdin=its_end, stdout=its_end, stderr=its_end,
-    )  # fmt: skip
-    os.close(its_end)
-    printed = b""
-    while True:
-        try:
-            piece = os.read(terminal, 65536)
-        except OSError:  # EIO: nobody has the other end open any more
-            break
-        if not piece:
-            break
-        printed += piece
-    os.close(terminal)
-    return process.wait(), printed.decode()
 
 
 needs_terminal = pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals as POSIX has them")

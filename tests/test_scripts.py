@@ -298,3 +298,64 @@ def test_a_batch_without_any_checkpoint_says_so(tmp_path):
     done = bash("batch_convert.sh", tmp_path)
     assert done.returncode == 1
     assert "no checkpoint" in done.stdout
+
+
+# --- names and settings that scripts trip over ----------------------------------------------------
+
+HOSTILE_NAME = "a \x1b[31m\n== forged\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names as POSIX has them")
+def test_a_batch_takes_every_name_and_prints_it_as_one_word(one):
+    """Newlines at the end of a name were lost, and its escape sequences reached the terminal."""
+    (one / "CodeLlama-7b").rename(one / HOSTILE_NAME)
+    for result in ("converted", "there already"):
+        done = bash("batch_convert.sh", one)
+        assert done.returncode == 0, done.stdout
+        assert "\x1b" not in done.stdout
+        assert not [line for line in done.stdout.splitlines() if line == "== forged"]
+        last = done.stdout.splitlines()[-1]
+        assert last.startswith(f"{result} ")
+        assert last.endswith(r"a \E[31m\n== forged\n'")
+    assert (one / f"{HOSTILE_NAME}-hf" / "model.safetensors").exists()
+    dotted = bash("batch_convert.sh", ".", "--overwrite", cwd=one / HOSTILE_NAME)
+    assert dotted.returncode == 0, dotted.stdout
+    assert sorted(path.name for path in one.iterdir()) == [HOSTILE_NAME, f"{HOSTILE_NAME}-hf"]
+
+
+SCRIPTS = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for folder in (".ci", "examples", "tests")
+    for path in (REPOSITORY / folder).iterdir()
+    if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash")
+)
+
+
+def test_scripts_are_found():
+    assert {".ci/run", "tests/run.sh", "examples/ci_smoke.sh"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_finds_its_folder_whatever_cdpath_says(tmp_path, name):
+    """With CDPATH in the environment, cd went elsewhere, and printed where."""
+    lines = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()
+    moves = [n for n, line in enumerate(lines) if "BASH_SOURCE" in line]
+    if not moves:
+        assert not [line for line in lines if re.match(r"\s*cd ", line)]
+        return
+    (move,) = moves
+    home, decoy = tmp_path / "home", tmp_path / "decoy"
+    for folder in (home, decoy):
+        for inside in (".ci", "examples", "tests"):
+            (folder / inside).mkdir(parents=True)
+    show = 'printf "[%s]" "${root-$PWD}"'
+    (home / name).write_text("\n".join([*lines[: move + 1], show]), encoding="utf-8")
+
+    def found(**more: str) -> str:
+        return subprocess.run(
+            ["bash", name], check=True, text=True, stdout=subprocess.PIPE, cwd=home,
+            env={**os.environ, **more},
+        ).stdout  # fmt: skip
+
+    assert found(CDPATH=str(decoy)) == found()
+    assert found().startswith(f"[{home}")

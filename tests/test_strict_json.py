@@ -69,4 +69,4 @@ def test_what_came_from_outside_is_shown_in_one_bounded_line():
     assert shown("x" * 78) == repr("x" * 78)
     assert shown("x" * 79) == "'" + "x" * 79 + "..."
     assert shown(DEEP) == "a deeply nested list"
-    assert one_line("a\x1b[2J\nb\udcff ü▁") == r"a\x1b[2J\nb\udcff ü▁"
+    assert one_line("a\x1b[2J\nb\udcff ü▁") == r"a\x1b[2J\nb\xff ü▁"
