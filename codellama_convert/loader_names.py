@@ -28,13 +28,20 @@ _ENTRANCES = re.compile(
     """,
     re.VERBOSE,
 )
-# What else a conversion or `save_pretrained` writes beside them.
-_SAVED = re.compile(
+# The weights themselves, and what says which model they are of.
+_OF_WEIGHTS = re.compile(
     rf"""
       model{_VARIANT}{_SHARD}\.safetensors | pytorch_model{_VARIANT}{_SHARD}\.bin
     | tf_model{_SHARD}\.h5 | flax_model{_SHARD}\.msgpack
     | adapter_model({_SHARD})?\.(safetensors|bin) | adapter_model\.(safetensors|bin)\.index\.json
-    | (generation_)?config\.json | ((video_)?pre)?processor_config\.json
+    | (generation_)?config\.json
+    """,
+    re.VERBOSE,
+)
+# What a conversion or `save_pretrained` writes for texts to come in and out.
+_OF_TOKENIZER = re.compile(
+    rf"""
+      ((video_)?pre)?processor_config\.json
     | tokenizer(_config)?\.json | tokenizer\.model | vocab\.(json|txt) | merges\.txt
     | added_tokens\.json | special_tokens_map\.json
     | chat_template\.(jinja|json) | {TEMPLATES_NAME}
@@ -58,9 +65,14 @@ def is_entrance(name: str) -> bool:
     return _ENTRANCES.fullmatch(name) is not None
 
 
+def is_of_weights(name: str) -> bool:
+    """Tell whether a file of this name holds weights, leads to them or says what they are."""
+    return is_entrance(name) or _OF_WEIGHTS.fullmatch(name) is not None
+
+
 def is_saved_by_libraries(name: str) -> bool:
     """Tell whether a file or folder of this name is a saved model's, and goes when it is replaced."""
-    return is_entrance(name) or _SAVED.fullmatch(name) is not None
+    return is_of_weights(name) or _OF_TOKENIZER.fullmatch(name) is not None
 
 
 def is_taken_by_loaders(name: str) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ from codellama_convert.journal import (
     append_sealed,
     write_journal,
 )
-from codellama_convert.loader_names import TEMPLATES_NAME, is_taken_by_loaders
+from codellama_convert.loader_names import TEMPLATES_NAME, is_of_weights, is_taken_by_loaders
 from codellama_convert.output_file import OutputFile
 from codellama_convert.publish import is_replaced, publish, rename, unpublish
 from codellama_convert.sizes import format_size
@@ -187,8 +187,20 @@ class OutputFolder:
                 path=self.path,
                 hint="name another with --output_dir, or replace the model in it with --overwrite",
             )
+        if not any(map(is_of_weights, self._names)):
+            self._refuse_a_model(content)
         for name in content:
             self._refuse_what_stays(name)
+
+    def _refuse_a_model(self, content: Iterable[str]) -> None:
+        """Refuse to leave weights beside the vocabulary of another model."""
+        of_model = next(filter(is_of_weights, content), None)
+        if of_model is not None:
+            raise OutputError(
+                f"holds a model ({of_model!r}), to which this tokenizer alone need not belong",
+                path=self.path,
+                hint=f"convert model and tokenizer together, or {_ANOTHER_PLACE}",
+            )
 
     def _refuse_what_stays(self, name: str) -> None:
         """Refuse what is not replaced, and would change how the new model loads or be in its way."""

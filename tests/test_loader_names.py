@@ -107,6 +107,34 @@ def test_what_no_saved_model_has_is_refused_before_anything_is_written(
     assert content(target) == content(converted / "out")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+     "model-00001-of-00009.safetensors", "pytorch_model.bin", "adapter_config.json"],
+)  # fmt: skip
+def test_a_tokenizer_alone_is_not_put_beside_a_model(
+    converted: Path, tmp_path: Path, name: str
+) -> None:
+    """Its weights and configuration stayed beside the vocabulary of another model, and loaded."""
+    job = plan_conversion(converted / "in", Options(model_size="tokenizer_only"))
+    target = tmp_path / "out"
+    target.mkdir()
+    for old in (name, "tokenizer.json", "added_tokens.json", "notes.txt"):
+        (target / old).write_bytes(b"old")
+    before = content(target)
+    with pytest.raises(OutputError, match=f"holds a model .*{name}.*--output_dir"):
+        run(job, target, OVER)
+    assert content(target) == before
+    (target / name).unlink()
+    tokenizer = {
+        "conversion.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model",
+        "tokenizer_config.json",
+    }  # fmt: skip
+    for _ in range(2):  # the second time over a tokenizer alone
+        run(job, target, OVER)
+        assert set(content(target)) == {*tokenizer, "notes.txt"}
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "lora.safetensors", "config.json"])
 def test_what_came_between_two_runs_is_refused(converted: Path, tmp_path: Path, name: str) -> None:
     target = tmp_path / "out"
