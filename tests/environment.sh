@@ -16,27 +16,6 @@ find_python() {
 }
 
 # Print one Python of each version from 3.10 on that this machine has, on PATH or below pyenv's root;
-# where PYTHON is set, that one.
-find_pythons() {
-  local minor candidate test root=
-  if [[ -n ${PYTHON:-} ]]; then
-    find_python
-    return
-  fi
-  if command -v pyenv >/dev/null; then root=$(pyenv root) || root=""; fi
-  for minor in {10..14}; do
-    # A name on PATH may be pyenv's, for a version that is not chosen here; it fails.
-    test="import ensurepip, sys; sys.exit(sys.version_info[:2] != (3, $minor))"
-    for candidate in "python3.$minor" ${root:+"$root/versions/3.$minor."*/bin/python} python3 python; do
-      if "$candidate" -c "$test" 2>/dev/null; then
-        printf '%s\n' "$candidate"
-        break
-      fi
-    done
-  done
-}
-
-# Print one Python of each version from 3.10 on that this machine has, on PATH or below pyenv's root;
 # the one of PYTHON alone where that is set.
 find_pythons() {
   local minor candidate test root="" found=""
