@@ -234,11 +234,15 @@ def test_an_output_folder_may_be_a_link_to_a_folder(converted: Path, tmp_path: P
     assert (tmp_path / "link").is_symlink()
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002, 0o077])
 def test_every_file_has_the_users_umask(converted: Path, tmp_path: Path, umask: int) -> None:
+    """Not the input's permissions: a checkpoint for one user becomes a model for all, or not."""
+    shutil.copytree(converted / "in", tmp_path / "in")
+    for path in (tmp_path / "in").iterdir():
+        path.chmod(0o600)
     before = os.umask(umask)
     try:
-        convert(converted, tmp_path / "out")
+        convert(tmp_path, tmp_path / "out")
     finally:
         os.umask(before)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}

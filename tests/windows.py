@@ -8,7 +8,6 @@ program may survive it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib
 import os
 import shutil
@@ -52,6 +51,8 @@ def obey() -> None:
 
 def _msvcrt() -> ModuleType:
     """Stand in for the module of Windows' C runtime, with the lock that Linux has."""
+    import fcntl  # not above: where it is true, there is none
+
     module = ModuleType("msvcrt")
 
     def locking(fd: int, mode: int, n_bytes: int) -> None:
