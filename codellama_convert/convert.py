@@ -20,7 +20,7 @@ from codellama_convert.folders import refuse_inputs
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, StopRequest
 from codellama_convert.job import Job, plan_conversion
-from codellama_convert.journal import SealedFile
+from codellama_convert.journal_values import SealedFile
 from codellama_convert.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.options import Options
 from codellama_convert.output import STAGING_NAME, OutputFolder
@@ -328,8 +328,13 @@ class _WeightWriter:
 
 def _is_of(sealed: SealedFile, file: FilePlan) -> bool:
     """Tell whether a record speaks of the tensors of a file, and agrees with itself."""
-    names = {tensor.spec.name for tensor in file.tensors}
-    return sealed.tensors.keys() == names and sealed.crc32 == _file_crc(file, sealed.tensors)
+    n_elements = {tensor.spec.name: tensor.spec.n_elements for tensor in file.tensors}
+    counts = [*sealed.became_zero.items(), *sealed.nonfinite.items()]
+    return (
+        sealed.tensors.keys() == n_elements.keys()
+        and all(0 < n <= n_elements.get(name, 0) for name, n in counts)
+        and sealed.crc32 == _file_crc(file, sealed.tensors)
+    )
 
 
 def _file_crc(file: FilePlan, crcs: Mapping[str, int]) -> int:

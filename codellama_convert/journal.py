@@ -17,53 +17,26 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from codellama_convert.errors import OutputError
+from codellama_convert.errors import OutputError, shown
 from codellama_convert.files import first_line, some_written
+from codellama_convert.journal_values import (
+    FileSum,
+    SealedFile,
+    file_sums_in,
+    identity_in,
+    sealed_file_in,
+)
 
 JOURNAL_NAME = "journal.jsonl"
 # What file systems without renames say, such as object stores that are mounted.
 _CANNOT_RENAME = (errno.EPERM, errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP)
 
-# What was read of a rank to write a file: by storage, each (pass, start, end, crc), in order.
-SourceSums = dict[str, list[tuple[int, int, int, int]]]
-
-
-@dataclass(frozen=True, slots=True)
-class FileSum:
-    """What tells a file from any other of its name.
-
-    Attributes:
-        n_bytes: Its size.
-        crc32: Of all its bytes.
-    """
-
-    n_bytes: int
-    crc32: int
-
-
-@dataclass(frozen=True, slots=True)
-class SealedFile:
-    """A staged file that is whole and on the disk.
-
-    Attributes:
-        name: Its final name.
-        n_bytes: Its size.
-        crc32: Of all its bytes.
-        tensors: CRC-32 of each tensor's bytes.
-        became_zero: By tensor, how many values a cast made zero.
-        nonfinite: By tensor, how many values are infinities or NaNs.
-        source: For each rank, what was read to write this file, and no other.
-    """
-
-    name: str
-    n_bytes: int
-    crc32: int
-    tensors: dict[str, int]
-    became_zero: dict[str, int]
-    nonfinite: dict[str, int]
-    source: list[SourceSums]
+# A journal of the largest models has 2 MB, and its longest line, where all is in one file, 1 MB.
+_MAX_BYTES = 8 << 20
+_MAX_LINE_BYTES = 2 << 20
+_MAX_DIFFERENCES = 8  # that are named
 
 
 @dataclass(slots=True)
@@ -102,18 +75,18 @@ def differences(staged: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
         if isinstance(there, dict) and isinstance(now, dict):
             texts += differences(there, now)
         elif there != now:
-            texts.append(f"{key} is {json.dumps(there)} there and {json.dumps(now)} now")
-    return texts
+            texts.append(f"{key:.80} is {shown(there)} there and {shown(now)} now")
+    return texts[:_MAX_DIFFERENCES]
 
 
 def read_journal(path: Path) -> Journal | None:
-    """Read a journal up to its first torn line.
+    """Read a journal up to its first line that is torn, damaged or not one that we write.
 
     Args:
         path: The file.
 
     Returns:
-        What it says, or None where there is none or its first line is torn.
+        What it says, or None where there is none or its first line says nothing.
 
     Raises:
         OutputError: If it cannot be read.
@@ -124,17 +97,24 @@ def read_journal(path: Path) -> Journal | None:
         flags |= getattr(os, name, 0)
     try:
         with os.fdopen(os.open(path, flags), "rb") as file:
-            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            lines = file.read().split(b"\n") if is_regular else []
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OutputError("cannot read: is not a regular file", path=path, hint=hint)
+            return _read(file)
     except FileNotFoundError:
         return None
     except OSError as problem:
         raise OutputError(f"cannot read: {first_line(problem)}", path=path, hint=hint) from problem
-    if not is_regular:
-        raise OutputError("cannot read: is not a regular file", path=path, hint=hint)
+
+
+def _read(file: BinaryIO) -> Journal | None:
     journal: Journal | None = None
-    with suppress(ValueError, KeyError, TypeError, RecursionError):  # the first torn line ends it
-        for line in lines[:-1]:  # what follows the last newline is torn, or nothing
+    n_left = _MAX_BYTES
+    with suppress(ValueError, KeyError, TypeError, RecursionError):  # the first such line ends it
+        while True:
+            line = file.readline(min(n_left, _MAX_LINE_BYTES))
+            n_left -= len(line)
+            if not line.endswith(b"\n"):  # torn, too long, or the end
+                break
             journal = _take(journal, _record(line))
     return journal
 
@@ -147,21 +127,21 @@ def _line(record: Mapping[str, Any]) -> bytes:
 def _record(line: bytes) -> dict[str, Any]:
     """Take what a line says; one wrong digit must not get into a model's record."""
     record: dict[str, Any] = json.loads(line)["record"]
-    if _line(record) != line + b"\n":
+    if _line(record) != line:
         raise ValueError("the line was damaged")
     return record
 
 
 def _take(journal: Journal | None, record: dict[str, Any]) -> Journal:
     if journal is None:
-        if record["fingerprint"] != fingerprint(record["identity"]):
+        identity = identity_in(record["identity"])
+        if record["fingerprint"] != fingerprint(identity):
             raise ValueError("the identity was changed")
-        return Journal(record["identity"])
+        return Journal(identity)
     if "publish" in record:
-        sums = dict(record["publish"])
-        journal.publishing = {name: FileSum(**one) for name, one in sums.items()}
+        journal.publishing = file_sums_in(record["publish"])
     else:
-        sealed = SealedFile(**record["file"])
+        sealed = sealed_file_in(record["file"])
         journal.sealed[sealed.name] = sealed
     return journal
 

@@ -33,13 +33,12 @@ from codellama_convert.folders import (
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.journal import (
     JOURNAL_NAME,
-    FileSum,
     Journal,
-    SealedFile,
     append_publishing,
     append_sealed,
     write_journal,
 )
+from codellama_convert.journal_values import FileSum, SealedFile
 from codellama_convert.loader_names import TEMPLATES_NAME, is_of_weights, is_taken_by_loaders
 from codellama_convert.output_file import OutputFile
 from codellama_convert.publish import is_replaced, publish, rename, unpublish

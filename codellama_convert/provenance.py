@@ -16,7 +16,7 @@ from codellama_convert.digests import file_digest
 from codellama_convert.errors import OutputError
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.job import Job
-from codellama_convert.journal import FileSum, SealedFile
+from codellama_convert.journal_values import FileSum, SealedFile
 
 
 def conversion_json(

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from math import prod
 
 from codellama_convert.crc32 import CrcLedger
-from codellama_convert.journal import SourceSums
+from codellama_convert.journal_values import SourceSums
 from codellama_convert.pth import RankIndex
 from codellama_convert.stored_tensor import StoredTensor
 

@@ -17,14 +17,8 @@ from codellama_convert.files import aligned_buffer, first_line
 from codellama_convert.folders import names_in, sync_folder
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look
-from codellama_convert.journal import (
-    JOURNAL_NAME,
-    FileSum,
-    Journal,
-    SealedFile,
-    differences,
-    read_journal,
-)
+from codellama_convert.journal import JOURNAL_NAME, Journal, differences, read_journal
+from codellama_convert.journal_values import FileSum, SealedFile
 
 _PIECE_BYTES = 1 << 20
 

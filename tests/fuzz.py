@@ -6,10 +6,12 @@ A quick share of each runs in tests/test_fuzz.py. The full sweep, twenty minutes
 
 It is part of `python -m tests.sweep`, which runs all families. It runs 20,000 damaged files, the
 same with the CRC-32 check switched off (which must find silently wrong weights, or the first run
-proved nothing), 20,000 forged pickles whose CRC-32 is right, and 1,000 random layouts; it prints
+proved nothing), 20,000 forged pickles whose CRC-32 is right, 20,000 forged journals of staged work
+(tests/fuzz_records.py), and 1,000 random layouts that are interrupted and resumed; it prints
 how many ended how, and exits with 1 if any ended wrong. Of pickles and layouts some more are run
 by a program with a planted mistake, which must be found.
-`--files N`, `--pickles N` and `--layouts N` run some of it; `--seed N` runs others of its kind.
+`--files N`, `--pickles N`, `--layouts N`, `--records N` and `--outputs N` run some of it; `--seed N`
+runs others of its kind.
 Every mutant follows from its family, the seed and its number, which are printed where one fails.
 """
 
@@ -214,7 +216,7 @@ def damage(raw: bytes, rng: random.Random) -> bytes:
 def fuzz_files(n_mutants: int, *, seed: int = 0, check_crc: bool = True) -> Counter[str]:
     """Convert damaged checkpoints; "exact" and "refused" are right, anything else is not."""
     tally: Counter[str] = Counter()
-    with _scratch() as scratch:
+    with scratch_folder() as scratch:
         all_subjects = subjects(scratch)
         for subject in all_subjects:
             found = outcome(subject.folder, scratch / "out", subject.expected)
@@ -307,7 +309,7 @@ def _other_number(step: bytes, rng: random.Random) -> bytes:
 def fuzz_pickles(n_mutants: int, *, seed: int = 0) -> Counter[str]:
     """Convert forged pickles, every CRC-32 right; "refused" and "converted" are right."""
     tally: Counter[str] = Counter()
-    with _scratch() as scratch:
+    with scratch_folder() as scratch:
         folder = scratch / "checkpoint"
         save_checkpoint(folder, hostile.TINY, hostile.STATE, tokenizer=False)
         rank = hostile.rank_file()
@@ -394,7 +396,7 @@ def check_layout(layout: Layout) -> None:
     """Convert, and compare every bit with the oracle's, and every file with the library's."""
     state = random_model(layout.shape, layout.dtype, layout.seed, special_values=True)
     expected = expected_state_dict(state, layout.shape)
-    with _scratch() as scratch:
+    with scratch_folder() as scratch:
         folder, out = scratch / "in", scratch / "out"
         _save(folder, layout, state)
         convert_checkpoint(folder, out, options=layout.options)
@@ -525,7 +527,7 @@ def planted_in_layouts(
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch_folder() -> Iterator[Path]:
     """Make a folder in memory where there is one: an fsync costs nothing there."""
     memory = Path("/dev/shm")
     place = memory if memory.is_dir() else None
@@ -564,6 +566,19 @@ def _sweep_outputs(n_mutants: int, seed: int, report: Callable[..., None]) -> No
     report("the same, values not compared", tally, began, passed=tally["missed"] > 0)
 
 
+def _sweep_records(n_mutants: int, seed: int, report: Callable[..., None]) -> None:
+    from tests.fuzz_records import RIGHT, fuzz_records, planted_in_records  # as above
+
+    began = time.monotonic()
+    fuzz_records(20)  # to warm up
+    tally, growth = measured_growth(lambda: fuzz_records(n_mutants, seed=seed))
+    passed = set(tally) <= RIGHT and growth <= MAX_GROWTH_BYTES
+    report(f"forged journals, peak +{growth / 1e6:.1f} MB", tally, began, passed=passed)
+    began = time.monotonic()
+    found = planted_in_records()
+    report("the same, believed", found, began, passed=found["crash"] > 0)
+
+
 def main() -> int:
     """Run what the command line asks for; 0 if all of it ended right."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
@@ -572,12 +587,14 @@ def main() -> int:
     parser.add_argument("--pickles", type=int, default=0)
     parser.add_argument("--layouts", type=int, default=0)
     parser.add_argument("--outputs", type=int, default=0)
+    parser.add_argument("--records", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     n_files = 20_000 if asked.full else asked.files
     n_pickles = 20_000 if asked.full else asked.pickles
     n_layouts = 1_000 if asked.full else asked.layouts
     n_outputs = 20_000 if asked.full else asked.outputs
+    n_records = 20_000 if asked.full else asked.records
     right = True
 
     def report(what: str, tally: Counter[str], began: float, *, passed: bool) -> None:
@@ -614,6 +631,8 @@ def main() -> int:
             report(f"the same, {name}", found, began, passed=found["wrong"] > 0)
     if n_outputs:
         _sweep_outputs(n_outputs, asked.seed, report)
+    if n_records:
+        _sweep_records(n_records, asked.seed, report)
     return 0 if right else 1
 
 

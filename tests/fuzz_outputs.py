@@ -31,7 +31,7 @@ RIGHT = {"found", "same", "unseen", "refused", "converted"}
 _RECORD, _INDEX = "conversion.json", "model.safetensors.index.json"
 _OPTIONS = {"max_position_embeddings": 64, "io_mode": "buffered", "workers": 1}
 _INTERESTING = (
-    None, True, False, 0, 1, -1, 2, 1.0, 1e308, 1 << 31, 1 << 63, 10**30, "", "x", "\ud800\x1b[2J\n",
+    None, True, False, 0, 1, -1, 2, 1.0, 1e308, 1 << 31, 1 << 32, 1 << 63, 1 << 64, 10**30, "", "x", "\ud800\x1b[2J\n",
     "../x", "/dev/zero", "config.json", "x" * 5000, [], [1], {}, {"a": 1}, [[[[[]]]]],
 )  # fmt: skip
 
@@ -129,7 +129,7 @@ def _mutate(path: Path, raw: bytes, rng: random.Random) -> bytes:
 def _change_json(raw: bytes, rng: random.Random) -> bytes:
     content = json.loads(raw)
     for _ in range(rng.choice((1, 1, 1, 3))):
-        _change_value(content, rng)
+        change_value(content, rng)
     separators = (",", ":") if raw[:2] == b'{"' else None
     text = json.dumps(content, ensure_ascii=rng.random() < 0.5, separators=separators)
     if rng.random() < 0.1:  # a key once more, in front
@@ -137,7 +137,7 @@ def _change_json(raw: bytes, rng: random.Random) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-def _change_value(content: Any, rng: random.Random) -> None:
+def change_value(content: Any, rng: random.Random) -> None:
     """Walk down some way, and delete, add, replace, rename or swap there."""
     while True:
         keys = list(content) if isinstance(content, dict) else list(range(len(content)))
@@ -179,7 +179,7 @@ def _near(value: Any, rng: random.Random) -> Any:
 # --- how they end ---------------------------------------------------------------------------------
 
 
-def _ended(run: Callable[[], Any]) -> tuple[str, Any]:
+def ended(run: Callable[[], Any]) -> tuple[str, Any]:
     """Run; tell whether it was "refused" or "done", or how it crashed."""
     try:
         with time_limit(CASE_SECONDS):
@@ -195,7 +195,7 @@ def _ended(run: Callable[[], Any]) -> tuple[str, Any]:
 
 def _of_input(subject: _Subject) -> str:
     output = subject.place / "out"
-    how, _ = _ended(
+    how, _ = ended(
         lambda: convert_checkpoint(subject.place / "in", output, options=Options(**_OPTIONS))
     )
     if how == "refused" and output.exists():
@@ -229,7 +229,7 @@ def _of_output(subject: _Subject, path: Path, good: bytes) -> str:
 
 
 def _verified(output: Path, job: Job | None) -> str:
-    how, report = _ended(lambda: verify_output(output, job))
+    how, report = ended(lambda: verify_output(output, job))
     if how == "refused":
         return "found"
     if how != "done":

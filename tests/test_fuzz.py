@@ -20,9 +20,10 @@ from tests.fuzz import (
     planted_in_pickles,
 )
 from tests.fuzz_outputs import RIGHT, fuzz_outputs
+from tests.fuzz_records import fuzz_records, planted_in_records
 
 ROOT = Path(__file__).parent.parent
-N_FILES, N_PICKLES, N_LAYOUTS, N_OUTPUTS = 600, 600, 30, 500
+N_FILES, N_PICKLES, N_LAYOUTS, N_OUTPUTS, N_RECORDS = 600, 600, 30, 500, 200
 
 
 def test_damaged_files_give_the_same_bytes_or_an_error() -> None:
@@ -55,6 +56,16 @@ def test_damaged_outputs_are_found_and_damaged_small_inputs_are_no_crash() -> No
 def test_without_the_comparison_of_values_damaged_outputs_are_missed() -> None:
     """The planted fault."""
     assert fuzz_outputs(N_OUTPUTS // 2, compare_values=False)["missed"] > N_OUTPUTS / 40
+
+
+def test_forged_journals_end_in_the_right_model_or_in_one_line() -> None:
+    tally = fuzz_records(N_RECORDS)
+    assert set(tally) == {"exact", "refused"}, tally
+
+
+def test_journals_that_are_believed_end_in_tracebacks() -> None:
+    """The planted fault."""
+    assert planted_in_records()["crash"] > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in /proc")

@@ -353,7 +353,7 @@ def test_staged_work_of_another_version_is_refused_with_both(
     interrupt(converted, target)
     monkeypatch.setattr("codellama_convert.job.__version__", "999.0")
     with pytest.raises(
-        OutputError, match=r'version is "0\.1\.0" there and "999\.0" now.*--restart'
+        OutputError, match=r"version is '0\.1\.0' there and '999\.0' now.*--restart"
     ):
         convert(converted, target)
     monkeypatch.undo()

@@ -17,7 +17,8 @@ from codellama_convert.convert import RunOptions, convert_checkpoint, run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
-from codellama_convert.journal import FileSum, read_journal, write_journal
+from codellama_convert.journal import read_journal, write_journal
+from codellama_convert.journal_values import FileSum
 from tests.checkpoints import GQA, random_model, save_checkpoint
 from tests.outputs import LOCK, SHARD_BYTES, STAGING, StopAfter, content, loads
 
@@ -312,7 +313,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../mine", "..", "", "mine", "/", "a\0b", "model-00001-of-00007.safetensors"]
+    "name", ["../../mine", "..", "mine", "/", "a\0b", "model-00001-of-00007.safetensors"]
 )
 def test_names_in_a_journal_that_the_conversion_does_not_write_are_refused(
     converted: Path, tmp_path: Path, name: str

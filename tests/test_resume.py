@@ -13,7 +13,8 @@ import torch
 from codellama_convert.convert import convert_checkpoint, run
 from codellama_convert.errors import CheckpointError, OutputError
 from codellama_convert.job import Options, plan_conversion
-from codellama_convert.journal import Journal, SealedFile, read_journal, write_journal
+from codellama_convert.journal import Journal, read_journal, write_journal
+from codellama_convert.journal_values import SealedFile
 from codellama_convert.pth import read_rank
 from tests.checkpoints import (
     GQA,
