@@ -144,7 +144,7 @@ def main() -> None:
 
 @main.command(
     context_settings=CONTEXT,
-    short_help="Convert a checkpoint, or go on where an earlier run stopped.",
+    short_help="Convert a checkpoint, or resume a conversion that was stopped.",
 )
 @INPUT
 @click.option(
@@ -178,7 +178,7 @@ def convert(
     as_json: bool,
     **choices: Any,
 ) -> None:
-    """Convert a checkpoint; the same command goes on where an earlier run stopped.
+    """Convert a checkpoint; after a stop or a crash the same command resumes.
 
     \b
     Example:

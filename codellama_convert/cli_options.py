@@ -96,7 +96,7 @@ MODEL_OPTIONS = _options(
     click.option(
         "--variant",
         type=OneOf(FLAVORS),
-        help="What the model was tuned for, where the folder's name does not tell.",
+        help="What the model was tuned for, where the folder's name does not say.",
     ),
     click.option(
         "--dtype",
@@ -110,12 +110,12 @@ MODEL_OPTIONS = _options(
         type=Size(),
         default="5GB",
         show_default=True,
-        help="Largest output file; a larger tensor gets a file of its own.",
+        help="Most bytes of tensors in one file; a larger tensor gets a file of its own.",
     ),
     click.option(
         "--max_position_embeddings",
         type=click.IntRange(min=1),
-        help="Context length, where the checkpoint does not tell.",
+        help="Context length, where the model does not say.",
     ),
     click.option(
         "--tokenizer_model",
@@ -135,7 +135,7 @@ MODEL_OPTIONS = _options(
         type=OneOf(TOKENIZER_CLASSES),
         metavar="CLASS",
         help=f"What tokenizer_config.json names: {', '.join(TOKENIZER_CLASSES[:-1])} or "
-        f"{TOKENIZER_CLASSES[-1]}; by default nothing, which is exact everywhere.",
+        f"{TOKENIZER_CLASSES[-1]}; by default nothing, which is exact in transformers 4.57 and 5.",
     ),
 )
 SPEED_OPTIONS = _options(

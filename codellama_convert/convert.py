@@ -86,7 +86,7 @@ def convert_checkpoint(
         What was done.
 
     Raises:
-        ConvertError: If anything is wrong; nothing that loads is left behind then.
+        ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
     chosen = RunOptions() if run_options is None else run_options
     target = _check_run(output_dir, chosen, progress)
@@ -115,7 +115,7 @@ def run(
     progress: Progress | None = None,
     stop: StopRequest | None = None,
 ) -> ConversionReport:
-    """Run a prepared conversion, or go on with it where an earlier run stopped.
+    """Run a prepared conversion, or resume it where an earlier run stopped.
 
     Args:
         job: From `plan_conversion`.
@@ -129,7 +129,7 @@ def run(
 
     Raises:
         Interrupted: If `stop` was asked for; what is whole is kept.
-        ConvertError: If anything is wrong; nothing that loads is left behind then.
+        ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
     instance_of(Job).check("job", job)
     chosen = RunOptions() if run_options is None else run_options
@@ -172,7 +172,7 @@ def _old_card_notes(output_dir: Path, names: Collection[str]) -> tuple[str, ...]
             head = file.read_exact(0, min(file.n_bytes, _MAX_CARD_BYTES))
     except CheckpointError:  # none, or none that is ours
         return ()
-    note = f"{CARD_NAME} is of an earlier conversion; --model_card writes it anew"
+    note = f"{CARD_NAME} is of an earlier conversion; --model_card replaces it"
     return (note,) if CARD_MARK.encode() in head else ()
 
 

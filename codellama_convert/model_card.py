@@ -25,7 +25,7 @@ pipeline_tag: text-generation
 
 # {title}
 
-Meta's weights in the layout that Hugging Face's transformers reads.
+Weights from Meta's layout in the one that Hugging Face's transformers reads.
 
 | | |
 |---|---|
@@ -54,7 +54,7 @@ Meta's weights in the layout that Hugging Face's transformers reads.
 ## Licence
 
 Weights and tokenizer stay under the licence that came with the checkpoint.
-Who passes them on passes its text on too: put Meta's LICENSE and USE_POLICY.md beside them.
+If you pass them on, put its files beside them: LICENSE, and USE_POLICY.md where there is one.
 """
 # What model hubs read: meta-llama/codellama and meta-llama/llama, LICENSE, are one licence, which
 # hubs call llama2.

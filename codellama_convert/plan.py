@@ -173,7 +173,8 @@ def split_into_files(sizes: Sequence[int], max_bytes: int) -> tuple[tuple[int, .
     """Split tensors into files, greedily and in order, as `save_pretrained` does.
 
     A file is closed when the next tensor would make it larger than `max_bytes`; a tensor that is
-    larger by itself gets a file of its own. With sizes 6, 6, 2, 6, 2, 2 and at most 10 the files
+    larger by itself gets a file of its own, here in its turn (`save_pretrained` puts that one
+    before the file that is open). With sizes 6, 6, 2, 6, 2, 2 and at most 10 the files
     hold (6), (6, 2), (6, 2, 2).
 
     Args:
