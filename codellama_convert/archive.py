@@ -67,10 +67,12 @@ class Archive:
     """What a .pth file holds, every statement about it checked against the others.
 
     Attributes:
+        root: The folder that every entry lies in; torch calls it after the file that it writes.
         entries: By name below the root folder, case-folded as torch's reader compares names.
         directory_sha256: Of the central directory, which holds every size and CRC-32.
     """
 
+    root: str
     entries: dict[str, Entry]
     directory_sha256: str
 
@@ -113,7 +115,7 @@ def read_archive(file: InputFile) -> Archive:
                 hint=DAMAGED_HINT,
             )
         entries[folded] = entry
-    return Archive(entries, hashlib.sha256(directory).hexdigest())
+    return Archive(root or "", entries, hashlib.sha256(directory).hexdigest())
 
 
 def read_entry(file: InputFile, entry: Entry, max_bytes: int) -> bytes:

@@ -7,6 +7,7 @@ the weights are written.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ def open_checkpoint(
         *files.notes,
         *param_notes,
         *_unsummed_notes(ranks),
+        *_renamed_notes(ranks),
         *((size_note,) if size_note else ()),
         *identity.notes,
     )
@@ -157,6 +159,29 @@ def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
     note = (
         f"{bare[0].path.name}{others}: saved without CRC-32 sums, so damage cannot be seen; "
         "--checksums strict compares them with checklist.chk"
+    )
+    return (note,)
+
+
+def _renamed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
+    """Say which ranks were saved under the number of another: every tensor would be joined wrongly.
+
+    torch calls a zip's root folder after the file that it writes; where all ranks have one root,
+    it tells nothing of their order.
+    """
+    if len({rank.root for rank in ranks}) == 1:
+        return ()
+    renamed = [
+        rank
+        for rank in ranks
+        if re.fullmatch(r"consolidated\.\d\d", rank.root) and rank.root != rank.path.stem
+    ]
+    if not renamed:
+        return ()
+    others = f" and {len(renamed) - 1} more" if len(renamed) > 1 else ""
+    note = (
+        f"{renamed[0].path.name}{others}: saved as {renamed[0].root}.pth and renamed; if ranks "
+        "changed places, the model is wrong"
     )
     return (note,)
 

@@ -50,6 +50,7 @@ class RankIndex:
         storages: By name; also those that no tensor of `tensors` uses are checked when read.
         directory_sha256: Of the zip directory, which holds every size and CRC-32.
         pickle_sha256: Of what says which tensor lies where.
+        root: The zip's root folder; torch calls it after the file that it writes.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class RankIndex:
     storages: dict[str, Storage]
     directory_sha256: str
     pickle_sha256: str
+    root: str = ""
 
 
 PickleCache = dict[bytes, dict[str, Any]]
@@ -108,6 +110,7 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
             storages=storages,
             directory_sha256=archive.directory_sha256,
             pickle_sha256=hashlib.sha256(pickled).hexdigest(),
+            root=archive.root,
         )
 
 
