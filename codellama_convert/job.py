@@ -70,6 +70,7 @@ class Job:
             inputs["tokenizer.model"] = hashlib.sha256(self.tokenizer.raw).hexdigest()
         if self.checkpoint is None or self.plan is None:
             options["variant"] = self.options.flavor
+            options["max_position_embeddings"] = self.options.max_position_embeddings
         else:
             options |= {
                 "dtype": self.plan.dtype.name,
@@ -181,7 +182,7 @@ def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:
         max_position_embeddings=options.max_position_embeddings,
         skip_tokenizer=options.skip_tokenizer,
     )
-    plan = _plan(checkpoint, options)
+    plan = plan_weights(checkpoint, options)
     tokenizer_bytes = _tokenizer_bytes(checkpoint.tokenizer)
     notes = list_notes + checkpoint.notes + _tokenizer_notes(checkpoint.tokenizer, options)
     if options.checksums != "off":  # last: it takes minutes, and all else can be refused at once
@@ -209,7 +210,12 @@ def default_workers() -> int:
     return min(_MAX_DEFAULT_WORKERS, max(_MIN_DEFAULT_WORKERS, usable or 1))
 
 
-def _plan(checkpoint: Checkpoint, options: Options) -> ConversionPlan:
+def plan_weights(checkpoint: Checkpoint, options: Options) -> ConversionPlan:
+    """Decide what is written of a checkpoint where, as the options say.
+
+    Raises:
+        ConfigError: If the buffers do not fit into what they may take.
+    """
     dtype = checkpoint.dtype if options.dtype is None else as_dtype(options.dtype)
     workers = default_workers() if options.workers is None else options.workers
     if options.tile_bytes is not None:

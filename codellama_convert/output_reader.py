@@ -5,8 +5,9 @@ It shares nothing with the code that writes them, and reads no weights.
 
 from __future__ import annotations
 
+import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,25 +16,25 @@ from typing import Any
 from codellama_convert.errors import VerifyError, shown
 from codellama_convert.files import first_line
 from codellama_convert.input_file import InputFile
+from codellama_convert.output_files import (
+    CONVERT_AGAIN,
+    MAX_LIST_BYTES,
+    SPELLED_OTHERWISE,
+    Complain,
+    first_other_byte,
+    is_plain_name,
+    names_in,
+    parse_json,
+    read_small,
+    sorted_json,
+)
 from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
-from codellama_convert.strict_json import parse_object
+from codellama_convert.strict_json import identical, parse_object
 from codellama_convert.tensors import DTYPES, Dtype
 
-Complain = Callable[[str], None]
-
-CONVERSION_NAME = "conversion.json"
-MODEL_SUFFIX = ".safetensors"
-
-# 70B has 723 tensors: a header of 80 kB, an index of 60 kB, a conversion.json of 160 kB. The caps
-# keep a forged one, which may be a million empty lists, below some 30 MB.
+# 70B has 723 tensors and a header of 80 kB; the cap keeps a forged one below some 30 MB.
 _MAX_HEADER_BYTES = 1 << 20
-MAX_LIST_BYTES = 1 << 20
-_MAX_CONFIG_BYTES = 1 << 16
-_MAX_NAME_BYTES = 255  # of Linux's file systems
 _MAX_DIMENSIONS = 8
-_AGAIN = "convert it again"
-# Files that loaders take into account where they find them, besides those of a conversion.
-_ALSO_LOADED = ("adapter_config.json", "added_tokens.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +56,6 @@ class StoredOutput:
     n_bytes: int
 
 
-def names_in(folder: Path) -> frozenset[str]:
-    """List the names in a folder, those of dangling links too.
-
-    Raises:
-        VerifyError: If it cannot be read.
-    """
-    try:
-        return frozenset(path.name for path in folder.iterdir())
-    except OSError as problem:
-        raise VerifyError(f"cannot open: {first_line(problem)}", path=folder) from problem
-
-
-def is_plain_name(name: object) -> bool:
-    """Tell whether a value names a file in the folder itself, and cannot lead out of it."""
-    if not isinstance(name, str) or name in ("", ".", ".."):
-        return False
-    too_long = len(name.encode(errors="replace")) > _MAX_NAME_BYTES
-    return not too_long and not any(c in name for c in "/\\\0")
-
-
 def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     """Read the index and the headers of an output folder.
 
@@ -90,70 +71,57 @@ def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     """
     names = names_in(folder)
     if INDEX_NAME in names:
-        found = _read_indexed(folder, complain)
-        if SINGLE_FILE_NAME in names:
-            complain(f"{SINGLE_FILE_NAME} lies beside {INDEX_NAME}: loaders disagree which to take")
-    elif SINGLE_FILE_NAME in names:
-        found = _read_file(folder / SINGLE_FILE_NAME, complain)
-    else:
-        raise VerifyError(
-            f"holds neither {SINGLE_FILE_NAME} nor {INDEX_NAME}",
-            path=folder,
-            hint="convert first, or finish a conversion that was stopped; a folder of the tokenizer "
-            "alone is verified with --model_size tokenizer_only",
-        )
-    used = {one.file.name for one in found.values()} | {SINGLE_FILE_NAME}
-    for name in sorted(names - used):
-        if name.endswith(MODEL_SUFFIX) or name in _ALSO_LOADED:
-            complain(f"{name} is in the folder, but not of the conversion; loaders may take it")
-    return found
+        return _read_indexed(folder, complain)
+    if SINGLE_FILE_NAME in names:
+        return _read_file(folder / SINGLE_FILE_NAME, complain)
+    raise VerifyError(
+        f"holds neither {SINGLE_FILE_NAME} nor {INDEX_NAME}",
+        path=folder,
+        hint="convert first, or finish a conversion that was stopped; a folder of the tokenizer "
+        "alone, without conversion.json, is verified with --model_size tokenizer_only",
+    )
 
 
 def _read_indexed(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     path = folder / INDEX_NAME
-    index = json_file(path, MAX_LIST_BYTES)
+    raw = read_small(path, MAX_LIST_BYTES)
+    index = parse_json(raw, path)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(is_plain_name, weight_map.values())):
-        raise VerifyError("has no weight_map of plain file names", path=path, hint=_AGAIN)
+        raise VerifyError("has no weight_map of plain file names", path=path, hint=CONVERT_AGAIN)
     found: dict[str, StoredOutput] = {}
     for name in sorted(set(weight_map.values())):
         for tensor, stored in _read_file(folder / name, complain).items():
             if tensor in found:
                 complain(f"{name}: tensor {tensor!r} is also in {found[tensor].file.name}")
             found[tensor] = stored
-            if weight_map.get(tensor) != name:
-                complain(f"{INDEX_NAME}: tensor {tensor!r} is in {name}, the index says otherwise")
-    for tensor in sorted(set(weight_map) - set(found)):
-        complain(f"{INDEX_NAME}: tensor {tensor!r} is in no file")
-    total = sum(stored.n_bytes for stored in found.values())
-    metadata = index.get("metadata")
-    said = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if type(said) is not int or said != total:
-        complain(f"{INDEX_NAME}: total_size is {shown(said)}, the sum of the tensors is {total}")
+    wrong = list(_wrong_in_index(index, found))
+    if not wrong:
+        total = index["metadata"]["total_size"]
+        spelled = sorted_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+        other = first_other_byte(raw, [spelled])
+        wrong = [] if other is None else [f"{SPELLED_OTHERWISE}: {other}"]
+    for line in wrong:
+        complain(f"{INDEX_NAME}: {line}")
     return found
 
 
-def json_file(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Read a small JSON object.
-
-    Args:
-        path: The file.
-        max_bytes: The largest plausible size.
-
-    Returns:
-        Its content.
-
-    Raises:
-        VerifyError: If it cannot be read, is too large or is no JSON object.
-    """
-    with InputFile(path, error=VerifyError) as file:
-        if file.n_bytes > max_bytes:
-            raise VerifyError(f"has {file.n_bytes} bytes, too many for what it is", path=path)
-        content = file.read_exact(0, file.n_bytes)
-    try:
-        return parse_object(content)
-    except ValueError as problem:
-        raise VerifyError(str(problem), path=path, hint=_AGAIN) from problem
+def _wrong_in_index(index: dict[str, Any], found: Mapping[str, StoredOutput]) -> Iterator[str]:
+    """Say what an index has other than the headers of the files that it names."""
+    weight_map, metadata = index["weight_map"], index.get("metadata")
+    for tensor, stored in sorted(found.items()):
+        if weight_map.get(tensor) != stored.file.name:
+            yield f"tensor {tensor!r} is in {stored.file.name}, the index says otherwise"
+    for tensor in sorted(set(weight_map) - set(found)):
+        yield f"tensor {tensor!r} is in no file"
+    total = sum(stored.n_bytes for stored in found.values())
+    if not isinstance(metadata, dict) or not identical(metadata.get("total_size"), total):
+        said = metadata.get("total_size") if isinstance(metadata, dict) else None
+        yield f"total_size is {shown(said)}, the sum of the tensors is {total}"
+        metadata = {}
+    extra = (set(index) - {"metadata", "weight_map"}) | (set(metadata) - {"total_size"})
+    for key in sorted(extra):
+        yield f"has {shown(key)}, which does not belong there"
 
 
 def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
@@ -161,22 +129,41 @@ def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
     raw, n_file_bytes = _read_header(path)
     try:
         header = parse_object(raw)
-        metadata_first = next(iter(header), None) == "__metadata__"
         metadata = header.pop("__metadata__", None)
         stored = {name: _stored(path, name, entry, 8 + len(raw)) for name, entry in header.items()}
         _require_contiguous(stored, 8 + len(raw), n_file_bytes)
     except ValueError as problem:
         raise VerifyError(
-            f"has a damaged safetensors header: {problem}", path=path, hint=_AGAIN
+            f"has a damaged safetensors header: {problem}", path=path, hint=CONVERT_AGAIN
         ) from problem
     if metadata != {"format": "pt"}:
         complain(f"{path.name}: metadata is {shown(metadata)}, not the format of torch")
-    offsets = [one.offset for one in stored.values()]
-    padded = raw[:1] == b"{" and len(raw) % 8 == 0
-    if not padded or not metadata_first or offsets != sorted(offsets):
-        complain(f"{path.name}: the header is not laid out as the safetensors library does")
+    else:
+        other = first_other_byte(raw, [_library_header(stored)])
+        if other is not None:
+            complain(
+                f"{path.name}: the header is not laid out as the safetensors library does: {other}"
+            )
     _compare_with_library(path, stored, complain)
     return stored
+
+
+def _library_header(stored: Mapping[str, StoredOutput]) -> bytes:
+    """Spell the header that the safetensors library gives these tensors.
+
+    Source:
+        huggingface/safetensors tensor.rs, `prepare`: the wider element first, then by name, without
+        gaps; padded with spaces to 8 bytes.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, one in sorted(stored.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        start, end = end, end + one.n_bytes
+        place = {"shape": list(one.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": one.dtype.code, **place}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    raw = text.encode(errors="surrogatepass")
+    return raw + b" " * (-len(raw) % 8)
 
 
 def _read_header(path: Path) -> tuple[bytes, int]:
@@ -184,7 +171,7 @@ def _read_header(path: Path) -> tuple[bytes, int]:
     with InputFile(path, error=VerifyError) as file:
         (n_bytes,) = struct.unpack("<Q", file.read_exact(0, 8)) if file.n_bytes >= 8 else (0,)
         if not 0 < n_bytes <= file.n_bytes - 8:
-            raise VerifyError("has no safetensors header", path=path, hint=_AGAIN)
+            raise VerifyError("has no safetensors header", path=path, hint=CONVERT_AGAIN)
         if n_bytes > _MAX_HEADER_BYTES:
             raise VerifyError(f"has an implausible header of {n_bytes} bytes", path=path)
         return file.read_exact(8, n_bytes), file.n_bytes

@@ -6,6 +6,7 @@ workers or buffers. Know nothing of how files are written.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def conversion_json(
             entry["sha256"] = file_digest(
                 sha256_of / name, "sha256", error=OutputError, progress=lambda _: look()
             )
-    return json_bytes(
+    return _with_own_sum(
         {
             "converter": {"name": "codellama-convert", "version": __version__},
             "files": files,
@@ -64,6 +65,15 @@ def conversion_json(
             "tensors": _tensors(job, sealed),
         }
     )
+
+
+def _with_own_sum(content: dict[str, Any]) -> bytes:
+    """Add the CRC-32 of the whole file, taken with zeros in its own place.
+
+    A file that says what the others are must show by itself that nobody changed it since.
+    """
+    crc = zlib.crc32(json_bytes({"crc32": "0" * 8, **content}))
+    return json_bytes({"crc32": f"{crc:08x}", **content})
 
 
 def _source(job: Job, rank_crcs: Sequence[int]) -> dict[str, Any]:

@@ -8,40 +8,52 @@ is torch's own. Print nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 from codellama_convert.arguments import as_path, instance_of, or_none
+from codellama_convert.asked import Asked
 from codellama_convert.checkpoint import Checkpoint
-from codellama_convert.conversion_record import FileSums, Record, read_record
-from codellama_convert.errors import VerifyError, shown
-from codellama_convert.files import aligned_buffer
-from codellama_convert.input_file import InputFile
+from codellama_convert.conversion_record import Record, read_record
+from codellama_convert.errors import VerifyError
+from codellama_convert.files import IoMode
 from codellama_convert.job import Job
+from codellama_convert.output_files import (
+    CONFIG_NAMES,
+    TOKENIZER_NAMES,
+    complain_of_strays,
+)
 from codellama_convert.output_reader import StoredOutput, read_output
-from codellama_convert.plan import TensorPlan
-from codellama_convert.rank_reader import RankReader
-from codellama_convert.tensors import as_dtype
-from codellama_convert.verify_config import Asked, check_config, check_generation_config
-from codellama_convert.verify_record import check_record, verify_record
+from codellama_convert.plan import ConversionPlan
+from codellama_convert.safetensors_io import INDEX_NAME
+from codellama_convert.verify_config import check_config, check_generation_config
+from codellama_convert.verify_job import asked_of, job_as_asked, shown_by
+from codellama_convert.verify_record import Measured, check_record, verify_record
 from codellama_convert.verify_report import Problems, Progress, VerifyReport
-from codellama_convert.verify_tensor import TensorComparer
 from codellama_convert.verify_tokenizer import check_tokenizer, marks_of
-from codellama_convert.workers import share_out
+from codellama_convert.verify_weights import compare_files, compare_shapes, compare_weights
 
 _CHAT_FLAVORS = ("instruct", "chat")
 
 
 def verify_output(
-    output_dir: str | os.PathLike[str], job: Job | None = None, *, progress: Progress | None = None
+    output_dir: str | os.PathLike[str],
+    job: Job | None = None,
+    *,
+    asked: Asked | None = None,
+    io_mode: IoMode = "auto",
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> VerifyReport:
     """Verify an output folder.
 
     Args:
         output_dir: What was converted.
         job: The source, from `plan_conversion`; None compares with the output's own record.
+        asked: What the conversion was asked for, where that is known; by default what the job's
+            options say. The rest is what the record says, or what the output shows.
+        io_mode: How files are read without a job, whose options say it else.
+        workers: What is read at once without a job; None chooses.
         progress: Called with the bytes of each tile of the output that was compared.
 
     Returns:
@@ -53,167 +65,111 @@ def verify_output(
     output_dir = as_path("output_dir", output_dir)
     or_none(instance_of(Job)).check("job", job)
     if job is None:
-        return verify_record(output_dir, progress=progress)
+        return verify_record(
+            output_dir, asked=asked, io_mode=io_mode, workers=workers, progress=progress
+        )
     problems = Problems()
     record = _readable_record(output_dir, problems)
-    asked = _asked(job, record)
-    found: dict[str, StoredOutput] = {}
+    stored = {} if job.checkpoint is None else read_output(output_dir, problems.add)
+    told = shown_by(output_dir, stored, job) if record is None else record.asked
+    asked = (asked_of(job.options) if asked is None else asked).or_else(told)
+    job = job_as_asked(job, asked)
     comparable: dict[str, StoredOutput] = {}
-    sources: dict[str, FileSums] = {}
-    if job.checkpoint is not None:
-        found = read_output(output_dir, problems.add)
-        comparable = _compare_shapes(job.checkpoint, found, problems)
-        asked = _check_configs(job, output_dir, comparable, asked, problems)
-        sources = _compare_weights(job, comparable, problems, progress or (lambda _: None))
+    measured = Measured()
+    if job.checkpoint is not None and job.plan is not None:
+        comparable = compare_shapes(job.checkpoint, stored, problems)
+        _check_configs(job, job.checkpoint, output_dir, comparable, problems)
+        if asked.max_shard_size is not None:
+            compare_files(job.plan, comparable, problems)
+        measured = compare_weights(job, comparable, problems, progress or (lambda _: None))
     if job.tokenizer is not None:
-        check_tokenizer(output_dir, job.tokenizer, asked=asked, problems=problems)
-    if record is not None and (found or not record.tensors):
-        check_record(output_dir, record, stored=found, source=sources, problems=problems)
+        _check_tokenizer(job, output_dir, problems)
+    complain_of_strays(output_dir, _names_written(job, stored), problems.add)
+    if record is not None and (stored or not record.tensors):
+        check_record(
+            output_dir, record, job=job, stored=stored, measured=measured, problems=problems
+        )
     n_bytes = _bytes_of_both_sides(job, comparable)
     return VerifyReport(output_dir, "source", len(comparable), n_bytes, problems.lines())
 
 
 def _readable_record(output_dir: Path, problems: Problems) -> Record | None:
     try:
-        return read_record(output_dir)
+        return read_record(output_dir, problems.add)
     except VerifyError as problem:
         problems.add(str(problem))
         return None
 
 
-def _asked(job: Job, record: Record | None) -> Asked:
-    """Tell what the conversion was asked for: what the checkpoint or an option says goes first."""
-    said = {} if record is None else record.options
-    options = job.options
-    identity = None if job.checkpoint is None else job.checkpoint.identity
-    context = said.get("max_position_embeddings")
-    if options.max_position_embeddings is not None:
-        context = options.max_position_embeddings
-    elif identity is not None and identity.context_is_known:
-        context = identity.max_position_embeddings
-    flavor = options.flavor if identity is None else identity.flavor
-    chat = None if record is None else said.get("variant") in _CHAT_FLAVORS
-    tokenizer_class = options.tokenizer_class or said.get("tokenizer_class")
-    dtype = said.get("dtype") if options.dtype is None else as_dtype(options.dtype).name
-    return Asked(
-        context=context if type(context) is int and context > 0 else None,
-        chat=chat if flavor is None else flavor in _CHAT_FLAVORS,
-        tokenizer_class=tokenizer_class if isinstance(tokenizer_class, str) else None,
-        class_is_known=record is not None or options.tokenizer_class is not None,
-        dtype=dtype if isinstance(dtype, str) else None,
-    )
-
-
-def _compare_shapes(
-    checkpoint: Checkpoint, found: Mapping[str, StoredOutput], problems: Problems
-) -> dict[str, StoredOutput]:
-    """Compare names and shapes; give the tensors whose values can be compared."""
-    wanted = {tensor.spec.name: tensor.spec for tensor in checkpoint.layout}
-    for name in sorted(set(wanted) - set(found)):
-        problems.add(f"tensor {name!r} is missing")
-    for name in sorted(set(found) - set(wanted)):
-        problems.add(f"{found[name].file.name}: tensor {shown(name)} is none of this model")
-    comparable = {}
-    for name in sorted(set(found) & set(wanted)):
-        if found[name].shape != wanted[name].shape:
-            problems.add(
-                f"{found[name].file.name}: tensor {name!r} has shape {found[name].shape}, "
-                f"expected {wanted[name].shape}"
-            )
-        else:
-            comparable[name] = found[name]
-    return comparable
-
-
-def _common_dtype(
-    stored: Mapping[str, StoredOutput], asked: Asked, problems: Problems
-) -> str | None:
-    """Give the name of the one dtype that all tensors have."""
-    dtypes = sorted({one.dtype.name for one in stored.values()})
-    if len(dtypes) > 1:
-        problems.add(f"the tensors are of several dtypes: {', '.join(dtypes)}")
-        return asked.dtype
-    dtype = dtypes[0] if dtypes else asked.dtype
-    if asked.dtype not in (None, dtype):
-        problems.add(f"the tensors are {dtype}, not {asked.dtype} as asked for")
-    return dtype
+def _names_written(job: Job, stored: Mapping[str, StoredOutput]) -> set[str]:
+    """Name what a conversion leaves in the folder; shards are called as they are."""
+    names = {one.file.name for one in stored.values()}
+    if len(names) > 1:
+        names.add(INDEX_NAME)
+    if job.checkpoint is not None:
+        names.update(CONFIG_NAMES)
+    if job.tokenizer is not None:
+        names.update(TOKENIZER_NAMES)
+    return names
 
 
 def _check_configs(
     job: Job,
+    checkpoint: Checkpoint,
     output_dir: Path,
     stored: Mapping[str, StoredOutput],
-    asked: Asked,
     problems: Problems,
-) -> Asked:
-    """Check both configurations; give what was asked for with the context that they say."""
-    assert job.checkpoint is not None
-    dtype = _common_dtype(stored, asked, problems)
-    config, marks = job.checkpoint.config, marks_of(job.tokenizer)
-    context = check_config(
-        output_dir, config, dtype=dtype, marks=marks, asked=asked, problems=problems
+) -> None:
+    assert job.plan is not None
+    marks, identity = marks_of(job.tokenizer), checkpoint.identity
+    check_config(
+        output_dir,
+        checkpoint.config,
+        dtype=_common_dtype(stored, job.plan, problems),
+        context=identity.max_position_embeddings,
+        marks=marks,
+        problems=problems,
     )
-    asked = replace(asked, context=context)
-    check_generation_config(output_dir, marks=marks, asked=asked, problems=problems)
-    return asked
+    chat = identity.flavor in _CHAT_FLAVORS
+    check_generation_config(output_dir, marks=marks, chat=chat, problems=problems)
+
+
+def _common_dtype(
+    stored: Mapping[str, StoredOutput], plan: ConversionPlan, problems: Problems
+) -> str:
+    """Give the name of the one dtype that all tensors have."""
+    dtypes = sorted({one.dtype.name for one in stored.values()})
+    if len(dtypes) != 1:
+        if dtypes:
+            problems.add(f"the tensors are of several dtypes: {', '.join(dtypes)}")
+        return plan.dtype.name
+    if dtypes[0] != plan.dtype.name:
+        problems.add(f"the tensors are {dtypes[0]}, not {plan.dtype.name} as asked for")
+    return dtypes[0]
+
+
+def _check_tokenizer(job: Job, output_dir: Path, problems: Problems) -> None:
+    assert job.tokenizer is not None
+    context, flavor = job.options.max_position_embeddings, job.options.flavor
+    # Without a config.json beside it, transformers 4 finds no class by itself.
+    tokenizer_class = job.options.tokenizer_class
+    if job.checkpoint is None:
+        tokenizer_class = tokenizer_class or "PreTrainedTokenizerFast"
+    else:
+        context = job.checkpoint.identity.max_position_embeddings
+        flavor = job.checkpoint.identity.flavor
+    check_tokenizer(
+        output_dir,
+        job.tokenizer,
+        context=context,
+        chat=flavor in _CHAT_FLAVORS,
+        tokenizer_class=tokenizer_class,
+        problems=problems,
+    )
 
 
 def _bytes_of_both_sides(job: Job, stored: Mapping[str, StoredOutput]) -> int:
     itemsize = 0 if job.checkpoint is None else job.checkpoint.dtype.itemsize
     return sum(
         one.n_bytes + one.n_bytes // one.dtype.itemsize * itemsize for one in stored.values()
-    )
-
-
-def _compare_weights(
-    job: Job, stored: Mapping[str, StoredOutput], problems: Problems, advance: Progress
-) -> dict[str, FileSums]:
-    """Walk every tensor backwards to the ranks; give the size and CRC-32 of each rank's file."""
-    assert job.checkpoint is not None
-    assert job.plan is not None
-    plans = [tensor for tensor in job.plan.tensors if tensor.spec.name in stored]
-    io_mode = job.options.io_mode
-    differences: dict[str, str] = {}
-    # A rank's norms are copies that the structure's check compared; each is read here as well.
-    with ExitStack() as stack:
-        names = [tensor.layout.meta_name for tensor in plans]
-        readers = [
-            stack.enter_context(RankReader(rank, names, io_mode=io_mode))
-            for rank in job.checkpoint.ranks
-        ]
-        files = {
-            path: stack.enter_context(InputFile(path, io_mode=io_mode, error=VerifyError))
-            for path in sorted({one.file for one in stored.values()})
-        }
-
-        def compare(
-            tensor: TensorPlan, pair: tuple[memoryview, memoryview], failed: Callable[[], bool]
-        ) -> None:
-            del failed  # a tensor is soon read
-            one = stored[tensor.spec.name]
-            comparer = TensorComparer(tensor, one, files[one.file], readers)
-            difference = comparer.first_difference(*pair, advance)
-            if difference is not None:
-                differences[tensor.spec.name] = difference
-
-        output_tile_bytes = _output_tile_bytes(plans, stored)
-        buffers = [
-            (aligned_buffer(job.plan.read_tile_bytes), aligned_buffer(output_tile_bytes))
-            for _ in range(job.plan.workers)
-        ]
-        share_out(plans, buffers, compare)
-        for tensor in plans:  # in order, whichever thread was first
-            if tensor.spec.name in differences:
-                problems.add(differences[tensor.spec.name])
-        return {reader.index.path.name: _sums(reader, buffers[0][0]) for reader in readers}
-
-
-def _sums(reader: RankReader, buffer: memoryview) -> FileSums:
-    reader.finish(buffer)
-    return FileSums(reader.index.n_bytes, f"{reader.file_crc(buffer):08x}")
-
-
-def _output_tile_bytes(plans: Sequence[TensorPlan], stored: Mapping[str, StoredOutput]) -> int:
-    return max(
-        (p.tile_rows * p.n_columns * stored[p.spec.name].dtype.itemsize for p in plans), default=1
     )

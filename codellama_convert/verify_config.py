@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from codellama_convert.config import ModelConfig
-from codellama_convert.errors import VerifyError
-from codellama_convert.output_reader import json_file
+from codellama_convert.verify_json import check_json
 from codellama_convert.verify_report import Problems
 
 
@@ -35,56 +33,26 @@ class Marks:
 META_MARKS = Marks(bos=1, eos=2)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a conversion was asked for that the checkpoint does not tell.
-
-    Attributes:
-        context: Tokens of context; None where nobody said, so that any number may stand there.
-        chat: Whether it is a chat model; None where nobody said.
-        tokenizer_class: What tokenizer_config.json names.
-        class_is_known: Whether that was said, be it nothing.
-        dtype: Name of the tensors' dtype; None where nobody said.
-    """
-
-    context: int | None
-    chat: bool | None
-    tokenizer_class: str | None
-    class_is_known: bool
-    dtype: str | None
-
-
 def check_config(
     folder: Path,
     config: ModelConfig,
     *,
-    dtype: str | None,
+    dtype: str,
+    context: int,
     marks: Marks,
-    asked: Asked,
     problems: Problems,
-) -> int | None:
+) -> None:
     """Compare config.json with params.json and with the tensors, value by value.
 
     Args:
         folder: The output.
         config: The model, from the checkpoint.
-        dtype: Name of the dtype of the tensors in the output; None where they have several.
+        dtype: Name of the dtype of the tensors in the output.
+        context: Tokens of context.
         marks: The ids that begin and end a text.
-        asked: What the conversion was asked for.
         problems: Gets what differs.
-
-    Returns:
-        The context length that should stand in it; None where nothing tells.
     """
-    try:
-        found = json_file(folder / "config.json")
-    except VerifyError as problem:
-        problems.add(str(problem))
-        return asked.context
-    context = found.get("max_position_embeddings")
-    if asked.context is not None or type(context) is not int or context <= 0:
-        context = asked.context
-    expected: dict[str, Any] = {
+    expected = {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
         "bos_token_id": marks.bos,
@@ -107,27 +75,18 @@ def check_config(
         "use_cache": True,
         "vocab_size": config.vocab_size,
     }
-    problems.add_differences("config.json", found, expected)
-    return context
+    check_json(folder / "config.json", expected, problems)
 
 
-def check_generation_config(
-    folder: Path, *, marks: Marks, asked: Asked, problems: Problems
-) -> None:
+def check_generation_config(folder: Path, *, marks: Marks, chat: bool, problems: Problems) -> None:
     """Compare generation_config.json: where a text ends, and no sampling defaults.
 
     Args:
         folder: The output.
         marks: The ids that begin and end a text.
-        asked: What the conversion was asked for.
+        chat: Whether it is a chat model.
         problems: Gets what differs.
     """
-    try:
-        found = json_file(folder / "generation_config.json")
-    except VerifyError as problem:
-        problems.add(str(problem))
-        return
-    chat = type(found.get("eos_token_id")) is list if asked.chat is None else asked.chat
     end = [marks.eos, marks.step] if chat and marks.step is not None else marks.eos
     expected = {"bos_token_id": marks.bos, "eos_token_id": end}
-    problems.add_differences("generation_config.json", found, expected)
+    check_json(folder / "generation_config.json", expected, problems)

@@ -1,48 +1,65 @@
 """Own the check of an output against its own record, conversion.json.
 
 Without the source, every byte is read once, several tensors at a time, at the disk's speed. Beside
-the source, the record itself is held against both. Print nothing.
+the source, the record itself is compared with both. Print nothing.
 """
 
 from __future__ import annotations
 
-import threading
-import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.conversion_record import FileSums, Record, read_record
-from codellama_convert.crc32 import combine
-from codellama_convert.digests import file_digest
-from codellama_convert.errors import ConvertError, VerifyError, shown
-from codellama_convert.files import aligned_buffer
-from codellama_convert.input_file import InputFile
-from codellama_convert.output_reader import (
+from codellama_convert import __version__
+from codellama_convert.asked import Asked
+from codellama_convert.conversion_record import FileSums, Record, TensorSums, read_record
+from codellama_convert.errors import VerifyError, shown
+from codellama_convert.files import IoMode
+from codellama_convert.job import Job
+from codellama_convert.output_files import (
+    CONFIG_NAMES,
     CONVERSION_NAME,
     MODEL_SUFFIX,
-    StoredOutput,
+    TOKENIZER_NAMES,
+    complain_of_strays,
     names_in,
-    read_output,
 )
+from codellama_convert.output_reader import StoredOutput, read_output
 from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.verify_report import Problems, Progress, VerifyReport
-
-_CHUNK_BYTES = 2 << 20
-_WORKERS = 4
-_CONFIGS = ("config.json", "generation_config.json")
-_TOKENIZER_FILES = (
-    "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-)  # fmt: skip
+from codellama_convert.verify_sums import FileReading, compare_file, compare_shard
+from codellama_convert.verify_tensor import Compared
 
 
-def verify_record(output_dir: Path, *, progress: Progress | None = None) -> VerifyReport:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found out about both sides while they were compared.
+
+    Attributes:
+        ranks: Size and CRC-32 of each rank's file.
+        tensors: What was found of each tensor.
+    """
+
+    ranks: Mapping[str, FileSums] = field(default_factory=dict)
+    tensors: Mapping[str, Compared] = field(default_factory=dict)
+
+
+def verify_record(
+    output_dir: Path,
+    *,
+    asked: Asked | None = None,
+    io_mode: IoMode = "auto",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
     """Compare an output folder with its own conversion.json.
 
     Args:
         output_dir: What was converted.
+        asked: What the conversion was asked for, where that is known.
+        io_mode: How files are read.
+        workers: Pieces that are read at once; None chooses.
         progress: Called with the bytes that were read, from several threads.
 
     Returns:
@@ -51,21 +68,26 @@ def verify_record(output_dir: Path, *, progress: Progress | None = None) -> Veri
     Raises:
         VerifyError: If there is no record, or a file cannot be parsed.
     """
-    record = read_record(output_dir)
+    problems = Problems()
+    record = read_record(output_dir, problems.add)
     if record is None:
         raise VerifyError(
-            f"holds no {CONVERSION_NAME} to verify it against",
+            f"holds no {CONVERSION_NAME} to compare it with",
             path=output_dir,
             hint="name the checkpoint with --input_dir",
         )
-    problems = Problems()
     names = names_in(output_dir)
     has_model = bool(record.tensors) or INDEX_NAME in names or SINGLE_FILE_NAME in names
     stored = read_output(output_dir, problems.add) if has_model else {}
+    options = {name: record.options.get(name) for name in _option_names(record)}
+    _compare_options(record, options | (asked or Asked()).said(), problems)
     _compare_places(record, stored, problems)
+    used = {one.file.name for one in stored.values()}
+    complain_of_strays(output_dir, used.union(record.files), problems.add)
+    reading = FileReading(io_mode, workers, progress)
     n_bytes = 0
     for name in sorted(record.files):
-        n_bytes += _compare_file(output_dir / name, record, stored, problems, progress)
+        n_bytes += compare_file(output_dir / name, record, stored, problems, reading)
     return VerifyReport(output_dir, "record", len(record.tensors), n_bytes, problems.lines())
 
 
@@ -73,34 +95,97 @@ def check_record(
     output_dir: Path,
     record: Record,
     *,
+    job: Job,
     stored: Mapping[str, StoredOutput],
-    source: Mapping[str, FileSums],
+    measured: Measured,
     problems: Problems,
 ) -> None:
-    """Hold a record against an output and its source; the sums of the weights are left out.
+    """Compare a record with an output and its source.
+
+    Its notes are left out: they tell of what lay around the checkpoint then. So is the name of a
+    model that was not released, which holds what the folder was called.
 
     Args:
         output_dir: What was converted.
         record: Its record.
+        job: The source, as the conversion was asked for.
         stored: The tensors that it holds.
-        source: What the ranks are.
+        measured: What was found of both sides.
         problems: Gets what differs.
     """
     for name in sorted(record.files):
         # What differs from the source differs from the record too, which says less of it.
-        if not name.endswith(MODEL_SUFFIX) and not problems.tell_of(name):
-            _compare_file(output_dir / name, record, {}, problems, None)
+        if problems.tell_of(name):
+            continue
+        if name.endswith(MODEL_SUFFIX):
+            compare_shard(output_dir / name, record, stored, measured.tensors, problems)
+        else:
+            compare_file(output_dir / name, record, {}, problems, FileReading())
+    _compare_options(record, _expected_options(job), problems)
+    _compare_model(record, job, problems)
     _compare_places(record, stored, problems)
-    for name in sorted({*record.source, *source}):
-        said, found = record.source.get(name), source.get(name)
-        if said != found:
+    for name, one in sorted(measured.tensors.items()):
+        said = record.tensors.get(name)
+        if said is not None and one.difference is None:
+            for line in _wrong_counts(said, one):
+                problems.add(f"{CONVERSION_NAME}: tensor {name!r} {line}")
+    for name in sorted({*record.source, *measured.ranks}):
+        told, rank = record.source.get(name), measured.ranks.get(name)
+        if told != rank:
             problems.add(
-                f"{CONVERSION_NAME}: says that {name} {_told(said)}; the checkpoint's {_told(found)}"
+                f"{CONVERSION_NAME}: says that {name} {_told(told)}; the checkpoint's {_told(rank)}"
             )
 
 
 def _told(sums: FileSums | None) -> str:
     return "is missing" if sums is None else f"has {sums.size} bytes and CRC-32 {sums.crc32}"
+
+
+def _wrong_counts(said: TensorSums, found: Compared) -> Iterator[str]:
+    for what, listed, counted in (
+        ("CRC-32", said.crc32, f"{found.crc32:08x}"),
+        ("became_zero", said.became_zero, found.became_zero),
+        ("nonfinite", said.nonfinite, found.nonfinite),
+    ):
+        if listed != counted:
+            yield f"has {what} {counted}, the record says {listed}"
+
+
+def _option_names(record: Record) -> set[str]:
+    names = {one.name for one in fields(Asked)}
+    return names if record.tensors else names - {"dtype"}
+
+
+def _compare_options(record: Record, expected: Mapping[str, Any], problems: Problems) -> None:
+    problems.add_differences(f"{CONVERSION_NAME}: options", record.options, expected)
+
+
+def _expected_options(job: Job) -> dict[str, Any]:
+    """Spell the options that a conversion's record has."""
+    options = job.options
+    expected: dict[str, Any] = {
+        "max_position_embeddings": options.max_position_embeddings,
+        "max_shard_size": options.max_shard_bytes,
+        "skip_tokenizer": job.tokenizer is None,
+        "tokenizer_class": options.tokenizer_class,
+        "variant": options.flavor,
+    }
+    if job.checkpoint is None or job.plan is None:
+        return expected | {"tokenizer_class": options.tokenizer_class or "PreTrainedTokenizerFast"}
+    return expected | {
+        "dtype": job.plan.dtype.name,
+        "max_position_embeddings": job.checkpoint.identity.max_position_embeddings,
+        "variant": job.checkpoint.identity.flavor,
+    }
+
+
+def _compare_model(record: Record, job: Job, problems: Problems) -> None:
+    identity = None if job.checkpoint is None else job.checkpoint.identity
+    expected = None if identity is None else identity.name
+    told_by_name = identity is not None and identity.family is None
+    # Another version of this program may call a model otherwise.
+    if record.version == __version__ and record.model != expected and not told_by_name:
+        problems.add(f"{CONVERSION_NAME}: model is {shown(record.model)}, expected {expected!r}")
 
 
 def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems: Problems) -> None:
@@ -114,98 +199,17 @@ def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems
                 f"tensor {shown(name)}: {seen or 'not found'}, the record says {said or 'nothing'}"
             )
     model_files = {listed.file for listed in record.tensors.values()}
-    needed = model_files | set(_CONFIGS if model_files else _TOKENIZER_FILES)
+    needed = model_files | set(CONFIG_NAMES if model_files else TOKENIZER_NAMES)
     if len(model_files) > 1:
         needed.add(INDEX_NAME)
     if record.options.get("skip_tokenizer") is not True:
-        needed.update(_TOKENIZER_FILES)
+        needed.update(TOKENIZER_NAMES)
     for name in sorted(needed - set(record.files)):
         problems.add(f"{CONVERSION_NAME}: files lacks {name}")
-    listed_models = {name for name in record.files if name.endswith(MODEL_SUFFIX)}
-    for name in sorted(listed_models - model_files):
-        problems.add(f"{CONVERSION_NAME}: names no tensor of {name}")
+    for name in sorted(set(record.files) - needed):
+        what = "of which no tensor is" if name.endswith(MODEL_SUFFIX) else "which it did not write"
+        problems.add(f"{CONVERSION_NAME}: files names {name}, {what}")
 
 
 def _place(file: str, dtype: str, shape: tuple[int, ...], n_bytes: int) -> str:
     return f"{dtype} {shape} of {n_bytes} bytes in {file}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """A part of a file whose sum is wanted: a tensor, or what lies between two."""
-
-    tensor: str | None
-    start: int
-    end: int
-
-
-def _compare_file(
-    path: Path,
-    record: Record,
-    stored: Mapping[str, StoredOutput],
-    problems: Problems,
-    progress: Progress | None,
-) -> int:
-    """Read a file once and compare its sums and those of its tensors; give the bytes read."""
-    listed = record.files[path.name]
-    try:
-        with InputFile(path, io_mode="auto", error=VerifyError) as file:
-            if file.n_bytes != listed.size:
-                problems.add(
-                    f"{path.name}: has {file.n_bytes} bytes, the record says {listed.size}"
-                )
-                return 0
-            whole = 0
-            spans = _spans(path, file.n_bytes, stored)
-            for span, crc in zip(spans, _sums(file, spans, progress), strict=True):
-                whole = combine(whole, crc, span.end - span.start)
-                said = record.tensors.get(span.tensor) if span.tensor is not None else None
-                if said is not None and said.crc32 != f"{crc:08x}":
-                    problems.add(
-                        f"{path.name}: tensor {span.tensor!r} has CRC-32 {crc:08x}, the record says "
-                        f"{said.crc32}"
-                    )
-        if f"{whole:08x}" != listed.crc32:
-            problems.add(f"{path.name}: has CRC-32 {whole:08x}, the record says {listed.crc32}")
-        elif listed.sha256 is not None:
-            sha256 = file_digest(path, "sha256", error=VerifyError)
-            if sha256 != listed.sha256:
-                problems.add(f"{path.name}: has SHA-256 {sha256}, the record says {listed.sha256}")
-    except ConvertError as problem:  # the other files are still worth reading
-        problems.add(str(problem))
-        return 0
-    return listed.size
-
-
-def _spans(path: Path, n_bytes: int, stored: Mapping[str, StoredOutput]) -> list[_Span]:
-    """Cut a file into its tensors and what lies before, between and behind them."""
-    inside = sorted((one.offset, name) for name, one in stored.items() if one.file == path)
-    spans: list[_Span] = []
-    position = 0
-    for offset, name in inside:
-        if offset > position:
-            spans.append(_Span(None, position, offset))
-        position = offset + stored[name].n_bytes
-        spans.append(_Span(name, offset, position))
-    if position < n_bytes:
-        spans.append(_Span(None, position, n_bytes))
-    return spans
-
-
-def _sums(file: InputFile, spans: list[_Span], progress: Progress | None) -> Iterator[int]:
-    """Give each span's CRC-32, several at a time."""
-    own = threading.local()
-
-    def sum_of(span: _Span) -> int:
-        buffer: Any = getattr(own, "buffer", None)
-        if buffer is None:
-            buffer = own.buffer = aligned_buffer(_CHUNK_BYTES)
-        crc = 0
-        for piece in file.read_pieces(buffer, span.start, span.end):
-            crc = zlib.crc32(piece, crc)
-            if progress is not None:
-                progress(len(piece))
-        return crc
-
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        yield from pool.map(sum_of, spans)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import one_line, shown
+from codellama_convert.output_files import SPELLED_OTHERWISE, first_other_byte
 from codellama_convert.strict_json import identical
 
 Progress = Callable[[int], None]
@@ -62,23 +63,36 @@ class Problems:
 
     def add_differences(
         self, name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
-    ) -> None:
+    ) -> bool:
         """Compare a JSON object of the output, key by key, with what it should be.
 
         Args:
             name: Of the file.
             found: What it holds.
             expected: What it should hold: these keys, of these types, with these values.
+
+        Returns:
+            Whether anything differs.
         """
+        wrong = False
         for key in sorted({*found, *expected}):
             if key not in expected:
-                self.add(f"{name}: has {key} {_as_json(found[key])}, which does not belong there")
+                what = f"has {key} {_as_json(found[key])}, which does not belong there"
             elif key not in found:
-                self.add(f"{name}: {key} is missing, expected {_as_json(expected[key])}")
+                what = f"{key} is missing, expected {_as_json(expected[key])}"
             elif not identical(found[key], expected[key]):
-                self.add(
-                    f"{name}: {key} is {_as_json(found[key])}, expected {_as_json(expected[key])}"
-                )
+                what = f"{key} is {_as_json(found[key])}, expected {_as_json(expected[key])}"
+            else:
+                continue
+            wrong = True
+            self.add(f"{name}: {what}")
+        return wrong
+
+    def add_spelling(self, name: str, found: bytes, expected: Iterable[bytes]) -> None:
+        """Say where a file of the right values is spelled otherwise than it was written."""
+        other = first_other_byte(found, expected)
+        if other is not None:
+            self.add(f"{name}: {SPELLED_OTHERWISE}: {other}")
 
     def tell_of(self, name: str) -> bool:
         """Tell whether one of them is of a file of that name."""

@@ -7,7 +7,9 @@ configurations or of the other tensors.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +20,24 @@ from codellama_convert.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.rope import to_interleaved
 from codellama_convert.tensors import Dtype
 from codellama_convert.verify_report import Progress
+
+
+@dataclass(slots=True)
+class Compared:
+    """What was found of a tensor.
+
+    Attributes:
+        difference: The first element that differs, in words; None where all are equal. The rest is
+            of the whole tensor, so it says nothing where there is a difference.
+        crc32: Of its bytes in the output.
+        became_zero: How many of its values a cast made zero.
+        nonfinite: How many are infinities or NaNs.
+    """
+
+    difference: str | None = None
+    crc32: int = 0
+    became_zero: int = 0
+    nonfinite: int = 0
 
 
 class TensorComparer:
@@ -32,26 +52,44 @@ class TensorComparer:
     ) -> None:
         self._tensor, self._stored = tensor, stored
         self._file, self._readers = file, readers
+        source, target = tensor.layout.spec.dtype, stored.dtype
+        self._may_become_zero = target.min_positive > source.min_positive
 
-    def first_difference(
+    def compare(
         self, read_buffer: memoryview, output_buffer: memoryview, advance: Progress
-    ) -> str | None:
-        """Compare tile by tile; describe the first element that differs."""
-        tensor = self._tensor
-        row_bytes = tensor.n_columns * self._stored.dtype.itemsize
+    ) -> Compared:
+        """Compare tile by tile, up to the first element that differs; sum and count on the way."""
+        tensor, dtype = self._tensor, self._stored.dtype
+        row_bytes = tensor.n_columns * dtype.itemsize
+        found = Compared()
         for tile in tensor.tiles():
             n_bytes = tile.n_rows * row_bytes
             at = self._stored.offset + tile.start_row * row_bytes
             window = self._file.read_window(at, n_bytes, output_buffer)
-            written = np.frombuffer(window, UNSIGNED[self._stored.dtype.itemsize])
+            found.crc32 = zlib.crc32(window, found.crc32)
+            written = np.frombuffer(window, UNSIGNED[dtype.itemsize])
             written = written.reshape(tile.n_rows, tensor.n_columns)
-            for first_column, rank, row, expected in self._parts(tile, read_buffer):
-                piece = written[:, first_column : first_column + expected.shape[1]]
-                unequal = self._first_unequal(piece, expected)
-                if unequal is not None:
-                    return self._describe(rank, row, unequal, piece, expected)
+            if _holds_nonfinite(written, dtype):
+                found.nonfinite += _n_nonfinite(written, dtype)
+            self._compare_tile(tile, written, read_buffer, found)
+            if found.difference is not None:
+                break
             advance(n_bytes)
-        return None
+        return found
+
+    def _compare_tile(
+        self, tile: Tile, written: Rows, read_buffer: memoryview, found: Compared
+    ) -> None:
+        for first_column, rank, row, rows in self._parts(tile, read_buffer):
+            expected = self._as_written(rows)
+            piece = written[:, first_column : first_column + expected.shape[1]]
+            unequal = self._first_unequal(piece, expected)
+            if unequal is not None:
+                found.difference = self._describe(rank, row, unequal, piece, expected)
+                return
+            is_copy = self._tensor.layout.tp_dim is None and rank > 0
+            if self._may_become_zero and not is_copy:
+                found.became_zero += _n_zeros(piece) - _n_zeros(rows)
 
     def _first_unequal(self, piece: Rows, expected: Rows) -> tuple[int, int] | None:
         """Find the first element, in the ranks' order, that differs."""
@@ -65,19 +103,19 @@ class TensorComparer:
         return int(row), int(column)
 
     def _parts(self, tile: Tile, read_buffer: memoryview) -> Iterator[tuple[int, int, int, Rows]]:
-        """Yield first column, rank, rank's first row and expected elements, rank by rank."""
+        """Yield first column, rank, rank's first row and the rank's elements, rank by rank."""
         layout = self._tensor.layout
         name = layout.meta_name
         if layout.tp_dim == 0:
             rank, row = divmod(tile.start_row, layout.part_shape[0])
             rows, _ = self._readers[rank].read_rows(name, row, tile.n_rows, read_buffer)
-            yield 0, rank, row, self._as_written(rows)
+            yield 0, rank, row, rows
             return
         width = layout.part_shape[1] if len(layout.part_shape) == 2 else 1
         for rank, reader in enumerate(self._readers):
             rows, _ = reader.read_rows(name, tile.start_row, tile.n_rows, read_buffer)
             first_column = rank * width if layout.tp_dim == 1 else 0
-            yield first_column, rank, tile.start_row, self._as_written(rows)
+            yield first_column, rank, tile.start_row, rows
 
     def _as_written(self, rows: Rows) -> Rows:
         """Give what the output must hold: the same bits, or torch's cast of the numbers."""
@@ -145,3 +183,19 @@ def _holds_nonfinite(elements: Rows, dtype: Dtype) -> bool:
     positive = int(elements.view(f"<i{dtype.itemsize}").max())
     negative = int(elements.max()) - sign
     return max(positive, negative) >= dtype.infinity_bits
+
+
+def _n_nonfinite(elements: Rows, dtype: Dtype) -> int:
+    """Count the infinities and NaNs: without its sign, such an element is infinity or more."""
+    return int(np.count_nonzero(_unsigned(elements) >= dtype.infinity_bits))
+
+
+def _n_zeros(elements: Rows) -> int:
+    """Count the elements that are 0.0 or -0.0: nothing is left of them but the sign."""
+    return elements.size - int(np.count_nonzero(_unsigned(elements)))
+
+
+def _unsigned(elements: Rows) -> Rows:
+    """Take the sign off the elements."""
+    magnitude: Rows = elements & elements.dtype.type((1 << (8 * elements.itemsize - 1)) - 1)
+    return magnitude

@@ -14,39 +14,50 @@ from typing import Any
 from codellama_convert.chat import chat_template
 from codellama_convert.errors import VerifyError, shown
 from codellama_convert.input_file import InputFile
-from codellama_convert.output_reader import json_file
+from codellama_convert.output_files import parse_json
 from codellama_convert.sentencepiece_model import PieceType, SentencePieceModel
-from codellama_convert.strict_json import parse_object
-from codellama_convert.verify_config import META_MARKS, Asked, Marks
+from codellama_convert.verify_config import META_MARKS, Marks
+from codellama_convert.verify_json import check_json
 from codellama_convert.verify_report import Problems
 
 _SPACE = "\u2581"
 _INFILLING = tuple(f"{_SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
 _STEP = "<step>"
-_CLASSES = (
-    "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
-)  # fmt: skip
+_INFILLING_CLASSES = ("CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
+# transformers' own spelling of "no limit": the float 1e30, as a whole number.
+NO_LIMIT = 1000000000000000019884624838656
 # What tokenizer.json may have beside its pieces and merges: the frame, and what differs.
 _MORE_BYTES, _MORE_BRACKETS = 1 << 18, 1 << 10
 _LINE_BYTES, _ADDED_TOKEN_BYTES = 16, 256  # around a piece or merge, and around an added token
 
 
 def check_tokenizer(
-    folder: Path, model: SentencePieceModel, *, asked: Asked, problems: Problems
+    folder: Path,
+    model: SentencePieceModel,
+    *,
+    context: int | None,
+    chat: bool,
+    tokenizer_class: str | None,
+    problems: Problems,
 ) -> None:
     """Compare the tokenizer files with the source's tokenizer.model.
 
     Args:
         folder: The output.
         model: The source.
-        asked: What the conversion was asked for.
+        context: Tokens of context; None for no limit.
+        chat: Whether it is a chat model.
+        tokenizer_class: What tokenizer_config.json names, if anything.
         problems: Gets what differs.
     """
-    for check in (_check_copy, _check_tokenizer_json, _check_config, _check_special_tokens):
+    for check in (_check_copy, _check_tokenizer_json):
         try:
-            check(folder, model, asked, problems)
+            check(folder, model, problems)
         except VerifyError as problem:  # noqa: PERF203 - the other files are still worth reading
             problems.add(str(problem))
+    expected = _config(model, context=context, chat=chat, tokenizer_class=tokenizer_class)
+    check_json(folder / "tokenizer_config.json", expected, problems)
+    check_json(folder / "special_tokens_map.json", _special_tokens(model), problems)
 
 
 def marks_of(model: SentencePieceModel | None) -> Marks:
@@ -56,38 +67,42 @@ def marks_of(model: SentencePieceModel | None) -> Marks:
     return Marks(model.bos_id, model.eos_id, model.id_of(_STEP))
 
 
-def _check_copy(folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems) -> None:
-    del asked
+def _check_copy(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
     with InputFile(folder / "tokenizer.model", error=VerifyError) as file:
         # The sizes first: what lies there may be of any size.
         if file.n_bytes != len(model.raw) or file.read_exact(0, file.n_bytes) != model.raw:
             problems.add("tokenizer.model is not the source's")
 
 
-def _check_tokenizer_json(
-    folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems
-) -> None:
-    del asked
+def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
+    name = "tokenizer.json"
     cuts = _count_cuts(model)
-    found = _read_tokenizer_json(folder / "tokenizer.json", model, cuts)
+    raw, found = _read_tokenizer_json(folder / name, model, cuts)
     bpe = found.pop("model", None)
     if not isinstance(bpe, dict):
-        problems.add(f"tokenizer.json: model is {shown(bpe)}, not an object")
+        problems.add(f"{name}: model is {shown(bpe)}, not an object")
         return
     vocabulary, merges = bpe.pop("vocab", None), bpe.pop("merges", None)
-    problems.add_differences("tokenizer.json", found, _frame(model))
-    problems.add_differences("tokenizer.json: model", bpe, _bpe_settings(model))
+    frame, settings = _frame(model), _bpe_settings(model)
+    differs = problems.add_differences(name, found, frame)
+    differs = problems.add_differences(f"{name}: model", bpe, settings) or differs
     wrong = _wrong_piece(vocabulary, model) or _wrong_merge(
         merges, model, n_expected=sum(cuts.values())
     )
     if wrong is not None:
-        problems.add(f"tokenizer.json: {wrong}")
+        problems.add(f"{name}: {wrong}")
+    elif not differs:
+        # The merges are right as they stand: what is left is how the file is spelled around them.
+        ids = {piece.text: number for number, piece in enumerate(model.pieces)}
+        whole = frame | {"model": settings | {"vocab": ids, "merges": merges}}
+        spelled = json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(whole)
+        problems.add_spelling(name, raw, (piece.encode() for piece in spelled))
 
 
 def _read_tokenizer_json(
     path: Path, model: SentencePieceModel, cuts: Mapping[str, int]
-) -> dict[str, Any]:
-    """Parse a file that can be the model's: parsed, an empty list takes 30 times its bytes."""
+) -> tuple[bytes, dict[str, Any]]:
+    """Read and parse a file that can be the model's: parsed, an empty list takes 30 times its bytes."""
     max_bytes, max_brackets = _MORE_BYTES, _MORE_BRACKETS
     for piece in model.pieces:
         times = 1 + cuts.get(piece.text, 0)  # in the vocabulary, and in each of its merges
@@ -102,10 +117,7 @@ def _read_tokenizer_json(
         content = file.read_exact(0, file.n_bytes)
     if _n_brackets(content) > max_brackets:
         raise VerifyError("holds too many lists and objects for its model", path=path)
-    try:
-        return parse_object(content)
-    except ValueError as problem:
-        raise VerifyError(str(problem), path=path, hint="convert it again") from problem
+    return content, parse_json(content, path)
 
 
 def _n_json_bytes(text: str) -> int:
@@ -177,43 +189,29 @@ def _special_tokens(model: SentencePieceModel) -> dict[str, Any]:
     }
 
 
-def _check_special_tokens(
-    folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems
-) -> None:
-    del asked
-    name = "special_tokens_map.json"
-    problems.add_differences(name, json_file(folder / name), _special_tokens(model))
-
-
-def _check_config(
-    folder: Path, model: SentencePieceModel, asked: Asked, problems: Problems
-) -> None:
-    name = "tokenizer_config.json"
-    found = json_file(folder / name)
+def _config(
+    model: SentencePieceModel, *, context: int | None, chat: bool, tokenizer_class: str | None
+) -> dict[str, Any]:
     expected: dict[str, Any] = _special_tokens(model) | {
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "legacy": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": asked.context,
+        "model_max_length": NO_LIMIT if context is None else context,
         "padding_side": "left",
     }
-    if asked.context is None and type(found.get("model_max_length")) is int:
-        expected["model_max_length"] = max(1, found["model_max_length"])
-    named = asked.tokenizer_class
-    if not asked.class_is_known and found.get("tokenizer_class") in _CLASSES:
-        named = found["tokenizer_class"]
-    if named is not None:
-        expected["tokenizer_class"] = named
-    if named in _CLASSES[:2] and not all(name in model.ids for name in _INFILLING):
+    if tokenizer_class is not None:
+        expected["tokenizer_class"] = tokenizer_class
+    has_infilling = all(name in model.ids for name in _INFILLING)
+    if tokenizer_class in _INFILLING_CLASSES and not has_infilling:
         # Left out, these classes invent the pieces, with ids beyond the embedding.
         for role in ("prefix", "middle", "suffix", "eot", "fill"):
             expected[f"{role}_token"] = None
-    if asked.chat or (asked.chat is None and "chat_template" in found):
+    if chat:
         # Meta's dialogue form is one text, which both sides take from where it is explained.
         expected["chat_template"] = chat_template(step=_STEP in model.ids)
-    problems.add_differences(name, found, expected)
+    return expected
 
 
 def _frame(model: SentencePieceModel) -> dict[str, Any]:
@@ -253,7 +251,7 @@ def _frame(model: SentencePieceModel) -> dict[str, Any]:
     }
 
 
-def _bpe_settings(model: SentencePieceModel) -> Mapping[str, Any]:
+def _bpe_settings(model: SentencePieceModel) -> dict[str, Any]:
     return {
         "type": "BPE",
         "dropout": None,

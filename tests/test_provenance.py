@@ -59,7 +59,7 @@ def record_of(output: Path) -> bytes:
 def test_the_record_says_what_the_output_was_made_of(place):
     record = json.loads(record_of(place / "out"))
     assert set(record) == {
-        "converter", "files", "model", "notes", "options", "source", "tensors",
+        "converter", "crc32", "files", "model", "notes", "options", "source", "tensors",
     }  # fmt: skip
     assert record["converter"] == {"name": "codellama-convert", "version": __version__}
     assert record["options"] == {
@@ -84,6 +84,15 @@ def test_the_record_says_what_the_output_was_made_of(place):
         "model.norm.weight": (1, 2),
         "model.layers.1.self_attn.k_proj.weight": (1, None),
     }
+
+
+def test_the_record_has_a_sum_of_its_own_with_zeros_in_its_place(place):
+    """A flipped bit in its notes or options was nobody's to see without the source."""
+    raw = record_of(place / "out")
+    line = f'  "crc32": "{json.loads(raw)["crc32"]}",\n'.encode()
+    assert raw.count(line) == 1
+    zeroed = raw.replace(line, b'  "crc32": "00000000",\n')
+    assert json.loads(raw)["crc32"] == f"{zlib.crc32(zeroed):08x}"
 
 
 def test_no_note_names_a_place(place):
@@ -169,7 +178,9 @@ def test_digests_are_added_when_asked_for_and_change_nothing_else(place, tmp_pat
     for name, entry in record["files"].items():
         raw = (tmp_path / "out" / name).read_bytes()
         assert entry.pop("sha256") == hashlib.sha256(raw).hexdigest()
-    assert record == json.loads(record_of(place / "out"))
+    other = json.loads(record_of(place / "out"))
+    assert record.pop("crc32") != other.pop("crc32")
+    assert record == other
 
 
 def test_the_record_is_true_with_and_without_its_source(place):

@@ -88,6 +88,7 @@ class Expected:
 
     def _differences(self, folder: Path, name: str, wanted: Any, found: Any) -> Iterator[str]:
         if name == RECORD:
+            yield from _own_sum_problems((folder / name).read_bytes(), found.pop("crc32", None))
             yield from self._note_problems(found.pop("notes", None))
             for rank, sums in self.sources.items():
                 said = found.get("source", {}).get(rank, {})
@@ -120,6 +121,14 @@ class Expected:
                 left.remove(note)
         if left:
             yield f"{RECORD}: the note {left[0]!r} has no reason"
+
+
+def _own_sum_problems(raw: bytes, said: Any) -> Iterator[str]:
+    """Check the record's CRC-32 of itself, which is taken with zeros in its place."""
+    before, line, after = raw.partition(f'\n  "crc32": "{said}",\n'.encode())
+    zeroed = before + b'\n  "crc32": "00000000",\n' + after
+    if not line or said != f"{zlib.crc32(zeroed):08x}":
+        yield f"{RECORD}: its own sum is {said}"
 
 
 def _where(wanted: bytes, found: bytes) -> str:
@@ -202,6 +211,7 @@ def _tokenizer_alone(source: OnDisk, asked: Asked) -> Expected:
                 "options": {
                     "tokenizer_class": named,
                     "skip_tokenizer": False,
+                    "max_position_embeddings": asked.context,
                     "max_shard_size": asked.shard_bytes,
                     "variant": asked.variant,
                 },
