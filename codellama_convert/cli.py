@@ -15,12 +15,16 @@ import click
 
 from codellama_convert import __version__
 from codellama_convert.cli_options import (
+    ASKED_OPTIONS,
     CONTEXT,
     FOLDER,
     INPUT,
     JSON,
     MODEL_OPTIONS,
     NEW_FOLDER,
+    OF_THE_SOURCE,
+    READING_OPTIONS,
+    SOURCE_OPTIONS,
     SPEED_OPTIONS,
 )
 from codellama_convert.errors import ConfigError, ConvertError, Interrupted, one_line
@@ -234,11 +238,12 @@ def _verify_staged(job: Job, staged: Path, look: Look, *, hidden: bool) -> None:
 @click.option(
     "--input_dir",
     type=FOLDER,
-    help="The checkpoint; without it the output is held against its own conversion.json.",
+    help="The checkpoint; without it the output is compared with its own conversion.json.",
 )
 @click.option("--output_dir", type=FOLDER, required=True, help="The converted folder.")
-@MODEL_OPTIONS
-@SPEED_OPTIONS
+@ASKED_OPTIONS
+@SOURCE_OPTIONS
+@READING_OPTIONS
 @click.option("--quiet", is_flag=True, help="No progress bar; the report stays.")
 @JSON
 def verify(
@@ -246,18 +251,31 @@ def verify(
 ) -> None:
     """Compare a converted folder with its source, bit for bit; exit 1 if anything differs.
 
+    Options that say how it was converted need not be repeated: conversion.json in the folder has
+    them. One that says otherwise is a difference. Without --input_dir, --model_size,
+    --tokenizer_model, --checksums and --max_ram are refused.
+
     \b
     Example:
       codellama-convert verify --input_dir CodeLlama-7b \\
         --output_dir CodeLlama-7b-hf
     """  # noqa: D301
     from codellama_convert.verify import verify_output
+    from codellama_convert.verify_job import asked_of, options_for
 
     options = _to_options(choices)
-    job = None if input_dir is None else _plan(input_dir, options, hidden=quiet)
+    asked = replace(asked_of(options), max_shard_size=choices["max_shard_size"])
+    if input_dir is None:
+        _refuse_source_options()
+        job = None
+    else:
+        job = _plan(input_dir, options_for(output_dir, options, asked), hidden=quiet)
     started = time.monotonic()
     with progress_bar("verifying", _weight_bytes(job), hidden=quiet) as progress:
-        report = verify_output(output_dir, job, progress=progress)
+        report = verify_output(
+            output_dir, job, asked=asked, io_mode=options.io_mode, workers=options.workers,
+            progress=progress,
+        )  # fmt: skip
     seconds = time.monotonic() - started
     if as_json:
         notes = () if job is None else job.notes
@@ -327,15 +345,24 @@ def _usage_errors() -> Iterator[None]:
         raise click.UsageError(str(problem)) from problem
 
 
-def _to_options(choices: Mapping[str, Any]) -> Options:
-    from codellama_convert.options import Options
+def _refuse_source_options() -> None:
+    """Refuse what only says how a checkpoint is found and read, where there is none."""
+    given = click.get_current_context().get_parameter_source
+    for name in OF_THE_SOURCE:
+        if given(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} is of no use without --input_dir")
 
+
+def _to_options(choices: Mapping[str, Any]) -> Options:
+    from codellama_convert.options import DEFAULT_MAX_SHARD_BYTES, Options
+
+    shard_size = choices["max_shard_size"]
     with _usage_errors():
         return Options(
             model_size=choices["model_size"],
             flavor=choices["variant"],
             dtype=None if choices["dtype"] == "auto" else choices["dtype"],
-            max_shard_bytes=choices["max_shard_size"],
+            max_shard_bytes=DEFAULT_MAX_SHARD_BYTES if shard_size is None else shard_size,
             max_position_embeddings=choices["max_position_embeddings"],
             tokenizer_model=choices["tokenizer_model"],
             skip_tokenizer=choices["skip_tokenizer"],

@@ -87,10 +87,24 @@ INPUT = click.option(
     required=True,
     help="Meta's folder: consolidated.NN.pth and params.json, or a folder that holds such folders.",
 )
+_MODEL_SIZES = OneOf((*MODEL_SIZES, TOKENIZER_ONLY))
+_CHECKSUMS = click.option(
+    "--checksums",
+    type=OneOf(CHECKSUM_MODES),
+    default="off",
+    show_default=True,
+    help="Compare the ranks with Meta's checklist.chk (MD5) first; small files always are.",
+)
+_MAX_RAM = click.option(
+    "--max_ram",
+    type=Size(),
+    help="Most memory of all buffers together, by default 32MB; tiles and workers are chosen to fit.",
+)
+_CLASSES = f"{', '.join(TOKENIZER_CLASSES[:-1])} or {TOKENIZER_CLASSES[-1]}"
 MODEL_OPTIONS = _options(
     click.option(
         "--model_size",
-        type=OneOf((*MODEL_SIZES, TOKENIZER_ONLY)),
+        type=_MODEL_SIZES,
         help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
     ),
     click.option(
@@ -122,41 +136,70 @@ MODEL_OPTIONS = _options(
         type=NamedPath(path_type=Path),
         help="tokenizer.model, if it is neither in the folder nor beside it.",
     ),
-    click.option(
-        "--checksums",
-        type=OneOf(CHECKSUM_MODES),
-        default="off",
-        show_default=True,
-        help="Compare the ranks with Meta's checklist.chk (MD5) first; small files always are.",
-    ),
+    _CHECKSUMS,
     click.option("--skip_tokenizer", is_flag=True, help="Convert the weights alone."),
     click.option(
         "--tokenizer_class",
         type=OneOf(TOKENIZER_CLASSES),
         metavar="CLASS",
-        help=f"What tokenizer_config.json names: {', '.join(TOKENIZER_CLASSES[:-1])} or "
-        f"{TOKENIZER_CLASSES[-1]}; by default nothing, which is exact in transformers 4.57 and 5.",
+        help=f"What tokenizer_config.json names: {_CLASSES}; by default nothing, which is exact in "
+        "transformers 4.57 and 5.",
     ),
 )
-SPEED_OPTIONS = _options(
+# What was asked of the conversion need not be said again: the output's record has it. What is said
+# goes first, and is a difference where the record says otherwise.
+ASKED_OPTIONS = _options(
+    click.option("--variant", type=OneOf(FLAVORS), help="What the model was tuned for."),
+    click.option("--dtype", type=OneOf(_DTYPES[1:]), help="Of the written weights."),
+    click.option("--max_shard_size", type=Size(), help="Most bytes of tensors in one file."),
+    click.option("--max_position_embeddings", type=click.IntRange(min=1), help="Context length."),
+    click.option("--skip_tokenizer", is_flag=True, help="The weights were converted alone."),
     click.option(
-        "--io",
-        "io_mode",
-        type=OneOf(IO_MODES),
-        default="auto",
-        show_default=True,
-        help="Past the page cache or through it; auto goes past it where the file system can.",
+        "--tokenizer_class",
+        type=OneOf(TOKENIZER_CLASSES),
+        metavar="CLASS",
+        help=f"What tokenizer_config.json names: {_CLASSES}.",
     ),
+)
+# How the checkpoint is found and read; nothing of it is of use without one.
+SOURCE_OPTIONS = _options(
+    click.option(
+        "--model_size",
+        type=_MODEL_SIZES,
+        help="What the checkpoint is said to be; checked. tokenizer_only compares the tokenizer.",
+    ),
+    click.option(
+        "--tokenizer_model",
+        type=NamedPath(path_type=Path),
+        help="tokenizer.model, if it is neither in the checkpoint nor beside it.",
+    ),
+    _CHECKSUMS,
+    _MAX_RAM,
+)
+OF_THE_SOURCE = ("model_size", "tokenizer_model", "checksums", "max_ram")
+_IO = click.option(
+    "--io",
+    "io_mode",
+    type=OneOf(IO_MODES),
+    default="auto",
+    show_default=True,
+    help="Past the page cache or through it; auto goes past it where the file system can.",
+)
+SPEED_OPTIONS = _options(
+    _IO,
     click.option(
         "--workers",
         type=click.IntRange(min=1, max=MAX_WORKERS),
         help="Tensors in flight; by default chosen by the number of cores.",
     ),
+    _MAX_RAM,
+)
+READING_OPTIONS = _options(
+    _IO,
     click.option(
-        "--max_ram",
-        type=Size(),
-        help="Most memory of all buffers together, by default 32MB; tiles and workers are chosen "
-        "to fit.",
+        "--workers",
+        type=click.IntRange(min=1, max=MAX_WORKERS),
+        help="Tensors compared at once; by default chosen by the number of cores.",
     ),
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
