@@ -19,6 +19,9 @@ _ONE = 1 << 31
 
 Interval = tuple[int, int, int]
 
+# What was read of a rank to write a file: by storage, each (pass, start, end, crc), in order.
+SourceSums = dict[str, list[tuple[int, int, int, int]]]
+
 
 def _multiply(a: int, b: int) -> int:
     """Multiply two polynomials over GF(2) modulo the CRC-32 polynomial, both reflected."""

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from codellama_convert.crc32 import SourceSums
+
 _MAX_NAME_LENGTH = 1024
 _MAX_SIZE = (1 << 63) - 1
 _MAX_CRC = (1 << 32) - 1
 _MAX_DEPTH = 4  # of an identity, which has 2
-
-# What was read of a rank to write a file: by storage, each (pass, start, end, crc), in order.
-SourceSums = dict[str, list[tuple[int, int, int, int]]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codellama_convert.crc32 import CrcLedger, combine
+from codellama_convert.crc32 import CrcLedger, SourceSums, combine
 from codellama_convert.errors import CheckpointError
 from codellama_convert.files import IoMode
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look, look_away
-from codellama_convert.journal_values import SourceSums
 from codellama_convert.pth import RankIndex
 from codellama_convert.source_sums import add_sums, assign_passes, fits, new_ledgers, sums_in
 from codellama_convert.stored_tensor import Storage, StoredTensor

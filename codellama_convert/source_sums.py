@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 from math import prod
 
-from codellama_convert.crc32 import CrcLedger
-from codellama_convert.journal_values import SourceSums
+from codellama_convert.crc32 import CrcLedger, SourceSums
 from codellama_convert.pth import RankIndex
 from codellama_convert.stored_tensor import StoredTensor
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from unittest import mock
 
 from codellama_convert.convert import run
+from codellama_convert.crc32 import SourceSums
 from codellama_convert.errors import Interrupted
 from codellama_convert.job import Job
 from codellama_convert.journal import read_journal
-from codellama_convert.journal_values import SourceSums
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.source_sums import sums_in
 from tests.outputs import STAGING, StopAfter, flip_bit

@@ -41,7 +41,7 @@ ROOMS: dict[str, int] = {
     "input_file": 2,
     "weights_pickle": 2,
     "output_file": 2,
-    "journal_values": 0,
+    "journal_values": 1,
     "journal": 2,
     "folders": 2,
     "folder_lock": 2,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codellama_convert.crc32 import SourceSums
 from codellama_convert.errors import CheckpointError
 from codellama_convert.files import aligned_buffer
-from codellama_convert.journal_values import SourceSums
 from codellama_convert.pth import RankIndex, read_rank
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.source_sums import assign_passes, fits
