@@ -19,6 +19,8 @@ from codellama_convert.interrupt import Look, look_away
 from codellama_convert.job import Job
 from codellama_convert.journal_values import FileSum, SealedFile
 
+CONVERSION_NAME = "conversion.json"
+
 
 def conversion_json(
     job: Job,
