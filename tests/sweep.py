@@ -9,6 +9,8 @@ fuzz      damaged files, the same without the CRC-32 check, forged pickles, rand
 kills     the process dies at every step, and again while it goes on; the same over an older result,
           and with staged files damaged in between, for each way tensors may lie in storages;
           while it publishes, each file that goes out is damaged after the kill
+runs      random checkpoints and options, killed and damaged at random, against a reference
+          (tests/differential, in a process of its own: `python -m tests.differential`)
 syscalls  every call on the output folder fails with ENOSPC, with EIO, and is the last one
 order     what is on the disk before what, and whether each fsync is missed
 
@@ -31,6 +33,7 @@ from pathlib import Path
 
 from tests import strace
 from tests.checkpoints import STORAGES
+from tests.differential.plants import PLANTS as TROUBLE
 from tests.durability import complaints
 from tests.kills import KillBench, spoil_the_check, spoil_the_order
 from tests.outputs import ROOT, environment
@@ -38,6 +41,7 @@ from tests.resumes import spoil_the_records
 from tests.syscall_faults import KILL, PLANTED, SCENES, Bench, find_planted, sweep
 
 _MOST_PROBLEMS = 20
+_N_TROUBLED = 1000
 # How many fsyncs of a run say only what the disk had already: that an older model is gone, of which
 # there was none (2) or whose index is gone (1); that the output folder is in its parent (1), and
 # the staging folder in it (1), where an earlier run made them; that the journal is in its folder,
@@ -130,6 +134,21 @@ def _damage_while_publishing(what: str, *, older: bool) -> Iterator[Verdict]:
     yield Verdict(f"kills {what}, then damage, unchecked", ended, bool(found))
 
 
+def runs(workers: int) -> Iterator[Verdict]:
+    """Run random troubled conversions; they print their own lines."""
+    del workers
+    start = [sys.executable, "-m", "tests.differential"]
+    for what, arguments in (
+        ("troubled runs", ("--cases", str(_N_TROUBLED))),
+        *(
+            (f"troubled runs, {name}", ("--cases", str(planted.within), "--plant", name))
+            for name, planted in TROUBLE.items()
+        ),
+    ):
+        done = subprocess.run([*start, *arguments], check=False, cwd=ROOT, env=environment())
+        yield Verdict(what, f"exit status {done.returncode}", done.returncode == 0)
+
+
 def syscalls(workers: int) -> Iterator[Verdict]:
     """Let every call on the output folder fail."""
     for scene in SCENES:
@@ -187,7 +206,9 @@ def _order_of(bench: Bench) -> tuple[list[str], int, int]:
 
 
 NEED_STRACE = (syscalls, order)
-FAMILIES: dict[str, Family] = {"fuzz": fuzz, "kills": kills, "syscalls": syscalls, "order": order}
+FAMILIES: dict[str, Family] = {
+    "fuzz": fuzz, "kills": kills, "runs": runs, "syscalls": syscalls, "order": order,
+}  # fmt: skip
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from tests.outputs import ROOT, environment
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="its children are forked")
 
+N_CASES = 60
 REPEATED = 11  # has one worker and a kill
 # The reference of a differential test shares nothing with what it judges.
 INDEPENDENT = ("asked", "bits", "damage", "reference", "sources", "tokenizers")
@@ -34,6 +35,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "tests.differential", *arguments], check=False, capture_output=True,
         text=True, cwd=ROOT, env=environment(), timeout=280,
     )  # fmt: skip
+
+
+def test_whole_runs_end_as_the_reference_says() -> None:
+    done = run("--cases", str(N_CASES))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"pass  {N_CASES} cases, 0 wrong")
+    assert "converted" in done.stdout
+    assert "status -9" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("plant", sorted(PLANTS))

@@ -319,6 +319,7 @@ OF_SCRIPTS = {
     ),
     "--check": "examples/train_tiny_codellama.py",
     "--full": "tests/fuzz.py",
+    **dict.fromkeys(("--cases", "--seed"), "tests/differential/__main__.py"),
     "--cov": "pyproject.toml",  # pytest-cov's
 }
 OF_THE_REFERENCE = {

@@ -27,7 +27,10 @@ _MOST_TRIES = 5
 _LOADED = re.compile(
     r".*\.(json|safetensors|jinja|part)|tokenizer\.model|pytorch_model.*\.bin|\..*", re.DOTALL
 )
-_STRAYS = ("chat_template.jinja", "added_tokens.json", "pytorch_model.bin", "notes.txt")
+_STRAYS = (
+    "chat_template.jinja", "added_tokens.json", "pytorch_model.bin", "extra.safetensors",
+    "notes.txt",
+)  # fmt: skip
 
 
 class Wrong(Exception):  # noqa: N818 - the run is wrong, not the test
@@ -209,6 +212,8 @@ class Case:
         """Run the command until it succeeds, doing what its hints ask for."""
         asked = replace(asked, restart=False)
         refusal = self._expect(asked).refusal
+        if asked.tokenizer == "only" and any(self._target.glob("*.safetensors")):
+            refusal = "a model of another vocabulary may lie there"
         for _ in range(_MOST_TRIES):
             ended = self._run_once(asked, None)
             if refusal is not None:
