@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.differential.expected import RECORD
 from tests.differential.plants import PLANTS
-from tests.differential.reference import RECORD
 from tests.outputs import ROOT, environment
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="its children are forked")
@@ -27,7 +27,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="its children ar
 N_CASES = 60
 REPEATED = 11  # has one worker and a kill
 # The reference of a differential test shares nothing with what it judges.
-INDEPENDENT = ("asked", "bits", "damage", "reference", "sources", "tokenizers")
+INDEPENDENT = (
+    "asked", "bits", "damage", "expected", "ranks", "reference", "sources", "tokenizers",
+)  # fmt: skip
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

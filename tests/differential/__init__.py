@@ -12,7 +12,6 @@ source and the options change. The rule:
   whole new one, or nothing that a loader begins with; and what is said is one line;
 - the same command, with the source intact and what the last hint asked for, ends with status 0.
 
-What is right is computed here, from the checkpoint's bytes: `bits`, `sources`, `tokenizers` and
-`reference` never import the package. Only `program` does, which runs the command line in forked
-children.
+What is right is computed here, from the checkpoint's bytes, without the package. Only `program`
+imports it, which runs the command line in forked children, and `plants`, which spoils them.
 """

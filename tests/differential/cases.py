@@ -14,8 +14,9 @@ from pathlib import Path
 
 from tests.differential import damage, program
 from tests.differential.asked import Asked, change, draw_asked
+from tests.differential.expected import Expected
 from tests.differential.program import EVENTS, Ended, Stop
-from tests.differential.reference import Expected, expected
+from tests.differential.reference import expected
 from tests.differential.sources import OnDisk, draw_checkpoint
 from tests.outputs import LOCK, STAGING, content, loads
 

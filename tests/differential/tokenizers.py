@@ -15,12 +15,46 @@ from sentencepiece import sentencepiece_model_pb2 as pb
 from tests.checkpoints import tokenizer_model
 from tests.vocabularies import with_infilling, with_step
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3
 _INFILLING = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
 _STEP = "<step>"
 _N_ADDED = 16  # by both `with_infilling` and `with_step`
 FEWEST_PIECES = 300 + _N_ADDED
 _DIALOGUE = (("system", "be brief"), ("user", " hi "), ("assistant", "yes"), ("user", "why"))
+
+
+# What tokenizer.json says of every model.
+_FRAME: dict[str, Any] = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "normalizer": {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ],
+    },
+    "pre_tokenizer": None,
+    "decoder": {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ],
+    },
+}
+_BPE = {
+    "type": "BPE",
+    "dropout": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": True,
+    "byte_fallback": True,
+    "ignore_merges": False,
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +71,7 @@ class Tokenizer:
     def _model(self) -> Any:
         return pb.ModelProto.FromString(self.raw)
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
         return [piece.piece for piece in self._model.pieces]
 
@@ -137,64 +171,33 @@ class Tokenizer:
         return notes + ([(repr(tied[0]), f"{len(tied)} in all")] if tied else [])
 
     def _tokenizer_json(self) -> dict[str, Any]:
-        unk, bos = self.texts[self._unk], self.texts[self.bos]
-        named = (*_INFILLING, _STEP)
-        added = [
-            {
-                "id": number,
-                "content": piece.piece,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for number, piece in enumerate(self._model.pieces)
-            if piece.type in (_UNKNOWN, _CONTROL) or piece.piece in named
-        ]
+        bos = self.texts[self.bos]
         start = [{"SpecialToken": {"id": bos, "type_id": n}} for n in (0, 1)]
         one, two = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
         return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": {
-                "type": "Sequence",
-                "normalizers": [
-                    {"type": "Prepend", "prepend": "▁"},
-                    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-                ],
-            },
-            "pre_tokenizer": None,
+            **_FRAME,
+            "added_tokens": self._added_tokens(),
             "post_processor": {
                 "type": "TemplateProcessing",
                 "single": [start[0], one],
                 "pair": [start[0], one, start[1], two],
                 "special_tokens": {bos: {"id": bos, "ids": [self.bos], "tokens": [bos]}},
             },
-            "decoder": {
-                "type": "Sequence",
-                "decoders": [
-                    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                    {"type": "ByteFallback"},
-                    {"type": "Fuse"},
-                    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-                ],
-            },
             "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": unk,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": True,
-                "byte_fallback": True,
-                "ignore_merges": False,
+                **_BPE,
+                "unk_token": self.texts[self._unk],
                 "vocab": {text: number for number, text in enumerate(self.texts)},
                 "merges": self._merges(),
             },
         }
+
+    def _added_tokens(self) -> list[dict[str, Any]]:
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        return [
+            {"id": number, "content": piece.piece, **flags, "special": True}
+            for number, piece in enumerate(self._model.pieces)
+            if piece.type in (_UNKNOWN, _CONTROL) or piece.piece in (*_INFILLING, _STEP)
+        ]
 
     def _merges(self) -> list[str]:
         """List every split of every piece: the best score first, then the longer left half."""
