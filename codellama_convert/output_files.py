@@ -46,11 +46,14 @@ def names_in(folder: Path) -> frozenset[str]:
 
 
 def is_plain_name(name: object) -> bool:
-    """Tell whether a value names a file in the folder itself, and cannot lead out of it."""
+    """Tell whether a value names a file in the folder itself, and cannot lead out of it.
+
+    On Windows a backslash does, and a colon: "C:name" lies in another folder, "name:x" in a file.
+    """
     if not isinstance(name, str) or name in ("", ".", ".."):
         return False
     too_long = len(name.encode(errors="replace")) > _MAX_NAME_BYTES
-    return not too_long and not any(c in name for c in "/\\\0")
+    return not too_long and not any(c in name for c in "/\\:\0")
 
 
 def complain_of_strays(folder: Path, expected: Collection[str], complain: Complain) -> None:
