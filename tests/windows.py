@@ -36,6 +36,7 @@ def obey() -> None:
     """Put the rules into force for the rest of this process."""
     for name in _OTHERS:
         importlib.import_module(name)
+    sys.modules["msvcrt"] = _msvcrt()
     sys.platform = "win32"
     for name in _LACKS:
         delattr(os, name)
@@ -45,7 +46,6 @@ def obey() -> None:
     os.supports_dir_fd = set()
     os.O_BINARY = 0o100000  # O_LARGEFILE, which changes nothing
     shutil._use_fd_functions = False
-    sys.modules["msvcrt"] = _msvcrt()
     sys.addaudithook(_rules)
 
 
