@@ -142,7 +142,7 @@ MODEL_OPTIONS = _options(
         "--tokenizer_class",
         type=OneOf(TOKENIZER_CLASSES),
         metavar="CLASS",
-        help=f"What tokenizer_config.json names: {_CLASSES}; by default nothing, which is exact in "
+        help=f"What tokenizer_config.json names: {_CLASSES}; the last is the default, exact in "
         "transformers 4.57 and 5.",
     ),
 )

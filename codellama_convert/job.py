@@ -26,7 +26,12 @@ from codellama_convert.plan import ConversionPlan, build_plan, fit_plan
 from codellama_convert.safetensors_io import INDEX_NAME
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.tensors import as_dtype
-from codellama_convert.tokenizer import stop_token_ids, tokenizer_files, tokenizer_notes
+from codellama_convert.tokenizer import (
+    DEFAULT_TOKENIZER_CLASS,
+    stop_token_ids,
+    tokenizer_files,
+    tokenizer_notes,
+)
 from codellama_convert.tokenizer_json import tokenizer_json
 
 _MIN_DEFAULT_WORKERS, _MAX_DEFAULT_WORKERS = 2, 8
@@ -61,7 +66,7 @@ class Job:
         A rank's zip directory holds the CRC-32 of all it has, so no weight is read for this.
         """
         options: dict[str, Any] = {
-            "tokenizer_class": self._tokenizer_class(),
+            "tokenizer_class": None if self.tokenizer is None else self._tokenizer_class,
             "skip_tokenizer": self.tokenizer is None,
             "max_shard_size": self.options.max_shard_bytes,
         }
@@ -108,7 +113,7 @@ class Job:
             content |= tokenizer_files(
                 self.tokenizer,
                 flavor=flavor,
-                tokenizer_class=self._tokenizer_class(),
+                tokenizer_class=self._tokenizer_class,
                 model_max_length=self._context(),
             )
             bos_id = self.tokenizer.bos_id
@@ -147,10 +152,9 @@ class Job:
             return self.options.max_position_embeddings
         return self.checkpoint.identity.max_position_embeddings
 
-    def _tokenizer_class(self) -> str | None:
-        # Without config.json beside it, transformers 4 finds no class by itself; this one is exact.
-        alone = "PreTrainedTokenizerFast" if self.checkpoint is None else None
-        return self.options.tokenizer_class or alone
+    @property
+    def _tokenizer_class(self) -> str:
+        return self.options.tokenizer_class or DEFAULT_TOKENIZER_CLASS
 
 
 def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:

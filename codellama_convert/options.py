@@ -46,7 +46,8 @@ class Options:
         max_position_embeddings: Context length, where the checkpoint does not say.
         tokenizer_model: Where tokenizer.model is, if elsewhere.
         skip_tokenizer: Whether to convert the weights alone.
-        tokenizer_class: What tokenizer_config.json names; None is the exact choice.
+        tokenizer_class: What tokenizer_config.json names; None is PreTrainedTokenizerFast, which
+            is exact in every version of transformers.
         io_mode: Whether the page cache is bypassed.
         workers: Tensors in flight; None chooses by the number of cores.
         max_ram_bytes: Largest sum of all buffers; tile and workers are chosen to fit. None is

@@ -20,6 +20,8 @@ TokenizerClass = Literal[
     "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast"
 ]
 TOKENIZER_CLASSES: tuple[str, ...] = get_args(TokenizerClass)
+# The one that both versions load as the file says, with or without a config.json beside it.
+DEFAULT_TOKENIZER_CLASS: TokenizerClass = "PreTrainedTokenizerFast"
 CHAT_FLAVORS = ("instruct", "chat")
 
 # transformers' own spelling of "no limit".
@@ -34,16 +36,11 @@ LLAMA_NOTE = (
     "tokenizer_class {name}: transformers 4.57 is exact; transformers 5.x loses a leading space of the"
     " text"
 )
-GENERIC_NOTE = (
-    "tokenizer_class {name}: exact in transformers 4.57 and 5.x; 4.57 then offers neither add_eos_token"
-    " nor the slow tokenizer"
-)
-# What an explicit tokenizer_class costs.
+# What a class other than the default costs.
 CLASS_NOTES: tuple[tuple[TokenizerClass, str], ...] = (
     ("CodeLlamaTokenizer", CODE_LLAMA_NOTE),
     ("CodeLlamaTokenizerFast", CODE_LLAMA_NOTE),
     ("LlamaTokenizer", LLAMA_NOTE),
-    ("PreTrainedTokenizerFast", GENERIC_NOTE),
 )
 
 
@@ -51,7 +48,7 @@ def tokenizer_files(
     model: SentencePieceModel,
     *,
     flavor: Flavor | None,
-    tokenizer_class: str | None = None,
+    tokenizer_class: str = DEFAULT_TOKENIZER_CLASS,
     model_max_length: int | None = None,
 ) -> dict[str, Content]:
     """Build the tokenizer files of a Hugging Face folder.
@@ -60,9 +57,7 @@ def tokenizer_files(
         model: The tokenizer.model of the checkpoint.
         flavor: What the model was tuned for; "instruct" and "chat" get a chat template. None if
             unknown, which is treated as "base".
-        tokenizer_class: A name of `TOKENIZER_CLASSES` for who wants `AutoTokenizer` to give that
-            class. None leaves the key out, which is exact in transformers 4.57 and 5.x; 4.57
-            then finds the class through a config.json with `model_type` llama in the same folder.
+        tokenizer_class: A name of `TOKENIZER_CLASSES`, which `AutoTokenizer` then gives.
         model_max_length: Tokens of context that the model was trained for; None for no limit.
 
     Returns:
@@ -73,12 +68,11 @@ def tokenizer_files(
         TokenizerError: If tokenizer.json were far larger than that of any vocabulary in use.
     """
     config = _tokenizer_config(model, model_max_length or NO_LIMIT)
-    if tokenizer_class is not None:
-        config["tokenizer_class"] = tokenizer_class
-        if tokenizer_class.startswith("CodeLlama") and not has_infilling(model):
-            # Absent, both versions invent these pieces, with ids beyond the embedding.
-            for role in ("prefix", "middle", "suffix", "eot", "fill"):
-                config[f"{role}_token"] = None
+    config["tokenizer_class"] = tokenizer_class
+    if tokenizer_class.startswith("CodeLlama") and not has_infilling(model):
+        # Absent, both versions invent these pieces, with ids beyond the embedding.
+        for role in ("prefix", "middle", "suffix", "eot", "fill"):
+            config[f"{role}_token"] = None
     if flavor in CHAT_FLAVORS:
         config["chat_template"] = chat_template(step=model.id_of(STEP_PIECE) is not None)
     return {

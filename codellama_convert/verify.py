@@ -27,7 +27,7 @@ from codellama_convert.output_reader import StoredOutput, read_output
 from codellama_convert.plan import ConversionPlan
 from codellama_convert.safetensors_io import INDEX_NAME
 from codellama_convert.verify_config import check_config, check_generation_config
-from codellama_convert.verify_job import asked_of, job_as_asked, shown_by
+from codellama_convert.verify_job import asked_of, class_named, job_as_asked, shown_by
 from codellama_convert.verify_record import Measured, check_record, verify_record
 from codellama_convert.verify_report import Problems, Progress, VerifyReport
 from codellama_convert.verify_tokenizer import check_tokenizer, marks_of
@@ -83,7 +83,7 @@ def verify_output(
             compare_files(job.plan, comparable, problems)
         measured = compare_weights(job, comparable, problems, progress or (lambda _: None))
     if job.tokenizer is not None:
-        _check_tokenizer(job, output_dir, problems)
+        _check_tokenizer(job, output_dir, class_named(job, record), problems)
     complain_of_strays(output_dir, _names_written(job, stored), problems.add)
     if record is not None and (stored or not record.tensors):
         check_record(
@@ -148,14 +148,12 @@ def _common_dtype(
     return dtypes[0]
 
 
-def _check_tokenizer(job: Job, output_dir: Path, problems: Problems) -> None:
+def _check_tokenizer(
+    job: Job, output_dir: Path, tokenizer_class: str | None, problems: Problems
+) -> None:
     assert job.tokenizer is not None
     context, flavor = job.options.max_position_embeddings, job.options.flavor
-    # Without a config.json beside it, transformers 4 finds no class by itself.
-    tokenizer_class = job.options.tokenizer_class
-    if job.checkpoint is None:
-        tokenizer_class = tokenizer_class or "PreTrainedTokenizerFast"
-    else:
+    if job.checkpoint is not None:
         context = job.checkpoint.identity.max_position_embeddings
         flavor = job.checkpoint.identity.flavor
     check_tokenizer(

@@ -24,6 +24,8 @@ from codellama_convert.tensors import as_dtype, dtype_named
 from codellama_convert.variants import identify
 from codellama_convert.verify_tokenizer import NO_LIMIT
 
+_DEFAULT_CLASS = "PreTrainedTokenizerFast"
+
 
 def asked_of(options: Options) -> Asked:
     """Take from options what they say of the output; what they leave to the program says nothing."""
@@ -103,6 +105,27 @@ def job_as_asked(job: Job, asked: Asked) -> Job:
     checkpoint = replace(job.checkpoint, identity=identity, tokenizer=tokenizer)
     plan = plan_weights(checkpoint, options)
     return replace(job, options=options, checkpoint=checkpoint, plan=plan, tokenizer=tokenizer)
+
+
+def class_named(job: Job, record: Record | None) -> str | None:
+    """Find the class that tokenizer_config.json is to name.
+
+    Args:
+        job: From `job_as_asked`.
+        record: The output's.
+
+    Returns:
+        Its name. None without a tokenizer, and where the record is of a conversion of the time when
+        the key was left out unless it was asked for.
+    """
+    if job.tokenizer is None or job.options.tokenizer_class is not None:
+        return job.options.tokenizer_class
+    is_older = (
+        record is not None
+        and bool(record.tensors)
+        and record.options.get("tokenizer_class", _DEFAULT_CLASS) is None
+    )
+    return None if is_older else _DEFAULT_CLASS
 
 
 def shown_by(output_dir: Path, stored: Mapping[str, StoredOutput], job: Job) -> Asked:

@@ -27,6 +27,7 @@ from codellama_convert.output_files import (
 )
 from codellama_convert.output_reader import StoredOutput, read_output
 from codellama_convert.safetensors_io import INDEX_NAME, SINGLE_FILE_NAME
+from codellama_convert.verify_job import class_named
 from codellama_convert.verify_report import Problems, Progress, VerifyReport
 from codellama_convert.verify_sums import FileReading, compare_file, compare_shard
 from codellama_convert.verify_tensor import Compared
@@ -121,7 +122,7 @@ def check_record(
             compare_shard(output_dir / name, record, stored, measured.tensors, problems)
         else:
             compare_file(output_dir / name, record, {}, problems, FileReading())
-    _compare_options(record, _expected_options(job), problems)
+    _compare_options(record, _expected_options(job, record), problems)
     _compare_model(record, job, problems)
     _compare_places(record, stored, problems)
     for name, one in sorted(measured.tensors.items()):
@@ -160,18 +161,18 @@ def _compare_options(record: Record, expected: Mapping[str, Any], problems: Prob
     problems.add_differences(f"{CONVERSION_NAME}: options", record.options, expected)
 
 
-def _expected_options(job: Job) -> dict[str, Any]:
+def _expected_options(job: Job, record: Record) -> dict[str, Any]:
     """Spell the options that a conversion's record has."""
     options = job.options
     expected: dict[str, Any] = {
         "max_position_embeddings": options.max_position_embeddings,
         "max_shard_size": options.max_shard_bytes,
         "skip_tokenizer": job.tokenizer is None,
-        "tokenizer_class": options.tokenizer_class,
+        "tokenizer_class": class_named(job, record),
         "variant": options.flavor,
     }
     if job.checkpoint is None or job.plan is None:
-        return expected | {"tokenizer_class": options.tokenizer_class or "PreTrainedTokenizerFast"}
+        return expected
     return expected | {
         "dtype": job.plan.dtype.name,
         "max_position_embeddings": job.checkpoint.identity.max_position_embeddings,

@@ -15,7 +15,7 @@ import pytest
 
 from codellama_convert.interrupt import STOP_SIGNALS
 from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
-from codellama_convert.tokenizer import tokenizer_files
+from codellama_convert.tokenizer import DEFAULT_TOKENIZER_CLASS, tokenizer_files
 from tests.vocabularies import model_bytes, write_folder, write_model
 
 # For mutation testing: a mutant is killed by any example, and by the same one in every run.
@@ -44,7 +44,9 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory, model_of: Any) -> Callab
     """Write a converted folder, with the given options of `tokenizer_files`, once a session."""
 
     @cache
-    def write(name: str, flavor: Any = None, tokenizer_class: str | None = None) -> Path:
+    def write(
+        name: str, flavor: Any = None, tokenizer_class: str = DEFAULT_TOKENIZER_CLASS
+    ) -> Path:
         files = tokenizer_files(model_of(name), flavor=flavor, tokenizer_class=tokenizer_class)
         return write_folder(tmp_path_factory.mktemp(f"folder_{name}"), files)
 
@@ -56,7 +58,7 @@ def auto_of(folder_of: Any) -> Callable[..., Any]:
     """Load a converted folder through AutoTokenizer, once a session."""
 
     @cache
-    def load(name: str, flavor: Any = None, tokenizer_class: str | None = None) -> Any:
+    def load(name: str, flavor: Any = None, tokenizer_class: str = DEFAULT_TOKENIZER_CLASS) -> Any:
         with warnings.catch_warnings():
             # transformers 4.57 and its libraries import deprecated names of each other.
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -64,7 +64,7 @@ def test_the_record_says_what_the_output_was_made_of(place):
     assert record["converter"] == {"name": "codellama-convert", "version": __version__}
     assert record["options"] == {
         "dtype": "float16", "max_position_embeddings": 16384, "max_shard_size": 60_000,
-        "skip_tokenizer": False, "tokenizer_class": None, "variant": "base",
+        "skip_tokenizer": False, "tokenizer_class": "PreTrainedTokenizerFast", "variant": "base",
     }  # fmt: skip
     ranks = {name: (place / "llama-2-7b" / name).read_bytes() for name in (RANK, SECOND)}
     assert record["source"] == {

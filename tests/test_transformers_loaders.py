@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from codellama_convert.tokenizer import tokenizer_files
+from codellama_convert.tokenizer import DEFAULT_TOKENIZER_CLASS, tokenizer_files
 from tests.test_infilling import meta_prompt
 from tests.texts import infilling_pairs, varied_texts
 from tests.vocabularies import model_bytes, processor, write_folder, write_model
@@ -35,7 +35,7 @@ def load(folder_of):
     """Load a converted folder with a class of transformers, once a session."""
 
     @cache
-    def loaded(kind, name, flavor=None, tokenizer_class=None):
+    def loaded(kind, name, flavor=None, tokenizer_class=DEFAULT_TOKENIZER_CLASS):
         folder = folder_of(name, flavor, tokenizer_class)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -111,7 +111,6 @@ def test_a_code_llama_class_invents_no_pieces_when_asked_for_by_name(kind, load)
 @pytest.mark.parametrize(
     "tokenizer_class",
     [
-        None,
         "PreTrainedTokenizerFast",
         pytest.param("LlamaTokenizer", marks=fault_of_5),
         pytest.param("CodeLlamaTokenizer", marks=fault_of_5),
@@ -124,29 +123,82 @@ def test_auto_tokenizer_is_exact_by_class_as_the_notes_say(tokenizer_class, load
     assert tokenizer(texts)["input_ids"] == expected_ids("infilling", texts)
 
 
-def test_generate_can_take_what_every_exact_choice_returns(load):
-    for tokenizer_class in (None, "PreTrainedTokenizerFast"):
-        tokenizer = load("AutoTokenizer", "infilling", tokenizer_class=tokenizer_class)
+def without_class(files):
+    """What was written before tokenizer_class had a default."""
+    config = json.loads(files["tokenizer_config.json"])
+    assert config.pop("tokenizer_class") == "PreTrainedTokenizerFast"
+    return {**files, "tokenizer_config.json": json.dumps(config).encode()}
+
+
+@pytest.fixture(scope="module")
+def classless(model_of, tmp_path_factory):
+    files = without_class(tokenizer_files(model_of("infilling"), flavor="base"))
+    folder = write_folder(tmp_path_factory.mktemp("classless"), files)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_generate_can_take_what_auto_tokenizer_returns(load, classless):
+    for tokenizer in (load("AutoTokenizer", "infilling"), classless):
         assert set(tokenizer("x")) == {"input_ids", "attention_mask"}
         assert tokenizer.padding_side == "left"
         assert tokenizer.pad_token is None
         assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
 
 
-def test_a_folder_without_a_config_loads_when_it_names_the_generic_class(model_of, tmp_path):
-    """For a tokenizer converted alone: there is no config.json that says model_type llama."""
-    files = tokenizer_files(
-        model_of("infilling"), flavor="base", tokenizer_class="PreTrainedTokenizerFast"
+def test_a_folder_of_before_the_default_class_stays_exact(classless):
+    texts = list(varied_texts())
+    assert classless(texts)["input_ids"] == expected_ids("infilling", texts)
+
+
+def test_auto_tokenizer_decodes_as_sentencepiece_does(load):
+    ids = processor("infilling").encode(list(varied_texts()))
+    found = load("AutoTokenizer", "infilling").batch_decode(ids)
+    assert found == processor("infilling").decode(ids)
+
+
+def test_auto_tokenizer_adds_no_eos_in_transformers_4(load, folder_of):
+    """The price of the default class in 4.57, and the class there that has it."""
+    folder = folder_of("infilling")
+    ids = expected_ids("infilling", ["  x"])[0]
+    auto = transformers.AutoTokenizer.from_pretrained(
+        folder, add_eos_token=True, add_bos_token=True
     )
+    assert auto("  x")["input_ids"] == (ids if V4 else [*ids, 2])
+    if V4:
+        llama = transformers.LlamaTokenizerFast.from_pretrained(folder, add_eos_token=True)
+        assert llama("  x")["input_ids"] == [*ids, 2]
+
+
+@only_in_4
+def test_auto_tokenizer_is_fast_in_transformers_4_whatever_is_asked(folder_of):
+    """The price of the default class in 4.57, and the class there that is slow."""
+    folder = folder_of("infilling")
+    assert transformers.AutoTokenizer.from_pretrained(folder, use_fast=False).is_fast
+    slow = transformers.LlamaTokenizer.from_pretrained(folder)
+    assert not slow.is_fast
+    assert slow("  x")["input_ids"] == expected_ids("infilling", ["  x"])[0]
+
+
+def test_auto_tokenizer_of_transformers_5_wants_both_ends_named(folder_of):
+    """add_eos_token alone drops the token that begins a sequence there."""
+    folder = folder_of("infilling")
+    ids = expected_ids("infilling", ["x"])[0]
+    alone = transformers.AutoTokenizer.from_pretrained(folder, add_eos_token=True)
+    assert alone("x")["input_ids"] == (ids if V4 else [*ids[1:], 2])
+
+
+def test_a_folder_without_a_config_loads(model_of, tmp_path):
+    """For a tokenizer converted alone: there is no config.json that says model_type llama."""
+    files = tokenizer_files(model_of("infilling"), flavor="base")
     folder = write_folder(tmp_path, files, config=False)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer("  x")["input_ids"] == expected_ids("infilling", ["  x"])[0]
 
 
 @only_in_4
-def test_a_folder_without_a_config_needs_the_generic_class(model_of, tmp_path, monkeypatch):
+def test_a_folder_without_a_config_needs_a_class(model_of, tmp_path, monkeypatch):
     """transformers guesses the model from its path, so the path must not spell "llama"."""
-    files = tokenizer_files(model_of("infilling"), flavor="base")
+    files = without_class(tokenizer_files(model_of("infilling"), flavor="base"))
     folder = write_folder(tmp_path, files, config=False)
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match="config"):
@@ -254,8 +306,22 @@ def test_the_documented_methods_that_are_left_work_in_auto_tokenizer(load, tmp_p
     tokenizer = load("AutoTokenizer", "infilling")
     mask = tokenizer.get_special_tokens_mask([1, 7, 8], already_has_special_tokens=True)
     assert mask == [1, 0, 0]
-    assert tokenizer.save_vocabulary(str(tmp_path))
     assert tokenizer.get_vocab()["▁<PRE>"] == 917
+    if V4:  # LlamaTokenizerFast has it there
+        with pytest.raises(NotImplementedError):
+            tokenizer.save_vocabulary(str(tmp_path))
+    else:
+        assert tokenizer.save_vocabulary(str(tmp_path))
+
+
+def test_what_auto_tokenizer_saves_again_still_names_an_exact_class(load, tmp_path):
+    """What LlamaTokenizerFast of 4.57 saves loses a leading space in 5; 4.57 has not heard of 5's."""
+    load("AutoTokenizer", "infilling").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_bytes())
+    assert config["tokenizer_class"] == ("PreTrainedTokenizerFast" if V4 else "TokenizersBackend")
+    texts = list(varied_texts()[:500])
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert again(texts)["input_ids"] == expected_ids("infilling", texts)
 
 
 def test_special_tokens_map_is_not_needed(model_of, tmp_path):

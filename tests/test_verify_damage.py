@@ -103,7 +103,8 @@ CONFIG_KEYS = (
 )  # fmt: skip
 TOKENIZER_CONFIG_KEYS = (
     "add_bos_token", "add_eos_token", "bos_token", "clean_up_tokenization_spaces", "eos_token",
-    "legacy", "model_input_names", "model_max_length", "padding_side", "unk_token",
+    "legacy", "model_input_names", "model_max_length", "padding_side", "tokenizer_class",
+    "unk_token",
 )  # fmt: skip
 EVERY_KEY = [
     *(("config.json", key) for key in CONFIG_KEYS),
@@ -227,6 +228,33 @@ def test_without_a_record_a_known_tokenizer_class_is_taken_as_asked_for(one, job
     assert told(one, job) == []
     change(path, lambda content: content.update(tokenizer_class="EvilTokenizer"))
     assert any("EvilTokenizer" in line for line in told(one, job))
+    change(path, lambda content: content.pop("tokenizer_class"))
+    assert any("PreTrainedTokenizerFast" in line for line in told(one, job))
+
+
+def name_no_class(folder: Path) -> None:
+    """Make of an output what was written before tokenizer_class had a default."""
+    path = folder / "tokenizer_config.json"
+    change(path, lambda content: content.pop("tokenizer_class"))
+    raw = path.read_bytes()
+    sums = {"size": len(raw), "crc32": f"{zlib.crc32(raw):08x}"}
+
+    def edit(record: dict[str, Any]) -> None:
+        record["options"]["tokenizer_class"] = None
+        record["files"]["tokenizer_config.json"] |= sums
+
+    change(folder / RECORD, edit)
+
+
+def test_an_output_that_names_no_tokenizer_class_passes_by_its_record(one, job):
+    """Conversions left the key out before there was a default; their records say so."""
+    name_no_class(one)
+    assert told(one, job) == []
+    assert told(one) == []
+    path = one / "tokenizer_config.json"
+    change(path, lambda content: content.update(tokenizer_class="PreTrainedTokenizerFast"))
+    assert any("tokenizer_class" in line for line in told(one, job))
+    assert told(one)
 
 
 def swap_merges(content: dict[str, Any], first: int, second: int) -> None:

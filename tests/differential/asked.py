@@ -54,6 +54,11 @@ class Asked:
     restart: bool = False
     speed: tuple[str, ...] = ()
 
+    @property
+    def class_name(self) -> str:
+        """What tokenizer_config.json names, if there is one."""
+        return self.tokenizer_class or _CLASSES[-1]
+
     def arguments(self, source: Path, target: Path) -> Iterator[str]:
         """Spell the command line."""
         yield from ("--input_dir", str(source), "--output_dir", str(target), "--quiet")

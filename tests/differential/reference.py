@@ -45,8 +45,8 @@ def expected(source: OnDisk, asked: Asked) -> Expected:
     notes = list(model.notes())
     if source.tokenizer is not None and asked.tokenizer != "skip":
         exact["tokenizer.model"] = source.tokenizer.raw
-        values |= source.tokenizer.values(model.flavor, asked.tokenizer_class, model.context)
-        notes += source.tokenizer.notes(asked.tokenizer_class)
+        values |= source.tokenizer.values(model.flavor, asked.class_name, model.context)
+        notes += source.tokenizer.notes(asked.class_name)
     return Expected(
         exact,
         values,
@@ -61,16 +61,15 @@ def expected(source: OnDisk, asked: Asked) -> Expected:
 
 def _tokenizer_alone(source: OnDisk, asked: Asked) -> Expected:
     assert source.tokenizer is not None
-    named = asked.tokenizer_class or "PreTrainedTokenizerFast"
     return Expected(
         {"tokenizer.model": source.tokenizer.raw},
         {
-            **source.tokenizer.values(asked.variant, named, asked.context),
+            **source.tokenizer.values(asked.variant, asked.class_name, asked.context),
             RECORD: {
                 "converter": _converter(),
                 "model": None,
                 "options": {
-                    "tokenizer_class": named,
+                    "tokenizer_class": asked.class_name,
                     "skip_tokenizer": False,
                     "max_position_embeddings": asked.context,
                     "max_shard_size": asked.shard_bytes,
@@ -80,7 +79,7 @@ def _tokenizer_alone(source: OnDisk, asked: Asked) -> Expected:
                 "tensors": {},
             },
         },
-        notes=source.tokenizer.notes(asked.tokenizer_class),
+        notes=source.tokenizer.notes(asked.class_name),
         report={"tensor_bytes": 0, "cast": None, "dropped": []},
         tokenizer=source.tokenizer,
         sha256=asked.sha256,
@@ -228,7 +227,7 @@ class _Model:
                 "max_position_embeddings": self.context,
                 "max_shard_size": asked.shard_bytes,
                 "skip_tokenizer": asked.tokenizer == "skip",
-                "tokenizer_class": asked.tokenizer_class,
+                "tokenizer_class": None if asked.tokenizer == "skip" else asked.class_name,
                 "variant": self.flavor,
             },
             "source": {rank.name: {"size": len(rank.raw)} for rank in self._source.ranks},

@@ -94,7 +94,7 @@ class Tokenizer:
         return self.eos
 
     def values(
-        self, flavor: str | None, tokenizer_class: str | None, max_length: int | None
+        self, flavor: str | None, tokenizer_class: str, max_length: int | None
     ) -> dict[str, Any]:
         """Give the values of the JSON files; a chat template is what a dialogue becomes."""
         special = {
@@ -111,12 +111,11 @@ class Tokenizer:
             # transformers' spelling of no limit.
             "model_max_length": int(1e30) if max_length is None else max_length,
             "padding_side": "left",
+            "tokenizer_class": tokenizer_class,
         }
-        if tokenizer_class is not None:
-            config["tokenizer_class"] = tokenizer_class
-            if tokenizer_class.startswith("CodeLlama") and not self._can_infill:
-                for role in ("prefix", "middle", "suffix", "eot", "fill"):
-                    config[f"{role}_token"] = None
+        if tokenizer_class.startswith("CodeLlama") and not self._can_infill:
+            for role in ("prefix", "middle", "suffix", "eot", "fill"):
+                config[f"{role}_token"] = None
         if flavor in ("instruct", "chat"):
             config["chat_template"] = self._dialogue()
         return {
@@ -155,7 +154,7 @@ class Tokenizer:
     def _can_infill(self) -> bool:
         return all(text in self.texts for text in _INFILLING)
 
-    def notes(self, tokenizer_class: str | None) -> list[Sequence[str]]:
+    def notes(self, tokenizer_class: str) -> list[Sequence[str]]:
         """List what the notes must name: the class asked for, and pieces that make ids inexact."""
         normal = [(p.piece, p.score) for p in self._model.pieces if p.type == _NORMAL]
         alone = {text for text, _ in normal if len(text) == 1}
@@ -166,7 +165,8 @@ class Tokenizer:
             for text, score in normal
             if scores[score] > 1 and text.strip("▁") and not text.startswith("▁<") and text != _STEP
         ]
-        notes: list[Sequence[str]] = [] if tokenizer_class is None else [(tokenizer_class,)]
+        exact = tokenizer_class == "PreTrainedTokenizerFast"
+        notes: list[Sequence[str]] = [] if exact else [(tokenizer_class,)]
         notes += [(repr(min(orphans)), f"{len(orphans)} in all")] if orphans else []
         return notes + ([(repr(tied[0]), f"{len(tied)} in all")] if tied else [])
 
