@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,31 @@ def pytest_configure() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+
+
+_PRIVILEGE_NOT_HELD = 1314  # winerror.h
+
+
+@contextmanager
+def links_or_skip() -> Iterator[None]:
+    """Skip a test that makes a symbolic link where Windows keeps that to administrators."""
+    try:
+        yield
+    except OSError as problem:
+        if getattr(problem, "winerror", None) == _PRIVILEGE_NOT_HELD:
+            pytest.skip("symbolic links need a privilege here")
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    """Let fixtures make links, or skip the test."""
+    with links_or_skip():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """Let the test make links, or skip it."""
+    with links_or_skip():
+        return (yield)

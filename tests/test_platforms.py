@@ -14,6 +14,7 @@ from codellama_convert.convert import run
 from codellama_convert.errors import CheckpointError, Interrupted
 from codellama_convert.input_file import InputFile
 from codellama_convert.job import Options, plan_conversion
+from tests.conftest import links_or_skip
 from tests.outputs import (
     ROOT,
     SHARD_BYTES,
@@ -162,6 +163,16 @@ def test_windows_has_a_lock_too(tmp_path: Path) -> None:
     refused, held, free, again = done.stdout.split("\n")[:4]
     assert "another conversion is running in this folder" in refused
     assert (held, free, again) == (".codellama-convert.lock", "", "")
+
+
+@pytest.mark.parametrize(("winerror", "how"), [(1314, pytest.skip.Exception), (2, OSError)])
+def test_a_link_that_windows_does_not_allow_skips_the_test(
+    winerror: int, how: type[BaseException]
+) -> None:
+    problem = OSError("of a link")
+    problem.winerror = winerror
+    with pytest.raises(how), links_or_skip():
+        raise problem
 
 
 def test_where_nobody_tells_the_peak_of_memory_it_is_unknown(
