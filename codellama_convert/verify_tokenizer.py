@@ -7,7 +7,8 @@ merges are not generated and compared, they are held against the rule that order
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from codellama_convert.output_files import parse_json
 from codellama_convert.sentencepiece_model import PieceType, SentencePieceModel
 from codellama_convert.verify_config import META_MARKS, Marks
 from codellama_convert.verify_json import check_json
+from codellama_convert.verify_long_json import what_differs
 from codellama_convert.verify_report import Problems
 
 _SPACE = "\u2581"
@@ -26,9 +28,9 @@ _STEP = "<step>"
 _INFILLING_CLASSES = ("CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
 # transformers' own spelling of "no limit": the float 1e30, as a whole number.
 NO_LIMIT = 1000000000000000019884624838656
-# What tokenizer.json may have beside its pieces and merges: the frame, and what differs.
-_MORE_BYTES, _MORE_BRACKETS = 1 << 18, 1 << 10
-_LINE_BYTES, _ADDED_TOKEN_BYTES = 16, 256  # around a piece or merge, and around an added token
+# Llama 2's tokenizer.json has 1.9 MB; a larger one would take too much memory to parse.
+_MAX_PARSED_BYTES = 5 << 19
+_MORE_BRACKETS = 1 << 10  # lists and objects beside those in pieces: the frame, and what differs
 
 
 def check_tokenizer(
@@ -77,13 +79,23 @@ def _check_copy(folder: Path, model: SentencePieceModel, problems: Problems) -> 
 def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
     name = "tokenizer.json"
     cuts = _count_cuts(model)
-    raw, found = _read_tokenizer_json(folder / name, model, cuts)
+    settings = _bpe_settings(model)
+    with InputFile(folder / name, error=VerifyError) as file:
+        if file.n_bytes > _MAX_PARSED_BYTES:
+            whole = _frame(model) | {"model": settings | {"vocab": model.ids}}
+            wrong_pair = partial(_wrong_pair, model=model, n_expected=sum(cuts.values()))
+            wrong = what_differs(file, whole, wrong_pair)
+            if wrong is not None:
+                problems.add(f"{name}: {wrong}")
+            return
+        raw = file.read_exact(0, file.n_bytes)
+    found = _parse_tokenizer_json(raw, folder / name, model, cuts)
     bpe = found.pop("model", None)
     if not isinstance(bpe, dict):
         problems.add(f"{name}: model is {shown(bpe)}, not an object")
         return
     vocabulary, merges = bpe.pop("vocab", None), bpe.pop("merges", None)
-    frame, settings = _frame(model), _bpe_settings(model)
+    frame = _frame(model)
     differs = problems.add_differences(name, found, frame)
     differs = problems.add_differences(f"{name}: model", bpe, settings) or differs
     wrong = _wrong_piece(vocabulary, model) or _wrong_merge(
@@ -93,35 +105,24 @@ def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Pro
         problems.add(f"{name}: {wrong}")
     elif not differs:
         # The merges are right as they stand: what is left is how the file is spelled around them.
-        ids = {piece.text: number for number, piece in enumerate(model.pieces)}
-        whole = frame | {"model": settings | {"vocab": ids, "merges": merges}}
+        whole = frame | {"model": settings | {"vocab": model.ids, "merges": merges}}
         spelled = json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(whole)
         problems.add_spelling(name, raw, (piece.encode() for piece in spelled))
 
 
-def _read_tokenizer_json(
-    path: Path, model: SentencePieceModel, cuts: Mapping[str, int]
-) -> tuple[bytes, dict[str, Any]]:
-    """Read and parse a file that can be the model's: parsed, an empty list takes 30 times its bytes."""
-    max_bytes, max_brackets = _MORE_BYTES, _MORE_BRACKETS
+def _parse_tokenizer_json(
+    content: bytes, path: Path, model: SentencePieceModel, cuts: Mapping[str, int]
+) -> dict[str, Any]:
+    """Parse what has not many more lists and objects than there should be: each takes 64 bytes."""
+    max_brackets = _MORE_BRACKETS
     for piece in model.pieces:
         times = 1 + cuts.get(piece.text, 0)  # in the vocabulary, and in each of its merges
-        max_bytes += times * (_LINE_BYTES + _n_json_bytes(piece.text))
         max_brackets += times * _n_brackets(piece.text.encode())
     for token in _added_tokens(model):
-        max_bytes += _ADDED_TOKEN_BYTES + _n_json_bytes(token["content"])
         max_brackets += 1 + _n_brackets(token["content"].encode())
-    with InputFile(path, error=VerifyError) as file:
-        if file.n_bytes > max_bytes:
-            raise VerifyError(f"has {file.n_bytes} bytes, too many for its model", path=path)
-        content = file.read_exact(0, file.n_bytes)
     if _n_brackets(content) > max_brackets:
         raise VerifyError("holds too many lists and objects for its model", path=path)
-    return content, parse_json(content, path)
-
-
-def _n_json_bytes(text: str) -> int:
-    return len(json.dumps(text, ensure_ascii=False).encode())
+    return parse_json(content, path)
 
 
 def _n_brackets(content: bytes) -> int:
@@ -142,16 +143,24 @@ def _wrong_piece(vocabulary: object, model: SentencePieceModel) -> str | None:
 
 
 def _wrong_merge(merges: object, model: SentencePieceModel, *, n_expected: int) -> str | None:
+    if not isinstance(merges, list):
+        return f"merges are {shown(merges)}, not a list"
+    return _wrong_pair(merges, model, n_expected=n_expected)
+
+
+def _wrong_pair(
+    merges: Iterable[object], model: SentencePieceModel, *, n_expected: int
+) -> str | None:
     """Describe the first pair that stands where it may not, or tell that some are missing.
 
     Every cut of a normal piece into two others stands there once; the higher the score of the whole
     the earlier, of equal scores first the longer left half, then the longer right one, then by id.
     """
-    if not isinstance(merges, list):
-        return f"merges are {shown(merges)}, not a list"
     scores = dict(_mergeable(model))
     last: tuple[float, int, int, int] | None = None
+    n_found = 0
     for number, pair in enumerate(merges):
+        n_found += 1
         halves = pair.split(" ") if isinstance(pair, str) else ()
         if len(halves) != 2 or not {*halves, "".join(halves)} <= scores.keys():
             return f"merge {number} is {shown(pair)}, which makes no piece of two"
@@ -160,8 +169,8 @@ def _wrong_merge(merges: object, model: SentencePieceModel, *, n_expected: int) 
         if last is not None and place <= last:
             return f"merge {number} is {shown(pair)}, which belongs further up"
         last = place
-    if len(merges) != n_expected:
-        return f"{len(merges)} merges, expected {n_expected}"
+    if n_found != n_expected:
+        return f"{n_found} merges, expected {n_expected}"
     return None
 
 

@@ -78,6 +78,7 @@ ROOMS: dict[str, int] = {
     "convert": 11,
     "verify_report": 4,
     "verify_json": 5,
+    "verify_long_json": 5,
     "verify_config": 6,
     "verify_tokenizer": 7,
     "verify_tensor": 7,

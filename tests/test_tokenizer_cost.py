@@ -171,8 +171,77 @@ def test_verify_bounds_tokenizer_json_by_the_model_not_by_its_padding(tmp_path: 
     job = plan_conversion(tmp_path / "in", ALONE)
     assert verify_output(tmp_path / "out", job).problems == ()
     written = tmp_path / "out" / "tokenizer.json"
-    for n_lists, fact in ((42_000_000, "bytes, too many"), (90_000, "lists and objects")):
+    for n_lists, fact in (
+        (42_000_000, "byte 1 is 0x22, expected 0x0a"),
+        (90_000, "too many lists"),
+    ):
         written.write_bytes(b'{"model":[' + b"[]," * n_lists + b"1]}")
         told = "\n".join(verify_output(tmp_path / "out", job).problems)
         assert "tokenizer.json: " in told
         assert fact in told
+
+
+def swap_lines(text: bytes, first: bytes) -> bytes:
+    """Swap a line that begins so with the next one."""
+    at = text.index(first)
+    middle = text.index(b"\n", at) + 1
+    end = text.index(b"\n", middle) + 1
+    return text[:at] + text[middle:end] + text[at:middle] + text[end:]
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (lambda t: t, None),
+        (lambda t: b"\xef\xbb\xbf" + t, "byte 0 is 0xef, expected 0x7b"),
+        (lambda t: t.replace(b'"fuse_unk": true', b'"fuse_unk": null'), "0x6e, expected 0x74"),
+        (lambda t: swap_lines(t, b'      "XX": '), "is 0x58, expected 0x22"),
+        (lambda t: swap_lines(t, b'      "QQ QQ"'), "which belongs further up"),
+        (lambda t: t.replace(b'      "QQ QQ",\n', b""), "65995 merges, expected 65996"),
+        (lambda t: t.replace(b'"QQ QQ"', b'"QQQQ"'), "which makes no piece of two"),
+        (lambda t: t.replace(b'"QQ QQ"', b'"\\u0051Q QQ"'), "in the place of a merge"),
+        (lambda t: t.replace(b'      "QQ QQ"', b'     "QQ QQ"'), "in the place of a merge"),
+        (lambda t: t.replace(b'"QQ QQ"', b'["QQ", "QQ"]'), "in the place of a merge"),
+        (lambda t: t.replace(b'"merges": [', b'"merges": [' + b"[]," * 2_000_000), "0x5b, expected 0x0a"),
+        (lambda t: t.replace(b'"QQ QQ"', b'"' + b"x" * 20_000_000 + b'"'), "in the place of a merge"),
+        (lambda t: t + b"\n", "does not end as it should"),
+        (lambda t: t[:-1] + b" }", "does not end as it should"),
+        (lambda t: t[:5_000_000] + t[-13:], "which makes no piece of two"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_json_too_long_to_parse_is_compared_line_by_line(
+    tmp_path: Path, change, fact: str | None
+) -> None:
+    """Of 12 MB, parsed it took 110 MB; the largest has 32."""
+    letters = "QX"
+    write_model(tmp_path / "in", with_pieces(*runs(letters)))
+    convert_checkpoint(tmp_path / "in", tmp_path / "out", options=ALONE)
+    job = plan_conversion(tmp_path / "in", ALONE)
+    written = tmp_path / "out" / "tokenizer.json"
+    good = written.read_bytes()
+    changed = change(good)
+    assert (changed == good) is (fact is None)
+    (tmp_path / "out" / "conversion.json").unlink()
+    written.write_bytes(changed)
+    told = [
+        line
+        for line in verify_output(tmp_path / "out", job).problems
+        if "conversion.json" not in line
+    ]
+    if fact is None:
+        assert told == []
+    else:
+        (line,) = told
+        assert "tokenizer.json" in line
+        assert fact in line
+        assert len(line) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in /proc")
+def test_the_largest_tokenizer_json_is_verified_in_little_memory(tmp_path: Path) -> None:
+    write_model(tmp_path / "in", with_pieces(*runs(FITS)))
+    convert_checkpoint(tmp_path / "in", tmp_path / "out", options=ALONE)
+    folders = ["--input_dir", str(tmp_path / "in"), "--output_dir", str(tmp_path / "out")]
+    ended, peak = measured(tmp_path, "verify", *folders, "--model_size", "tokenizer_only")
+    assert ended.returncode == 0, ended.stderr
+    assert peak <= MAX_RSS_BYTES, f"{peak / 1e6:.1f} MB"
