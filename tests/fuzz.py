@@ -7,11 +7,13 @@ A quick share of each runs in tests/test_fuzz.py. The full sweep, twenty minutes
 It is part of `python -m tests.sweep`, which runs all families. It runs 20,000 damaged files, the
 same with the CRC-32 check switched off (which must find silently wrong weights, or the first run
 proved nothing), 20,000 forged pickles whose CRC-32 is right, 20,000 forged journals of staged work
-(tests/fuzz_records.py), and 1,000 random layouts that are interrupted and resumed; it prints
-how many ended how, and exits with 1 if any ended wrong. Of pickles and layouts some more are run
-by a program with a planted mistake, which must be found.
-`--files N`, `--pickles N`, `--layouts N`, `--records N` and `--outputs N` run some of it; `--seed N`
-runs others of its kind.
+(tests/fuzz_records.py), 1,000 random layouts that are interrupted and resumed, and, through every
+public entrance of a process of its own, 20,000 forged tokenizers and 20,000 wild numbers
+(tests/fuzz_tokenizers.py, tests/fuzz_numbers.py); it prints how many ended how, and exits with 1 if
+any ended wrong. Of all but the files some more are run by a program with a planted mistake, which
+must be found.
+`--files N`, `--pickles N`, `--layouts N`, `--records N`, `--outputs N`, `--tokenizers N` and
+`--numbers N` run some of it; `--seed N` runs others of its kind.
 Every mutant follows from its family, the seed and its number, which are printed where one fails.
 """
 
@@ -62,6 +64,10 @@ from tests.checkpoints import (
 from tests.outputs import content, flip_bit, loads
 from tests.resumes import replace_ranks, spoiled_records, stop_and_damage
 
+N_FULL = {
+    "files": 20_000, "pickles": 20_000, "layouts": 1_000, "outputs": 20_000, "records": 20_000,
+    "tokenizers": 20_000, "numbers": 20_000,
+}  # fmt: skip
 MODEL_FILE = "model.safetensors"
 CASE_SECONDS = 20
 MAX_GROWTH_BYTES = 64 << 20
@@ -582,22 +588,36 @@ def _sweep_records(n_mutants: int, seed: int, report: Callable[..., None]) -> No
     report("the same, believed", found, began, passed=found["crash"] > 0)
 
 
+def _sweep_entrances(
+    n_tokenizers: int, n_numbers: int, seed: int, report: Callable[..., None]
+) -> None:
+    from tests import fuzz_numbers, fuzz_tokenizers  # they take their mutants from here
+
+    for what, n_cases, fuzz, right in (
+        ("tokenizers", n_tokenizers, fuzz_tokenizers.fuzz_tokenizers, fuzz_tokenizers.RIGHT),
+        ("numbers", n_numbers, fuzz_numbers.fuzz_numbers, fuzz_numbers.RIGHT),
+    ):
+        if not n_cases:
+            continue
+        began = time.monotonic()
+        tally, peak, seconds = fuzz(n_cases, seed=seed)
+        cost = f"a case at most {peak / 1e6:.0f} MB and {seconds:.1f} s"
+        report(f"{what}, {cost}", tally, began, passed=set(tally) <= right)
+        began = time.monotonic()
+        planted, _, _ = fuzz(min(n_cases, 300), seed=seed, plant=what)
+        report("the same, a check left out", planted, began, passed=planted["crash"] > 0)
+
+
 def main() -> int:
     """Run what the command line asks for; 0 if all of it ended right."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--files", type=int, default=0)
-    parser.add_argument("--pickles", type=int, default=0)
-    parser.add_argument("--layouts", type=int, default=0)
-    parser.add_argument("--outputs", type=int, default=0)
-    parser.add_argument("--records", type=int, default=0)
+    for name in N_FULL:
+        parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    n_files = 20_000 if asked.full else asked.files
-    n_pickles = 20_000 if asked.full else asked.pickles
-    n_layouts = 1_000 if asked.full else asked.layouts
-    n_outputs = 20_000 if asked.full else asked.outputs
-    n_records = 20_000 if asked.full else asked.records
+    counts = N_FULL if asked.full else {name: getattr(asked, name) for name in N_FULL}
+    n_files, n_pickles, n_layouts, n_outputs, n_records, *n_others = counts.values()
     right = True
 
     def report(what: str, tally: Counter[str], began: float, *, passed: bool) -> None:
@@ -636,6 +656,8 @@ def main() -> int:
         _sweep_outputs(n_outputs, asked.seed, report)
     if n_records:
         _sweep_records(n_records, asked.seed, report)
+    if any(n_others):
+        _sweep_entrances(*n_others, asked.seed, report)
     return 0 if right else 1
 
 

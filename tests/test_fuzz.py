@@ -19,11 +19,17 @@ from tests.fuzz import (
     planted_in_layouts,
     planted_in_pickles,
 )
+from tests.fuzz_numbers import RIGHT as RIGHT_NUMBERS
+from tests.fuzz_numbers import fuzz_numbers
 from tests.fuzz_outputs import RIGHT, fuzz_outputs
 from tests.fuzz_records import fuzz_records, planted_in_records
+from tests.fuzz_tokenizers import RIGHT as RIGHT_TOKENIZERS
+from tests.fuzz_tokenizers import fuzz_tokenizers
 
 ROOT = Path(__file__).parent.parent
 N_FILES, N_PICKLES, N_LAYOUTS, N_OUTPUTS, N_RECORDS = 600, 600, 30, 500, 200
+N_TOKENIZERS, N_NUMBERS = 100, 300
+needs_pipes = pytest.mark.skipif(os.name == "nt", reason="waits for an answer through a pipe")
 
 
 def test_damaged_files_give_the_same_bytes_or_an_error() -> None:
@@ -80,6 +86,32 @@ def test_the_sweep_runs_by_its_command_in_bounded_memory() -> None:
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert finished.stdout.startswith("pass  forged pickles, peak +")
+
+
+@needs_pipes
+def test_forged_tokenizers_are_refused_or_harmless_at_every_entrance() -> None:
+    """In a process of their own, where an abort of sentencepiece counts, at most 96 MB and 10 s."""
+    tally, peak, _ = fuzz_tokenizers(N_TOKENIZERS)
+    assert set(tally) <= RIGHT_TOKENIZERS, tally
+    assert tally["refused"] > N_TOKENIZERS / 3
+    assert tally["done"] > N_TOKENIZERS / 20
+    assert peak > 20 << 20 or sys.platform != "linux"
+
+
+@needs_pipes
+def test_wild_numbers_are_refused_found_or_possible() -> None:
+    """2**31, 2**32, 2**53, 2**63, 2**64 and their neighbours in every numeric field."""
+    tally, _, _ = fuzz_numbers(N_NUMBERS)
+    assert set(tally) <= RIGHT_NUMBERS, tally
+    assert tally["refused"] > N_NUMBERS / 3
+    assert tally["exact"] > 0
+    assert tally["found"] > 0
+
+
+@needs_pipes
+def test_mistakes_that_are_planted_behind_the_entrances_are_found() -> None:
+    assert fuzz_tokenizers(40, seed=4, plant="tokenizers")[0]["crash"] > 0
+    assert fuzz_numbers(60, seed=4, plant="numbers")[0]["crash"] > 0
 
 
 def test_random_layouts_equal_the_oracle_and_the_library_bit_for_bit() -> None:
