@@ -6,7 +6,9 @@ import io
 import os
 import sys
 
+from codellama_convert.errors import one_line
 from codellama_convert.interrupt import exit_on_signals
+from codellama_convert.machine import lack_in_words
 
 
 def main() -> None:
@@ -14,8 +16,13 @@ def main() -> None:
     exit_on_signals()
     _occupy_standard_streams()
     _print_whatever_comes()
-    from codellama_convert.cli import main as run  # noqa: PLC0415 - after the handlers
-
+    # Nothing here calculates with matrices, and the threads of numpy's OpenBLAS may not start.
+    os.putenv("OPENBLAS_NUM_THREADS", "1")
+    try:
+        from codellama_convert.cli import main as run  # noqa: PLC0415 - after the handlers
+    except (ImportError, MemoryError, OSError) as problem:
+        print(one_line(f"Error: {lack_in_words(problem)}"), file=sys.stderr)  # noqa: T201
+        sys.exit(1)
     run(prog_name="codellama-convert")
 
 

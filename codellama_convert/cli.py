@@ -28,6 +28,7 @@ from codellama_convert.cli_options import (
     SPEED_OPTIONS,
 )
 from codellama_convert.errors import ConfigError, ConvertError, Interrupted, one_line
+from codellama_convert.machine import check_memory, lack_in_words
 from codellama_convert.progress_bar import progress_bar
 from codellama_convert.reports import (
     describe_job,
@@ -62,13 +63,15 @@ class ConvertGroup(click.Group):
     """A group whose bare form converts, and whose problems end in one line."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run; what cannot be printed (a full disk behind `>`) is one line and no traceback."""
+        """Run; what the machine lacks (memory, room behind `>`) is one line and no traceback."""
         try:
             return super().main(*args, **kwargs)
-        except OSError as problem:
-            where = f"{problem.filename}: " if problem.filename else "cannot print: "
+        except (ImportError, MemoryError, OSError, RuntimeError) as problem:
+            lack = lack_in_words(problem)
+            if lack is None:
+                raise
             with suppress(OSError):  # stderr may be what is full
-                _say(f"Error: {where}{problem.strerror or problem}", err=True)
+                _say(f"Error: {lack}", err=True)
             raise SystemExit(1) from problem
 
     def make_context(
@@ -188,6 +191,7 @@ def convert(
     Example:
       codellama-convert convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
     """  # noqa: D301
+    check_memory()
     from codellama_convert.convert import run
     from codellama_convert.interrupt import stop_on_signals
     from codellama_convert.run_options import RunOptions, refuse_unused
@@ -260,6 +264,7 @@ def verify(
       codellama-convert verify --input_dir CodeLlama-7b \\
         --output_dir CodeLlama-7b-hf
     """  # noqa: D301
+    check_memory()
     from codellama_convert.verify import verify_output
     from codellama_convert.verify_job import asked_of, options_for
 

@@ -33,6 +33,11 @@ SLACK_BYTES = 2 * BLOCK_BYTES
 _HAS_POSITIONAL_IO = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _REFUSES_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EPERM)
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+# Beside the system's words, which say it of a file although it is not the file's fault.
+_WHAT_TO_DO = {
+    errno.EMFILE: " (ulimit -n allows more)",
+    errno.ENFILE: " (of all users of this machine)",
+}
 _F_NOCACHE = 48  # <sys/fcntl.h> on macOS
 
 
@@ -60,7 +65,8 @@ def aligned_buffer(n_bytes: int) -> memoryview:
 
 def first_line(error: OSError) -> str:
     """Give the system's own words for an OSError, without the number and the path."""
-    return error.strerror or str(error) or type(error).__name__
+    words = error.strerror or str(error) or type(error).__name__
+    return words + _WHAT_TO_DO.get(error.errno or 0, "")
 
 
 def read_at(fd: int, target: memoryview, offset: int, lock: threading.Lock) -> int:

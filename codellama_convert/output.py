@@ -55,6 +55,7 @@ from codellama_convert.staged import (
 )
 
 STAGING_NAME = ".codellama-convert.partial"
+_NOT_THE_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _ANOTHER_PLACE = "name another place with --output_dir"
 
 
@@ -270,6 +271,8 @@ class OutputFolder:
                         refuse_promise(self.path, n_promised)
             except OutputError as problem:
                 cause = problem.__cause__
+                if isinstance(cause, OSError) and cause.errno in _NOT_THE_DISK:
+                    raise
                 # FAT32, as external disks have it, ends at 4 GB a file.
                 is_too_large = isinstance(cause, OSError) and cause.errno == errno.EFBIG
                 way_out = "give a smaller --max_shard_size" if is_too_large else "free some space"

@@ -30,10 +30,11 @@ def progress_bar(
         return
     from tqdm import tqdm  # noqa: PLC0415 - --help is instant
 
+    tqdm.monitor_interval = 0  # its own thread may not start, and says so over two lines
     lock = threading.Lock()
     with tqdm(
         total=total, unit="B", unit_scale=True, desc=one_line(what), file=sys.stderr,
-        leave=False, dynamic_ncols=True,
+        leave=False, dynamic_ncols=True, miniters=1,
     ) as bar:  # fmt: skip
 
         def advance(n_bytes: int) -> None:

@@ -22,6 +22,7 @@ ROOMS: dict[str, int] = {
     "faults": 0,
     "foreign_params": 0,
     "interrupt": 0,
+    "machine": 0,
     "protobuf": 0,
     "chat": 0,
     "strict_json": 0,

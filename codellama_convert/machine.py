@@ -1,0 +1,94 @@
+"""Own what a machine may lack, and the words for it: libraries that load, memory, threads, files."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import traceback
+from collections.abc import Iterator
+
+_PACKAGE = __name__.partition(".")[0]
+_NO_THREAD = "cannot start a thread; allow more processes (ulimit -u), or try --workers 1"
+_LESS_MEMORY = "allow more, or try --max_ram 8MB --workers 1"
+_MORE_FILES = "allow more open files (ulimit -n)"
+# The loader's words where a library is whole.
+_SHORTAGES = (
+    ("failed to map segment", "allow more memory"),
+    ("cannot allocate memory", "allow more memory"),
+    ("too many open files", _MORE_FILES),
+)
+
+# Address space of the libraries and the buffers of the smallest run.
+_LEAST_BYTES = 128 << 20
+
+
+def check_memory() -> None:
+    """Refuse to load libraries where there is no memory for them.
+
+    numpy brings OpenBLAS, which asks without end for the memory that it does not get; Python hears
+    no signal then.
+
+    Raises:
+        MemoryError: If there is too little.
+    """
+    try:
+        mmap.mmap(-1, _LEAST_BYTES).close()
+    except OSError as problem:
+        raise MemoryError("the libraries need 128 MB of address space") from problem
+
+
+def lack_in_words(problem: BaseException) -> str | None:
+    """Say what a machine lacks, and what to do.
+
+    Args:
+        problem: What Python or a library raised.
+
+    Returns:
+        The true cause and what to do; None where it is not the machine's.
+    """
+    if isinstance(problem, ImportError):
+        return _library(problem, str(list(_chain(problem))[-1]))
+    if isinstance(problem, MemoryError):
+        return f"not enough memory{f': {problem}' if problem.args else ''}; {_LESS_MEMORY}"
+    if isinstance(problem, RuntimeError):
+        return _NO_THREAD if "start new thread" in str(problem) else None
+    return _system_problem(problem) if isinstance(problem, OSError) else None
+
+
+def _system_problem(problem: OSError) -> str:
+    if problem.errno is None:  # of ctypes: the loader's words, which name the library
+        return _library(problem, str(problem))
+    if problem.errno == errno.ENOMEM and not problem.filename:
+        return f"not enough memory; {_LESS_MEMORY}"
+    where = f"{problem.filename}: " if problem.filename else "cannot print: "
+    is_short = problem.errno in (errno.EMFILE, errno.ENFILE)
+    what_to_do = f"; {_MORE_FILES}" if is_short else ""
+    return f"{where}{problem.strerror or problem}{what_to_do}"
+
+
+def _library(problem: ImportError | OSError, cause: str) -> str:
+    """Name the library and the first cause, which libraries wrap into pages of advice."""
+    first = cause.strip().partition("\n")[0] or type(problem).__name__
+    shortages = (what_to_do for words, what_to_do in _SHORTAGES if words in first.lower())
+    return f"cannot import {_importing(problem)}: {first}; {next(shortages, 'install it again')}"
+
+
+def _importing(problem: ImportError | OSError) -> str:
+    """Find the library that was asked for: it may have failed deep inside, or not be there."""
+    tops = [
+        str(frame.f_globals.get("__name__")).partition(".")[0]
+        for frame, _ in traceback.walk_tb(problem.__traceback__)
+    ]
+    while _PACKAGE in tops:
+        tops = tops[tops.index(_PACKAGE) + 1 :]
+    inside = [top for top in tops if top != "importlib"]
+    name = problem.name if isinstance(problem, ImportError) else None
+    return inside[0] if inside else (name or "a library").partition(".")[0]
+
+
+def _chain(problem: BaseException) -> Iterator[BaseException]:
+    """Walk from a problem to what it was raised from, down to the first."""
+    one: BaseException | None = problem
+    while one is not None:
+        yield one
+        one = one.__cause__
