@@ -23,11 +23,12 @@ from codellama_convert.job import Job, plan_conversion
 from codellama_convert.journal_values import SealedFile
 from codellama_convert.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.options import Options
-from codellama_convert.output import STAGING_NAME, OutputFolder
+from codellama_convert.output import OutputFolder
 from codellama_convert.plan import FilePlan, TensorPlan
 from codellama_convert.provenance import CONVERSION_NAME, conversion_json
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.run_options import RunOptions, refuse_unused
+from codellama_convert.staged import STAGING_NAME
 from codellama_convert.tiles import Progress, TileSource, write_tensors
 
 _MAX_CARD_BYTES = 1 << 16  # of somebody's README.md, looked through for our own words

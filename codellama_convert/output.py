@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +19,11 @@ from types import TracebackType
 from typing import Any
 
 from codellama_convert.contents import Content, chunks_of
-from codellama_convert.errors import ConvertError, Interrupted, OutputError, shown
+from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import IoMode, first_line
-from codellama_convert.folder_lock import LOCK_NAME, FolderLock
-from codellama_convert.folders import (
-    make_folder,
-    names_a_folder,
-    names_in,
-    refuse_promise,
-    sync_folder,
-)
+from codellama_convert.folder_lock import FolderLock
+from codellama_convert.folders import make_folder, refuse_promise, sync_folder
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.journal import (
     JOURNAL_NAME,
@@ -39,11 +33,12 @@ from codellama_convert.journal import (
     write_journal,
 )
 from codellama_convert.journal_values import FileSum, SealedFile
-from codellama_convert.loader_names import TEMPLATES_NAME, is_of_weights, is_taken_by_loaders
+from codellama_convert.occupied import ANOTHER_PLACE, may_be_ours, refuse_content
 from codellama_convert.output_file import OutputFile
-from codellama_convert.publish import is_replaced, publish, rename, unpublish
+from codellama_convert.publish import publish, rename, unpublish
 from codellama_convert.sizes import format_size
 from codellama_convert.staged import (
+    STAGING_NAME,
     clear_staging,
     drop_all_but,
     drop_parts,
@@ -54,9 +49,7 @@ from codellama_convert.staged import (
     refuse_other_work,
 )
 
-STAGING_NAME = ".codellama-convert.partial"
 _NOT_THE_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_ANOTHER_PLACE = "name another place with --output_dir"
 
 
 class OutputFolder:
@@ -115,7 +108,7 @@ class OutputFolder:
             what = f"cannot create: {first_line(problem)}"
             if isinstance(problem, FileExistsError) and self.path.is_file():
                 what = "is a file, not a folder"
-            raise OutputError(what, path=self.path, hint=_ANOTHER_PLACE) from problem
+            raise OutputError(what, path=self.path, hint=ANOTHER_PLACE) from problem
         except BaseException:
             self._leave()
             raise
@@ -163,7 +156,11 @@ class OutputFolder:
         """
         moved: set[str] = set()
         if staged is not None and (resumed is not None or not self._overwrite):
-            sums = {name: one for name, one in staged.publishing.items() if self._may_be_ours(name)}
+            sums = {
+                name: one
+                for name, one in staged.publishing.items()
+                if may_be_ours(name, self._names)
+            }
             moved = find_moved(self.staging, self.path, sums, self._look)
             is_done = moved == set(staged.publishing)
             if is_done and staged.identity != self._journal.identity:
@@ -172,49 +169,10 @@ class OutputFolder:
         if moved:
             unpublish(self.staging, self.path, moved)
 
-    def _may_be_ours(self, name: str) -> bool:
-        return name in self._names or is_replaced(name)
-
     def _refuse_content(self, moved: Collection[str] = (), *, resumed: bool = False) -> None:
-        """Refuse a folder that holds something, unless we moved it there or may replace it."""
-        content = sorted(names_in(self.path).difference(moved, (STAGING_NAME, LOCK_NAME)))
-        if resumed:  # only what it would replace, or what would change how it loads, is in the way
-            content = [n for n in content if self._may_be_ours(n) or is_taken_by_loaders(n)]
-        if content and not self._overwrite:
-            raise OutputError(
-                f"the output folder is not empty ({content[0]!r}"
-                + (f" and {len(content) - 1} more)" if len(content) > 1 else ")"),
-                path=self.path,
-                hint="name another with --output_dir, or replace the model in it with --overwrite",
-            )
-        if not any(map(is_of_weights, self._names)):
-            self._refuse_a_model(content)
-        for name in content:
-            self._refuse_what_stays(name)
-
-    def _refuse_a_model(self, content: Iterable[str]) -> None:
-        """Refuse to leave weights beside the vocabulary of another model."""
-        of_model = next(filter(is_of_weights, content), None)
-        if of_model is not None:
-            raise OutputError(
-                f"holds a model ({of_model!r}), to which this tokenizer alone need not belong",
-                path=self.path,
-                hint=f"convert model and tokenizer together, or {_ANOTHER_PLACE}",
-            )
-
-    def _refuse_what_stays(self, name: str) -> None:
-        """Refuse what is not replaced, and would change how the new model loads or be in its way."""
-        what = None
-        if not self._may_be_ours(name):
-            what = "loaders take it beside the model" if is_taken_by_loaders(name) else None
-        elif name != TEMPLATES_NAME and names_a_folder(self.path / name):
-            what = "a folder, where a file goes"
-        if what is not None:
-            raise OutputError(
-                f"holds {shown(name)}: {what}, and --overwrite does not remove it",
-                path=self.path,
-                hint=f"move it away, or {_ANOTHER_PLACE}",
-            )
+        refuse_content(
+            self.path, self._names, overwrite=self._overwrite, moved=moved, resumed=resumed
+        )
 
     def keeps(self, name: str, header: bytes, buffer: memoryview, look: Look) -> bool:
         """Tell whether a file was sealed, and is still what its journal line says.
@@ -280,7 +238,7 @@ class OutputFolder:
                     f"cannot reserve {n_bytes} bytes for {name}: {cause_of(problem)}; "
                     f"{format_size(sum(sizes.values()))} are needed in all",
                     path=self.path,
-                    hint=f"{way_out}, or {_ANOTHER_PLACE}",
+                    hint=f"{way_out}, or {ANOTHER_PLACE}",
                 ) from problem
             self._parts[name] = part
             step("space reserved")

@@ -20,6 +20,7 @@ from codellama_convert.interrupt import Look
 from codellama_convert.journal import JOURNAL_NAME, Journal, differences, read_journal
 from codellama_convert.journal_values import FileSum, SealedFile
 
+STAGING_NAME = ".codellama-convert.partial"
 _PIECE_BYTES = 1 << 20
 
 

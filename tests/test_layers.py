@@ -63,6 +63,7 @@ ROOMS: dict[str, int] = {
     "checklist": 4,
     "conversion_record": 5,
     "meta_codec": 4,
+    "occupied": 4,
     "model_card": 5,
     "source_sums": 5,
     "rank_reader": 6,

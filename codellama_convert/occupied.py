@@ -1,0 +1,85 @@
+"""Own the question whether a folder may receive a model: what it holds, and whose that is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from codellama_convert.errors import OutputError, shown
+from codellama_convert.folder_lock import LOCK_NAME
+from codellama_convert.folders import names_a_folder, names_in
+from codellama_convert.loader_names import TEMPLATES_NAME, is_of_weights, is_taken_by_loaders
+from codellama_convert.publish import is_replaced
+from codellama_convert.staged import STAGING_NAME
+
+ANOTHER_PLACE = "name another place with --output_dir"
+
+
+def refuse_content(
+    folder: Path,
+    names: Collection[str],
+    *,
+    overwrite: bool,
+    moved: Collection[str] = (),
+    resumed: bool = False,
+) -> None:
+    """Refuse a folder for what it holds; nothing is touched.
+
+    Args:
+        folder: Where a model is to go.
+        names: The files that the conversion may write.
+        overwrite: Whether a model that lies there may be replaced.
+        moved: What an earlier run of this conversion had moved there.
+        resumed: Whether staged work is resumed: only what it would replace, or what would change
+            how it loads, is in the way then.
+
+    Raises:
+        OutputError: With the name that is in the way.
+    """
+    content = sorted(names_in(folder).difference(moved, (STAGING_NAME, LOCK_NAME)))
+    if resumed:
+        content = [
+            name for name in content if may_be_ours(name, names) or is_taken_by_loaders(name)
+        ]
+    if content and not overwrite:
+        raise OutputError(
+            f"the output folder is not empty ({content[0]!r}"
+            + (f" and {len(content) - 1} more)" if len(content) > 1 else ")"),
+            path=folder,
+            hint="name another with --output_dir, or replace the model in it with --overwrite",
+        )
+    if not any(map(is_of_weights, names)):
+        _refuse_a_model(folder, content)
+    for name in content:
+        _refuse_what_stays(folder, name, names)
+
+
+def may_be_ours(name: str, names: Collection[str]) -> bool:
+    """Tell whether a conversion that writes `names` may have written, or replaces, this one."""
+    return name in names or is_replaced(name)
+
+
+def _refuse_a_model(folder: Path, content: Collection[str]) -> None:
+    """Refuse to leave weights beside the vocabulary of another model."""
+    of_model = next(filter(is_of_weights, content), None)
+    if of_model is not None:
+        raise OutputError(
+            f"holds a model ({of_model!r}), to which this tokenizer alone need not belong",
+            path=folder,
+            hint=f"convert model and tokenizer together, or {ANOTHER_PLACE}",
+        )
+
+
+def _refuse_what_stays(folder: Path, name: str, names: Collection[str]) -> None:
+    """Refuse what is not replaced, and would change how the new model loads or be in its way."""
+    what = None
+    if not may_be_ours(name, names):
+        what = "loaders take it beside the model" if is_taken_by_loaders(name) else None
+    elif name != TEMPLATES_NAME and names_a_folder(folder / name):
+        what = "a folder, where a file goes"
+    if what is not None:
+        raise OutputError(
+            f"holds {shown(name)}: {what}, and --overwrite does not remove it",
+            path=folder,
+            hint=f"move it away, or {ANOTHER_PLACE}",
+        )
