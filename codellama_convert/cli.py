@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -196,41 +196,55 @@ def convert(
     from codellama_convert.interrupt import stop_on_signals
     from codellama_convert.run_options import RunOptions, refuse_unused
 
+    told: list[str] = []
     run_options = RunOptions(
         overwrite=overwrite,
         restart=restart,
         sha256=sha256,
         model_card=model_card,
+        check_source=partial(_check_source, told, hidden=quiet),
         check_staged=partial(_verify_staged, hidden=quiet) if verify_too else None,
     )
     options = _to_options(choices)
     with _usage_errors():
         refuse_unused(options, run_options)
     output_dir = output_dir or default_output_dir(input_dir)
-    job = _plan(input_dir, options, hidden=quiet)
+    job = _plan(input_dir, options)
     started = time.monotonic()
     with (
         stop_on_signals() as stop,
         progress_bar("converting", _weight_bytes(job), hidden=quiet) as progress,
     ):
         report = run(job, output_dir, run_options, progress=progress, stop=stop)
-    _print_notes(report.notes[len(job.notes) :])
+    _print_notes(report.notes[len(job.notes) + len(told) :])
     described = describe_report(report, time.monotonic() - started)
     _print_report(described, as_json=as_json, quiet=quiet)
+
+
+def _check_source(told: list[str], job: Job, look: Look, *, hidden: bool) -> tuple[str, ...]:
+    """Compare the ranks with Meta's list; say at once what differs, and add it to what was told."""
+    with _md5_bar(job.options, hidden=hidden) as bar:
+        notes = job.check_ranks(_looking(look, bar))
+    _print_notes(notes)
+    told += notes
+    return notes
+
+
+def _looking(look: Look, bar: Callable[[int], None] | None) -> Callable[[int], None]:
+    def advance(n_bytes: int) -> None:
+        look()
+        if bar is not None:
+            bar(n_bytes)
+
+    return advance
 
 
 def _verify_staged(job: Job, staged: Path, look: Look, *, hidden: bool) -> None:
     from codellama_convert.errors import VerifyError
     from codellama_convert.verify import verify_output
 
-    with progress_bar("verifying", _weight_bytes(job), hidden=hidden) as advance:
-
-        def go_on(n_bytes: int) -> None:
-            look()
-            if advance is not None:
-                advance(n_bytes)
-
-        report = verify_output(staged, job, progress=go_on)
+    with progress_bar("verifying", _weight_bytes(job), hidden=hidden) as bar:
+        report = verify_output(staged, job, progress=_looking(look, bar))
     if report.problems:
         raise VerifyError(report.problems[0], path=staged, hint="nothing was published")
 
@@ -274,7 +288,7 @@ def verify(
         _refuse_source_options()
         job = None
     else:
-        job = _plan(input_dir, options_for(output_dir, options, asked), hidden=quiet)
+        job = _plan_and_check(input_dir, options_for(output_dir, options, asked), hidden=quiet)
     started = time.monotonic()
     with progress_bar("verifying", _weight_bytes(job), hidden=quiet) as progress:
         report = verify_output(
@@ -294,38 +308,61 @@ def verify(
 
 @main.command(context_settings=CONTEXT)
 @INPUT
-@click.option("--output_dir", type=NEW_FOLDER, help="Where the free space is looked up.")
+@click.option(
+    "--output_dir",
+    type=NEW_FOLDER,
+    help="The folder that would be written; by default as convert takes it.",
+)
 @MODEL_OPTIONS
 @SPEED_OPTIONS
 @JSON
 def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: Any) -> None:
     """Show what convert would write: files, bytes, memory, disk. Writes nothing.
 
+    What lies in the output folder is looked at too; exit 1 if the disk is too small.
+
     \b
     Example:
       codellama-convert plan --input_dir CodeLlama-70b
     """  # noqa: D301
-    from codellama_convert.folders import free_bytes
+    from codellama_convert.output_state import look_at_output
+    from codellama_convert.provenance import file_sizes
 
-    job = _plan(input_dir, _to_options(choices), hidden=as_json)
-    description = describe_job(job, free_bytes(output_dir or default_output_dir(input_dir)))
+    job = _plan_and_check(input_dir, _to_options(choices), hidden=as_json)
+    sizes = file_sizes(job, job.small_files())
+    output = look_at_output(output_dir or default_output_dir(input_dir), job.identity(), sizes)
+    description = describe_job(job, output)
     if as_json:
         _say_json(description)
     else:
         for line in plan_lines(description):
             _say(line)
+    if output.space.missing:
+        raise SystemExit(1)
 
 
-def _plan(input_dir: Path, options: Options, *, hidden: bool) -> Job:
+def _plan(input_dir: Path, options: Options) -> Job:
     """Read and check the input; print what the user should know."""
     from codellama_convert.job import plan_conversion
 
-    with progress_bar(
-        "checking MD5", None, hidden=hidden or options.checksums == "off"
-    ) as progress:
-        job = plan_conversion(input_dir, replace(options, progress=progress))
+    job = plan_conversion(input_dir, options)
     _print_notes(job.notes)
     return job
+
+
+def _plan_and_check(input_dir: Path, options: Options, *, hidden: bool) -> Job:
+    """Do the same, and compare the ranks with Meta's list where that was asked for."""
+    job = _plan(input_dir, options)
+    with _md5_bar(options, hidden=hidden) as progress:
+        notes = job.check_ranks(progress)
+    _print_notes(notes)
+    return replace(job, notes=job.notes + notes)
+
+
+def _md5_bar(
+    options: Options, *, hidden: bool
+) -> AbstractContextManager[Callable[[int], None] | None]:
+    return progress_bar("checking MD5", None, hidden=hidden or options.checksums == "off")
 
 
 def default_output_dir(input_dir: Path) -> Path:

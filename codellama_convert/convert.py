@@ -25,7 +25,7 @@ from codellama_convert.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.options import Options
 from codellama_convert.output import OutputFolder
 from codellama_convert.plan import FilePlan, TensorPlan
-from codellama_convert.provenance import CONVERSION_NAME, conversion_json
+from codellama_convert.provenance import CONVERSION_NAME, conversion_json, file_sizes
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.run_options import RunOptions, refuse_unused
 from codellama_convert.staged import STAGING_NAME
@@ -141,9 +141,11 @@ def run(
     look = partial(_refuse_to_go_on, stop, output_dir / STAGING_NAME)
     small_files = job.small_files()
     with OutputFolder(
-        output_dir, job.identity(), _names_written(job, small_files),
+        output_dir, job.identity(), file_sizes(job, small_files, with_card=chosen.model_card),
         overwrite=chosen.overwrite, restart=chosen.restart, look=look,
     ) as folder:  # fmt: skip
+        check_source = chosen.check_source or _check_ranks
+        job = replace(job, notes=job.notes + check_source(job, look))
         write = _WeightWriter(job, folder, progress or _ignore, stop, look)
         written = _stage(job, folder, chosen, small_files=small_files, write=write, look=look)
         folder.commit()
@@ -203,10 +205,13 @@ def _stage(
     return written
 
 
-def _names_written(job: Job, small_files: Collection[str]) -> set[str]:
-    """Name every file that a conversion may write, the card that was not asked for too."""
-    weights = {file.name for file in job.plan.files} if job.plan else set()
-    return {*weights, *small_files, CONVERSION_NAME, CARD_NAME}
+def _check_ranks(job: Job, look: Look) -> tuple[str, ...]:
+    def advance(n_bytes: int) -> None:
+        look()
+        if job.options.progress is not None:
+            job.options.progress(n_bytes)
+
+    return job.check_ranks(advance)
 
 
 def _by_tensor(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -92,14 +92,14 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path) -> int | None:
     """Tell how much space a folder's file system has for this user.
 
     Args:
         folder: It need not exist yet; the nearest parent that does is asked.
 
     Returns:
-        Bytes.
+        Bytes, or None where the file system does not say: some network mounts say 0 of everything.
 
     Raises:
         OutputError: If the folder is below a file, or may not be looked at.
@@ -108,11 +108,27 @@ def free_bytes(folder: Path) -> int:
     try:
         while not here.exists() and here.parent != here:
             here = here.parent
-        return shutil.disk_usage(here).free
+        usage = shutil.disk_usage(here)
     except OSError as problem:
         raise OutputError(
             f"cannot look up the free space: {first_line(problem)}", path=folder
         ) from problem
+    return usage.free if usage.total else None
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Look whether a folder could be made or written; nothing is touched.
+
+    Raises:
+        OutputError: If it could not.
+    """
+    here = folder.absolute()
+    while not os.path.lexists(here) and here.parent != here:
+        here = here.parent
+    if not here.is_dir():
+        raise OutputError("is not a folder", path=here)
+    if not os.access(here, os.W_OK | os.X_OK):
+        raise OutputError("may not be written", path=here)
 
 
 def refuse_promise(folder: Path, n_bytes: int) -> None:
@@ -125,8 +141,8 @@ def refuse_promise(folder: Path, n_bytes: int) -> None:
     Raises:
         OutputError: If there is less.
     """
-    usage = shutil.disk_usage(folder)
-    if usage.total and n_bytes > usage.free:  # some network mounts say 0 of everything
+    free = free_bytes(folder)
+    if free is not None and n_bytes > free:
         raise OutputError(os.strerror(errno.ENOSPC), path=folder)
 
 
@@ -138,7 +154,7 @@ def names_a_folder(path: Path) -> bool:
     """
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as problem:
         raise OutputError(f"cannot look up: {first_line(problem)}", path=path) from problem

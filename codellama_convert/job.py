@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from codellama_convert.tokenizer import (
 from codellama_convert.tokenizer_json import tokenizer_json
 
 _MIN_DEFAULT_WORKERS, _MAX_DEFAULT_WORKERS = 2, 8
-_SMALL_FILES_BYTES = 1 << 18  # configs, and an index of 723 tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,6 @@ class Job:
         plan: What is written where; None where only the tokenizer is converted.
         tokenizer: tokenizer.model; None where it is skipped.
         notes: What the user should know.
-        tokenizer_bytes: What tokenizer.model and tokenizer.json take of the disk.
     """
 
     options: Options
@@ -58,7 +57,6 @@ class Job:
     plan: ConversionPlan | None
     tokenizer: SentencePieceModel | None
     notes: tuple[str, ...]
-    tokenizer_bytes: int
 
     def identity(self) -> dict[str, Any]:
         """Tell what the output's bytes depend on: inputs and options, as plain values.
@@ -97,11 +95,23 @@ class Job:
             return None
         return f"{self.checkpoint.dtype.name} to {self.plan.dtype.name}"
 
-    @property
-    def disk_bytes(self) -> int:
-        """Disk that the output will take; the small files are estimated, to the safe side."""
-        weights = self.plan.file_bytes if self.plan else 0
-        return weights + self.tokenizer_bytes + _SMALL_FILES_BYTES
+    def check_ranks(self, progress: Callable[[int], None] | None = None) -> tuple[str, ...]:
+        """Compare the ranks with Meta's list, which takes minutes, if the options ask for it.
+
+        Args:
+            progress: Called with the bytes that were read, from several threads, instead of that of
+                the options; what it raises ends the reading.
+
+        Returns:
+            A note on each that differs.
+
+        Raises:
+            CheckpointError: In strict mode, if one differs; or if one cannot be read.
+        """
+        if self.options.checksums == "off":
+            return ()
+        options = self.options if progress is None else replace(self.options, progress=progress)
+        return _sums(self.files, options).check_ranks()
 
     def small_files(self) -> dict[str, Content]:
         """Build every file beside the weights, by name."""
@@ -177,8 +187,7 @@ def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:
     files = find_files(
         folder, model_size=options.model_size, tokenizer_model=options.tokenizer_model
     )
-    sums = _sums(files, options)
-    list_notes = sums.check_small_files()
+    list_notes = _sums(files, options).check_small_files()
     checkpoint = open_checkpoint(
         files,
         model_size=options.model_size,
@@ -187,12 +196,10 @@ def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:
         skip_tokenizer=options.skip_tokenizer,
     )
     plan = plan_weights(checkpoint, options)
-    tokenizer_bytes = _tokenizer_bytes(checkpoint.tokenizer)
+    _refuse_costly(checkpoint.tokenizer)
     notes = list_notes + checkpoint.notes + _tokenizer_notes(checkpoint.tokenizer, options)
-    if options.checksums != "off":  # last: it takes minutes, and all else can be refused at once
-        notes += sums.check_ranks()
     notes = tuple(map(one_line, notes))
-    return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes, tokenizer_bytes)
+    return Job(options, files, checkpoint, plan, checkpoint.tokenizer, notes)
 
 
 def _sums(files: CheckpointFiles, options: Options) -> ListedSums:
@@ -252,12 +259,14 @@ def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
     list_notes = _sums(files, options).check_small_files()
     model = read_sentencepiece_model(path)
     notes = tuple(map(one_line, list_notes + _tokenizer_notes(model, options)))
-    return Job(options, files, None, None, model, notes, _tokenizer_bytes(model))
+    _refuse_costly(model)
+    return Job(options, files, None, None, model, notes)
 
 
-def _tokenizer_bytes(model: SentencePieceModel | None) -> int:
-    """Count what the two large files of a tokenizer take; one that costs too much ends here."""
-    return 0 if model is None else len(model.raw) + tokenizer_json(model).n_bytes
+def _refuse_costly(model: SentencePieceModel | None) -> None:
+    """Let a tokenizer whose tokenizer.json costs too much end here, and not while it is written."""
+    if model is not None:
+        tokenizer_json(model)
 
 
 def _tokenizer_notes(model: SentencePieceModel | None, options: Options) -> tuple[str, ...]:

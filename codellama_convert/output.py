@@ -33,7 +33,13 @@ from codellama_convert.journal import (
     write_journal,
 )
 from codellama_convert.journal_values import FileSum, SealedFile
-from codellama_convert.occupied import ANOTHER_PLACE, may_be_ours, refuse_content
+from codellama_convert.occupied import (
+    ANOTHER_PLACE,
+    may_be_ours,
+    refuse_content,
+    refuse_small_disk,
+    space_for,
+)
 from codellama_convert.output_file import OutputFile
 from codellama_convert.publish import publish, rename, unpublish
 from codellama_convert.sizes import format_size
@@ -64,7 +70,7 @@ class OutputFolder:
         self,
         path: Path,
         identity: Mapping[str, Any],
-        names: Collection[str],
+        sizes: Mapping[str, int],
         *,
         overwrite: bool = False,
         restart: bool = False,
@@ -75,7 +81,7 @@ class OutputFolder:
         Args:
             path: The folder; it need not exist.
             identity: The inputs and options of the conversion; staged work of the same goes on.
-            names: The files that the conversion may write; no others are taken for its own.
+            sizes: Bytes of each file that the conversion may write; no others are taken for its own.
             overwrite: Whether a model that it holds may be replaced.
             restart: Whether staged work is dropped.
             look: Called at each piece of the files that an earlier run had begun to publish.
@@ -84,7 +90,7 @@ class OutputFolder:
         self.staging = path / STAGING_NAME
         self._journal_path = self.staging / JOURNAL_NAME
         self._journal = Journal(json.loads(json.dumps(identity)))
-        self._names = frozenset(names)
+        self._sizes = dict(sizes)
         self._overwrite, self._restart, self._look = overwrite, restart, look
         self._parts: dict[str, Path] = {}
         self._added: dict[str, FileSum] = {}
@@ -121,6 +127,7 @@ class OutputFolder:
             with suppress(OSError):
                 self.staging.rmdir()  # an empty one is the trace of a kill at the very end
         self._take_back(staged, found)
+        refuse_small_disk(self.path, space_for(self.path, self._sizes, found))
         if found is None:
             drop_staging(self.staging)
             self.staging.mkdir()
@@ -146,7 +153,7 @@ class OutputFolder:
             return None
         if self._overwrite and staged.identity != self._journal.identity:
             return None
-        refuse_other_work(self.staging, staged, self._journal.identity, self._names)
+        refuse_other_work(self.staging, staged, self._journal.identity, self._sizes)
         return staged
 
     def _take_back(self, staged: Journal | None, resumed: Journal | None) -> None:
@@ -159,7 +166,7 @@ class OutputFolder:
             sums = {
                 name: one
                 for name, one in staged.publishing.items()
-                if may_be_ours(name, self._names)
+                if may_be_ours(name, self._sizes)
             }
             moved = find_moved(self.staging, self.path, sums, self._look)
             is_done = moved == set(staged.publishing)
@@ -171,7 +178,7 @@ class OutputFolder:
 
     def _refuse_content(self, moved: Collection[str] = (), *, resumed: bool = False) -> None:
         refuse_content(
-            self.path, self._names, overwrite=self._overwrite, moved=moved, resumed=resumed
+            self.path, self._sizes, overwrite=self._overwrite, moved=moved, resumed=resumed
         )
 
     def keeps(self, name: str, header: bytes, buffer: memoryview, look: Look) -> bool:

@@ -13,13 +13,17 @@ from typing import Any
 
 from codellama_convert import __version__
 from codellama_convert.config import json_bytes
+from codellama_convert.contents import Content
 from codellama_convert.digests import file_digest
 from codellama_convert.errors import OutputError
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.job import Job
 from codellama_convert.journal_values import FileSum, SealedFile
+from codellama_convert.model_card import CARD_NAME
 
 CONVERSION_NAME = "conversion.json"
+# Of that; 70B has 723 tensors and 160 kB.
+_RECORD_BYTES, _RECORD_BYTES_PER_ENTRY = 1 << 13, 1 << 8
 
 
 def conversion_json(
@@ -110,3 +114,27 @@ def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
         "nonfinite": sealed.nonfinite.get(name, 0),
     }
     return {kind: n for kind, n in counts.items() if n}
+
+
+def file_sizes(
+    job: Job, small_files: Mapping[str, Content], *, with_card: bool = False
+) -> dict[str, int]:
+    """Tell the size of each file that a conversion may write.
+
+    Args:
+        job: What is done.
+        small_files: What it writes beside the weights, from `Job.small_files`.
+        with_card: Whether the model card is wanted; otherwise it takes nothing.
+
+    Returns:
+        Bytes by name; the record's are estimated, to the safe side.
+    """
+    card = job.model_card() if with_card else None
+    sizes = {name: len(content) for name, content in small_files.items()}
+    sizes |= {CONVERSION_NAME: _RECORD_BYTES, CARD_NAME: len(card or b"")}
+    if job.plan is not None:
+        sizes |= {file.name: file.n_bytes for file in job.plan.files}
+        sizes[CONVERSION_NAME] += _RECORD_BYTES_PER_ENTRY * (
+            len(job.plan.tensors) + len(job.plan.files)
+        )
+    return sizes

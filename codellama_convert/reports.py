@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from codellama_convert.checkpoint import Checkpoint
     from codellama_convert.convert import ConversionReport
     from codellama_convert.job import Job
+    from codellama_convert.output_state import OutputState
     from codellama_convert.plan import ConversionPlan, TensorPlan
     from codellama_convert.verify_report import VerifyReport
 
 
-def describe_job(job: Job, free: int) -> dict[str, Any]:
+def describe_job(job: Job, output: OutputState) -> dict[str, Any]:
     """Describe what a job will write, for machines.
 
     Args:
         job: The job.
-        free: Bytes that the output's file system has.
+        output: What stands where it goes.
 
     Returns:
         Plain values; sizes in bytes.
@@ -31,7 +32,14 @@ def describe_job(job: Job, free: int) -> dict[str, Any]:
     described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
     if job.checkpoint is not None and job.plan is not None:
         described |= _describe_model(job.checkpoint, job.plan)
-    return described | {"disk_needed_bytes": job.disk_bytes, "disk_free_bytes": free}
+    return described | {
+        "output_dir": str(output.path),
+        "output_refusal": output.refusal,
+        "staged_bytes": output.staged_bytes,
+        "disk_needed_bytes": output.space.needed,
+        "disk_free_bytes": output.space.free,
+        "disk_missing_bytes": output.space.missing,
+    }
 
 
 def _describe_model(checkpoint: Checkpoint, plan: ConversionPlan) -> dict[str, Any]:
@@ -97,6 +105,9 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         Lines.
     """
     yield f"checkpoint  {described['input_dir']}"
+    yield f"output      {described['output_dir']}"
+    if described["output_refusal"] is not None:
+        yield f"refused     {described['output_refusal']}"
     if "files" in described:
         yield from _model_lines(described)
         yield ""
@@ -113,12 +124,21 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         )
     else:
         yield "model       none: the tokenizer alone"
-    needed, free = described["disk_needed_bytes"], described["disk_free_bytes"]
-    yield f"disk        {format_size(needed)} needed, {format_size(free)} free" + (
-        f": {format_size(needed - free)} too little" if free < needed else ""
-    )
+    yield from _disk_lines(described)
     if "run_memory" in described:
         yield from _run_memory_lines(described["run_memory"])
+
+
+def _disk_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    needed, free = described["disk_needed_bytes"], described["disk_free_bytes"]
+    missing, staged = described["disk_missing_bytes"], described["staged_bytes"]
+    if staged:
+        yield f"resumed     {format_size(staged)} left by an earlier run"
+    yield (
+        f"disk        {format_size(needed)} needed, "
+        f"{'unknown' if free is None else format_size(free)} free"
+        + (f": {format_size(missing)} too little" if missing else "")
+    )
 
 
 def _model_lines(described: Mapping[str, Any]) -> Iterator[str]:

@@ -21,6 +21,9 @@ class RunOptions:
         restart: Whether staged work is dropped.
         sha256: Whether conversion.json gets the SHA-256 of every file, at one more reading.
         model_card: Whether the output gets a README.md about the model.
+        check_source: Called before any weight is read, when nothing stands in the way of writing, and
+            with what it is to call between pieces of its work; it returns notes. None compares
+            the ranks with Meta's list where the job's options ask for it.
         check_staged: Called with the staged folder before anything is published, and with what it
             is to call between pieces of its work.
 
@@ -32,6 +35,7 @@ class RunOptions:
     restart: bool = False
     sha256: bool = False
     model_card: bool = False
+    check_source: Callable[[Job, Look], tuple[str, ...]] | None = None
     check_staged: Callable[[Job, Path, Look], None] | None = None
 
     def __post_init__(self) -> None:
@@ -43,6 +47,7 @@ _RULES = {
     "restart": FLAG,
     "sha256": FLAG,
     "model_card": FLAG,
+    "check_source": or_none(FUNCTION),
     "check_staged": or_none(FUNCTION),
 }
 

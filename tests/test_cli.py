@@ -588,7 +588,7 @@ def test_help_and_plan_fit_a_terminal_of_80_columns(checkpoint):
     for arguments in (["--help"], ["verify", "--help"], ["plan", "--input_dir", checkpoint]):
         status, printed = on_a_terminal(*arguments)
         assert status == 0, printed
-        notes = ("note: ", "checkpoint ")
+        notes = ("note: ", "checkpoint ", "output ")
         lines = [line for line in printed.splitlines() if not line.startswith(notes)]
         assert len(lines) > 10
         assert not [line for line in lines if len(line) > 80]

@@ -76,6 +76,7 @@ ROOMS: dict[str, int] = {
     "output": 7,
     "tiles": 7,
     "provenance": 8,
+    "output_state": 8,
     "run_options": 8,
     "convert": 11,
     "verify_report": 4,

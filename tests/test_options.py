@@ -67,6 +67,7 @@ RUN_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "restart": (NO_FLAGS, [True, False]),
     "sha256": (NO_FLAGS, [True, False]),
     "model_card": (NO_FLAGS, [True, False]),
+    "check_source": (NO_FUNCTIONS, [None, print]),
     "check_staged": (NO_FUNCTIONS, [None, print]),
 }
 TABLES = ((Options, OPTIONS), (RunOptions, RUN_OPTIONS))

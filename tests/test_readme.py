@@ -252,7 +252,8 @@ def without_figures(text: str) -> str:
 @pytest.mark.parametrize("block", PLANS)
 def test_a_plan_prints_what_the_page_shows(true_size, block):
     for command, shown in transcript(block):
-        assert masked(run(command, true_size)) == masked(shown)
+        printed = run(f"{{ {command}; }} || true", true_size)  # 1 where the disk is too small
+        assert masked(printed) == masked(shown)
 
 
 @needs_commands
@@ -262,7 +263,8 @@ def test_true_size_commands_of_the_pages_can_be_planned(true_size):
              for options in re.findall(r"codellama-convert (--input_dir CodeLlama-70b[^`\n]*)", read(page))]  # fmt: skip
     assert len(found) > 1
     for options in set(found):
-        run(f"codellama-convert plan {options}", true_size)
+        plan = f"codellama-convert plan {options}"
+        run(f"{plan} > planned || grep 'free: .* too little' planned", true_size)
 
 
 @needs_commands
@@ -270,7 +272,9 @@ def test_the_picture_shows_what_goes_in_and_comes_out(true_size, folder):
     picture = read(".github/in-and-out.svg")
     assert "](.github/in-and-out.svg)" in read(FRONT)
     shown = re.findall(r'<text class="file"[^>]*>([^<]*)</text>', picture)
-    plan = json.loads(run("codellama-convert plan --input_dir CodeLlama-7b --json", true_size))
+    plan = json.loads(
+        run("codellama-convert plan --input_dir CodeLlama-7b --json || true", true_size)
+    )
     shards = {file["name"]: file["bytes"] for file in plan["files"]}
     run("codellama-convert --input_dir CodeLlama-7b --max_shard_size 300KB", folder)
     small = {path.name for path in (folder / "CodeLlama-7b-hf").iterdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from codellama_convert.convert import run
+from codellama_convert import faults
+from codellama_convert.convert import RunOptions, run
 from codellama_convert.errors import Interrupted, OutputError
-from codellama_convert.job import Options, plan_conversion
+from codellama_convert.job import Job, Options, plan_conversion
+from codellama_convert.provenance import file_sizes
 from tests import strace
 from tests.outputs import (
     SHARD_BYTES,
@@ -27,6 +30,9 @@ from tests.outputs import (
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts as Linux has them")
+
+
+OPTIONS = Options(max_shard_bytes=SHARD_BYTES, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,19 @@ class Disk:
         assert self.mount("remount", *options) == ""
 
 
+def bytes_of(job: Job) -> int:
+    return sum(file_sizes(job, job.small_files()).values())
+
+
+def fill(disk: Disk, n_free: int) -> None:
+    """Put something on it that leaves so many bytes free, or a little more than a block less."""
+    ballast = disk.path / "ballast"
+    ballast.unlink(missing_ok=True)
+    usage = os.statvfs(disk.path)
+    with ballast.open("wb") as file:
+        file.write(bytes((usage.f_bavail - n_free // usage.f_bsize) * usage.f_bsize))
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     """Too small for the model by some blocks."""
@@ -75,30 +94,84 @@ def test_a_disk_that_is_too_small_is_refused_before_the_data(
     target = disk.path / below
     arguments = command(converted / "in", target)
     line = error_line(finish(arguments))
-    assert line.startswith(f"Error: {target}: cannot reserve ")
-    assert "-of-00006.safetensors: No space left on device" in line
+    assert re.match(rf"Error: {target}: needs 3..\.. kB \(3..,... bytes\) and has ", line), line
+    assert re.search(r"has [0-9.]+ kB \([0-9]+,... bytes\) free; free some space, or name", line)
     assert list(disk.path.iterdir()) == []
     disk.change("size=400k")
     assert finish(arguments).returncode == 0
     assert content(target) == content(converted / "out")
 
 
-def test_the_space_of_the_small_files_is_taken_before_the_data_too(
+def test_a_disk_that_is_too_small_by_one_block_is_refused_and_nothing_reserved(
+    converted: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files were reserved one by one until ENOSPC: a shared disk was full for some seconds."""
+    disk.change("size=600k")
+    target = disk.path / "out"
+    job = plan_conversion(converted / "in", OPTIONS)
+    steps: list[str] = []
+    monkeypatch.setattr(faults, "hook", steps.append)
+    needed = bytes_of(job)
+    fill(disk, needed - 1)
+    with pytest.raises(OutputError, match=rf"needs .* \({needed:,} bytes\) and has "):
+        run(job, target)
+    assert set(steps) <= {"locked"}
+    assert [path.name for path in disk.path.iterdir()] == ["ballast"]
+    fill(disk, needed + 60_000)  # blocks are larger than bytes
+    run(job, target)
+    assert content(target) == content(converted / "out")
+
+
+def test_the_space_of_the_older_model_does_not_count(converted: Path, disk: Disk) -> None:
+    """It goes when the new one is whole, and not before."""
+    disk.change("size=900k")
+    target = disk.path / "out"
+    job = plan_conversion(converted / "in", OPTIONS)
+    run(job, target)
+    fill(disk, bytes_of(job) - 1)
+    with pytest.raises(OutputError, match="needs "):
+        run(job, target, RunOptions(overwrite=True))
+    assert content(target) == content(converted / "out")
+    fill(disk, bytes_of(job) + 60_000)
+    run(job, target, RunOptions(overwrite=True))
+    assert content(target) == content(converted / "out")
+
+
+def test_staged_work_that_is_dropped_makes_space_and_is_kept_where_that_is_too_little(
     converted: Path, disk: Disk
 ) -> None:
-    """The weights alone have room; the last tokenizer file found the disk full, an hour later."""
-    disk.change("size=300k")
+    disk.change("size=900k")
     target = disk.path / "out"
-    job = plan_conversion(converted / "in", Options(max_shard_bytes=SHARD_BYTES, workers=1))
+    job = plan_conversion(converted / "in", OPTIONS)
+    with pytest.raises(Interrupted):
+        run(job, target, stop=StopAfter(12))
+    staged = content(target / STAGING)
+    taken = sum(path.lstat().st_blocks * 512 for path in (target / STAGING).iterdir())
+    assert taken > 40_000
+    fill(disk, bytes_of(job) - taken - 4096)
+    with pytest.raises(OutputError, match="needs "):
+        run(job, target, RunOptions(restart=True))
+    assert content(target / STAGING) == staged
+    fill(disk, bytes_of(job) - taken + 60_000)
+    run(job, target, RunOptions(restart=True))
+    assert content(target) == content(converted / "out")
+
+
+def test_a_disk_that_somebody_else_fills_is_found_before_the_data(
+    converted: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was free a moment ago is not any more: now the space is taken file by file."""
+    disk.change("size=600k")
+    target = disk.path / "out"
+    job = plan_conversion(converted / "in", OPTIONS)
+    monkeypatch.setattr(
+        faults, "hook", lambda name: fill(disk, 100_000) if name == "journal begun" else None
+    )
     done: list[int] = []
     with pytest.raises(OutputError, match=r"cannot reserve .*: No space left on device"):
         run(job, target, progress=done.append)
     assert done == []
-    assert list(disk.path.iterdir()) == []
-    disk.change("size=400k")
-    run(job, target, progress=done.append)
-    assert done
-    assert content(target) == content(converted / "out")
+    assert [path.name for path in disk.path.iterdir()] == ["ballast"]
 
 
 def test_a_disk_that_fills_up_between_two_runs_costs_no_whole_file(
@@ -106,23 +179,18 @@ def test_a_disk_that_fills_up_between_two_runs_costs_no_whole_file(
 ) -> None:
     disk.change("size=400k")
     target = disk.path / "out"
-    job = plan_conversion(converted / "in", Options(max_shard_bytes=SHARD_BYTES, workers=1))
+    job = plan_conversion(converted / "in", OPTIONS)
     with pytest.raises(Interrupted):
         run(job, target, stop=StopAfter(12))
     kept = {path.name: path.stat().st_ino for path in (target / STAGING).glob("*.safetensors")}
     assert 0 < len(kept) < 6
-    ballast = disk.path / "ballast"
-    with ballast.open("wb") as file:
-        usage = os.statvfs(disk.path)
-        file.write(bytes((usage.f_bavail - 10) * usage.f_bsize))
+    fill(disk, 40_000)
     arguments = command(converted / "in", target)
-    line = error_line(finish(arguments))
-    assert "cannot reserve" in line
-    assert "No space left on device" in line
+    assert "needs " in error_line(finish(arguments))
     found = {path.name: path.stat().st_ino for path in (target / STAGING).iterdir()}
     assert {name: found.get(name) for name in kept} == kept
     assert not [name for name in found if name.endswith(".part")]
-    ballast.unlink()
+    (disk.path / "ballast").unlink()
     assert finish(arguments).returncode == 0
     assert content(target) == content(converted / "out")
     assert {name: (target / name).stat().st_ino for name in kept} == kept
@@ -133,6 +201,7 @@ def test_a_full_disk_is_found_before_the_data_where_space_cannot_be_reserved(
 ) -> None:
     if strace.why_not():
         pytest.skip(str(strace.why_not()))
+    disk.change("size=304k")  # enough, were it not for what blocks and folders take
     target = disk.path / "out"
     arguments = command(converted / "in", target)
     rules = ["fallocate:error=EOPNOTSUPP"]
@@ -165,7 +234,7 @@ def test_a_disk_mounted_read_only_is_one_line(converted: Path, disk: Disk) -> No
     arguments = command(converted / "in", disk.path / "out")
     assert "Read-only file system" in error_line(finish(arguments))
     disk.change("rw")
-    job = plan_conversion(converted / "in", Options(max_shard_bytes=SHARD_BYTES, workers=1))
+    job = plan_conversion(converted / "in", OPTIONS)
     with pytest.raises(Interrupted):
         run(job, disk.path / "out", stop=StopAfter(12))
     disk.change("ro")  # as the kernel does when a disk fails
@@ -196,6 +265,7 @@ import os
 import encodings.ascii
 from codellama_convert import convert, verify
 from codellama_convert.__main__ import main
+import fcntl
 look = convert.refuse_inputs
 def look_as_nobody(*arguments):
     if os.geteuid() == 0:
@@ -246,6 +316,23 @@ def test_a_parent_that_may_be_written_and_not_read_is_enough(
     assert done.returncode == 0, done.stderr
     place.chmod(0o777)
     assert content(place / "out") == content(converted / "out")
+
+
+def test_a_plan_says_that_a_disk_is_too_small_and_ends_with_1(converted: Path, disk: Disk) -> None:
+    """It ended with 0: a script went on, and the conversion filled the disk."""
+    target = disk.path / "out"
+    done = _with_output("plan", converted, target)
+    assert done.returncode == 1
+    assert re.search(r"^disk +[0-9.]+ kB needed, 204.8 kB free: [0-9.]+ kB too little$",
+                     done.stdout, re.MULTILINE), done.stdout  # fmt: skip
+    assert "Error" not in done.stderr
+    assert list(disk.path.iterdir()) == []
+    disk.change("size=600k")
+    done = _with_output("plan", converted, target)
+    assert (done.returncode, "too little" in done.stdout) == (0, False)
+    disk.change("size=600k", "ro")
+    done = _with_output("plan", converted, target)
+    assert f"refused     {disk.path}: may not be written\n" in done.stdout
 
 
 @pytest.mark.parametrize("what", ["plan", "convert"])
