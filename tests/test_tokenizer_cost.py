@@ -67,6 +67,37 @@ def test_a_vocabulary_of_substrings_is_refused_before_anything_is_built(tmp_path
     assert len(plan_conversion(tmp_path / "in", ALONE).small_files()["tokenizer.json"]) > 29_000_000
 
 
+def grown(n_pieces: int) -> list[str]:
+    """Join pieces at random, frequent ones the most, as training does; some are of CJK characters."""
+    rng = random.Random(n_pieces)
+    found = dict.fromkeys([*map(chr, range(33, 127)), *map(chr, range(0x4E00, 0x4E00 + 4000))])
+    texts = list(found)
+    while len(texts) < n_pieces:
+        left, right = (texts[int(len(texts) * rng.random() ** 4)] for _ in range(2))
+        if left + right not in found and len(left + right) <= 16:
+            found[left + right] = None
+            texts.append(left + right)
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("n_pieces", "most_bytes"),
+    [
+        (55_296, 3_000_000),  # Chinese-LLaMA-2's, merged into Llama's
+        (262_000, 18_000_000),  # Gemma 3's, of the most pieces in use
+    ],
+)
+def test_vocabularies_of_every_size_in_use_fit(tmp_path: Path, n_pieces, most_bytes) -> None:
+    texts = grown(n_pieces - 910)
+    model = parsed(model_bytes("plain"))
+    there = {piece.piece for piece in model.pieces}
+    for number, text in enumerate(text for text in texts if text not in there):
+        add_piece(model, text, -1000.0 - number)
+    path = write_model(tmp_path, model.SerializeToString())
+    content = tokenizer_json(read_sentencepiece_model(path))
+    assert 30 * n_pieces < content.n_bytes < most_bytes
+
+
 def test_the_size_is_known_before_a_byte_is_written(tmp_path: Path) -> None:
     """The disk estimate is made of it, and so is the reserved space."""
     odd = ["\u2028", 'q"', "b\\", "\x01", "é中😀", "\x85x", "<u>", "two words"]
