@@ -1,6 +1,6 @@
 """Own what a conversion is asked for, as far as the bytes of its output depend on it.
 
-Whoever verifies may say it, the output's record says it, and the output itself shows some of it.
+The user may say it, the output's record says it, and the output itself shows some of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Own the reading of conversion.json: every value of the type that it should have, and its own sum.
-
-Know nothing of how it is written, nor of whether what it says of other files is true.
-"""
+"""Own the reading of conversion.json: every value of the type that it should have, and its own sum."""
 
 from __future__ import annotations
 

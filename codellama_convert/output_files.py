@@ -46,7 +46,7 @@ def names_in(folder: Path) -> frozenset[str]:
 
 
 def is_plain_name(name: object) -> bool:
-    """Tell whether a value names a file in the folder itself, and cannot lead out of it.
+    """Return whether a value names a file in the folder itself, and cannot lead out of it.
 
     On Windows a backslash does, and a colon: "C:name" lies in another folder, "name:x" in a file.
     """
@@ -59,7 +59,7 @@ def is_plain_name(name: object) -> bool:
 def complain_of_strays(folder: Path, expected: Collection[str], complain: Complain) -> None:
     """Name what loaders may take beside, or instead of, the files of a conversion.
 
-    Whatever else lies there is left alone: a licence, a card, notes of whoever keeps the folder.
+    Whatever else lies there is left alone: a licence, a model card, notes.
 
     Args:
         folder: The output.

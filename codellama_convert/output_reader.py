@@ -167,7 +167,7 @@ def _library_header(stored: Mapping[str, StoredOutput]) -> bytes:
 
 
 def _read_header(path: Path) -> tuple[bytes, int]:
-    """Give a file's header and the file's size."""
+    """Read a file's header and the file's size."""
     with InputFile(path, error=VerifyError) as file:
         (n_bytes,) = struct.unpack("<Q", file.read_exact(0, 8)) if file.n_bytes >= 8 else (0,)
         if not 0 < n_bytes <= file.n_bytes - 8:

@@ -108,7 +108,7 @@ def _tensors(job: Job, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
 
 
 def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
-    """Give a tensor's counts of odd values, where there are any."""
+    """List a tensor's counts of odd values, where there are any."""
     counts = {
         "became_zero": sealed.became_zero.get(name, 0),
         "nonfinite": sealed.nonfinite.get(name, 0),

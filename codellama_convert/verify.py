@@ -137,7 +137,7 @@ def _check_configs(
 def _common_dtype(
     stored: Mapping[str, StoredOutput], plan: ConversionPlan, problems: Problems
 ) -> str:
-    """Give the name of the one dtype that all tensors have."""
+    """Name the one dtype that all tensors have, or the one asked for."""
     dtypes = sorted({one.dtype.name for one in stored.values()})
     if len(dtypes) != 1:
         if dtypes:

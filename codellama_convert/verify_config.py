@@ -1,7 +1,6 @@
 """Own the check of config.json and generation_config.json: every key, its type and its value.
 
-What they should hold is spelled here a second time, so that a mistake of the writer is seen. Know
-nothing of weights.
+What they should hold is spelled here a second time, so that a mistake of the writer is seen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Own which conversion an output is compared with: the one that it says it is of.
 
-What whoever verifies says goes first, then the output's record; where there is none, the checkpoint,
-and what the output shows. Whatever they contradict is found when the two are compared.
+What the user says comes first, then the output's record; without a record, the checkpoint and what
+the output shows. What they contradict is found when the two are compared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ _DEFAULT_CLASS = "PreTrainedTokenizerFast"
 
 
 def asked_of(options: Options) -> Asked:
-    """Take from options what they say of the output; what they leave to the program says nothing."""
+    """Take from options what they say of the output.
+
+    Args:
+        options: As a user gave them; a value that is the default says nothing.
+
+    Returns:
+        What the output is said to be.
+    """
     variant = options.flavor
     if variant is None and options.model_size and options.model_size.endswith("f"):
         variant = "chat"
@@ -56,7 +63,7 @@ def options_for(output_dir: Path, options: Options, said: Asked) -> Options:
         Options with which no more has to be said than the record does.
     """
     record: Record | None = None
-    with suppress(VerifyError):  # told when it is compared
+    with suppress(VerifyError):  # reported when it is compared
         record = read_record(output_dir, lambda _: None)
     if record is None:
         return _with(options, said)
@@ -129,7 +136,7 @@ def class_named(job: Job, record: Record | None) -> str | None:
 
 
 def shown_by(output_dir: Path, stored: Mapping[str, StoredOutput], job: Job) -> Asked:
-    """Read off an output without a record what its source does not tell.
+    """Read from an output without a record what its source does not say.
 
     Args:
         output_dir: What was converted.
@@ -165,5 +172,5 @@ def shown_by(output_dir: Path, stored: Mapping[str, StoredOutput], job: Job) -> 
 def _content(path: Path) -> dict[str, Any]:
     try:
         return json_file(path)
-    except VerifyError:  # told when it is compared
+    except VerifyError:  # reported when it is compared
         return {}

@@ -14,8 +14,8 @@ from codellama_convert.verify_report import Problems
 def check_json(path: Path, expected: Mapping[str, Any], problems: Problems) -> None:
     """Compare a file with what should stand in it.
 
-    Where a value differs, the values are told; else the first byte that does: a byte order mark,
-    other white space, another order.
+    A value that differs is reported with both values, else the first byte that differs: a byte
+    order mark, other white space, another order.
 
     Args:
         path: The file.

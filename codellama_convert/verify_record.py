@@ -103,8 +103,8 @@ def check_record(
 ) -> None:
     """Compare a record with an output and its source.
 
-    Its notes are left out: they tell of what lay around the checkpoint then. So is the name of a
-    model that was not released, which holds what the folder was called.
+    Its notes are left out: they describe what lay around the checkpoint then. So is the name of a
+    model that was not released, which contains the folder's name.
 
     Args:
         output_dir: What was converted.
@@ -183,9 +183,9 @@ def _expected_options(job: Job, record: Record) -> dict[str, Any]:
 def _compare_model(record: Record, job: Job, problems: Problems) -> None:
     identity = None if job.checkpoint is None else job.checkpoint.identity
     expected = None if identity is None else identity.name
-    told_by_name = identity is not None and identity.family is None
+    is_a_guess = identity is not None and identity.family is None
     # Another version of this program may call a model otherwise.
-    if record.version == __version__ and record.model != expected and not told_by_name:
+    if record.version == __version__ and record.model != expected and not is_a_guess:
         problems.add(f"{CONVERSION_NAME}: model is {shown(record.model)}, expected {expected!r}")
 
 

@@ -1,4 +1,4 @@
-"""Own what a verification found, and how a value that differs is told; know nothing of files."""
+"""Own what a verification found, and the words for a value that differs."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ class Problems:
             self.add(f"{name}: {SPELLED_OTHERWISE}: {other}")
 
     def tell_of(self, name: str) -> bool:
-        """Tell whether one of them is of a file of that name."""
+        """Return whether one of them is about a file of that name."""
         whole = re.compile(rf"(?<![\w.-]){re.escape(name)}\b")
         with self._lock:
             return any(whole.search(text) for text in self._texts)
 
     def lines(self) -> tuple[str, ...]:
-        """Give them, and how many more there were."""
+        """Return them, and how many more there were."""
         more = (f"... and {self._n_more} more",) if self._n_more else ()
         return (*self._texts, *more)
 

@@ -122,7 +122,7 @@ def compare_shard(
                     crc = zlib.crc32(file.read_exact(span.start, span.end - span.start))
                 elif span.tensor in compared:
                     crc = compared[span.tensor].crc32
-                else:  # of another shape: told already
+                else:  # of another shape: reported already
                     return
                 whole = combine(whole, crc, span.end - span.start)
         _compare_sums(path, listed, whole, problems)
@@ -155,7 +155,7 @@ def _spans(path: Path, n_bytes: int, stored: Mapping[str, StoredOutput]) -> list
 
 
 def _sums(file: InputFile, spans: list[_Span], reading: FileReading) -> Iterator[int]:
-    """Give each span's CRC-32, several at a time."""
+    """Yield each span's CRC-32, several at a time."""
     own = threading.local()
 
     def sum_of(span: _Span) -> int:

@@ -1,7 +1,6 @@
 """Own the comparison of one tensor of an output with the ranks it came from.
 
-Rows are walked backwards, from the output to the ranks; a cast is torch's own. Know nothing of
-configurations or of the other tensors.
+Rows are walked backwards, from the output to the ranks; a cast is torch's own.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ class TensorComparer:
             yield first_column, rank, tile.start_row, rows
 
     def _as_written(self, rows: Rows) -> Rows:
-        """Give what the output must hold: the same bits, or torch's cast of the numbers."""
+        """Return what the output must hold: the same bits, or torch's cast of the numbers."""
         source, target = self._tensor.layout.spec.dtype, self._stored.dtype
         if source == target:
             return rows
@@ -178,7 +177,7 @@ def _value(bits: int, dtype: Dtype) -> str:
 
 
 def _holds_nonfinite(elements: Rows, dtype: Dtype) -> bool:
-    """Tell whether any element is an infinity or a NaN, by the order of the bits."""
+    """Return whether any element is an infinity or a NaN, by the order of the bits."""
     sign = 1 << (8 * dtype.itemsize - 1)
     positive = int(elements.view(f"<i{dtype.itemsize}").max())
     negative = int(elements.max()) - sign

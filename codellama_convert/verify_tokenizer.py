@@ -1,7 +1,7 @@
 """Own the check of the tokenizer files: whatever in them changes an id, a text or a prompt.
 
 What they should hold is spelled here a second time, so that a mistake of the writer is seen: the
-merges are not generated and compared, they are held against the rule that orders them.
+merges are not generated and compared, they are compared with the rule that orders them.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _wrong_merge(merges: object, model: SentencePieceModel, *, n_expected: int) 
 def _wrong_pair(
     merges: Iterable[object], model: SentencePieceModel, *, n_expected: int
 ) -> str | None:
-    """Describe the first pair that stands where it may not, or tell that some are missing.
+    """Describe the first pair that stands where it may not, or say that some are missing.
 
     Every cut of a normal piece into two others stands there once; the higher the score of the whole
     the earlier, of equal scores first the longer left half, then the longer right one, then by id.

@@ -1,7 +1,4 @@
-"""Own the comparison of an output's weights with the ranks: names, shapes, files and every bit.
-
-Know nothing of the files beside them.
-"""
+"""Own the comparison of an output's weights with the ranks: names, shapes, files and every bit."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def compare_shapes(
     for name in sorted(set(wanted) - set(found)):
         problems.add(f"tensor {name!r} is missing")
     for name in sorted(set(found) - set(wanted)):
-        problems.add(f"{found[name].file.name}: tensor {shown(name)} is none of this model")
+        problems.add(f"{found[name].file.name}: tensor {shown(name)} does not belong to this model")
     comparable = {}
     for name in sorted(set(found) & set(wanted)):
         if found[name].shape != wanted[name].shape:
