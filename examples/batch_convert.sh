@@ -4,9 +4,9 @@
 #   bash examples/batch_convert.sh FOLDER [OPTION...]
 #
 # Options go to codellama-convert, for example --dtype float16 --verify. One that fails does not stop
-# the others; Ctrl-C does. Run it again to go on: what is finished is left alone (--overwrite
-# converts it anew), what was interrupted goes on where it stopped. Ends with a table, and with exit
-# status 1 if any failed.
+# the others; Ctrl-C does. Run it again to resume: what is finished is left alone (--overwrite
+# converts it again), what was interrupted continues where it stopped. Ends with a table, and with
+# exit status 1 if any failed.
 set -euo pipefail
 
 usage="Usage: bash examples/batch_convert.sh FOLDER [OPTION of codellama-convert...]"
