@@ -154,6 +154,12 @@ class CodeLlamaTokenizer:
         """The id of `pad_token`, None as long as that is None."""
         return None if self.pad_token is None else self.convert_tokens_to_ids(self.pad_token)
 
+    @pad_token_id.setter
+    def pad_token_id(self, number: int | None) -> None:
+        # Meta's code has -1 for none.
+        names = self.convert_ids_to_tokens([-1 if number is None else number])
+        self.pad_token = names[0] if names else None
+
     def get_vocab(self) -> dict[str, int]:
         """Give every piece with its id."""
         return dict(self._model.ids)
@@ -219,13 +225,23 @@ class CodeLlamaTokenizer:
         number = self._model.id_of(token)
         return self.unk_token_id if number is None else number
 
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
+    def decode(
+        self,
+        token_ids: Any,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
         """Turn ids into text as SentencePiece does: no leading space where the first starts a word.
 
         Args:
             token_ids: An id, a sequence of ids, or an array or tensor of one dimension; -1 is
                 dropped, as Meta's code does.
             skip_special_tokens: Whether to leave special tokens out; else their names are shown.
+                The `eot_token` after an infilling prompt then ends the text; in ids without a
+                `bos_token` it ends a filling, as for `decode_infilling`.
+            clean_up_tokenization_spaces: Taken from transformers' pipelines, and without effect:
+                the spaces are the text's own.
 
         Returns:
             The text.
@@ -233,14 +249,24 @@ class CodeLlamaTokenizer:
         Raises:
             TokenizerError: If the model has no such id.
         """
+        del clean_up_tokenization_spaces
         ids = self._codec.known(token_ids)
-        special = frozenset(self.all_special_ids)
-        if skip_special_tokens:
-            return self._codec.decode([number for number in ids if number not in special])
-        return self._codec.decode_showing(ids, special)
+        if not skip_special_tokens:
+            return self._codec.decode_showing(ids, frozenset(self.all_special_ids))
+        end = self._end_of_filling(ids)
+        text = self._text_ids(ids[:end])
+        is_filling = end is not None and self.bos_token_id not in ids
+        return self._codec.decode_inside(text) if is_filling else self._codec.decode(text)
 
-    def batch_decode(self, sequences: Any, *, skip_special_tokens: bool = False) -> list[str]:
+    def batch_decode(
+        self,
+        sequences: Any,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
         """Decode several sequences, or the rows of an array or tensor."""
+        del clean_up_tokenization_spaces
         return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in sequences]
 
     def decode_infilling(self, token_ids: Any) -> str:
@@ -257,10 +283,19 @@ class CodeLlamaTokenizer:
         """
         ids = self._codec.known(token_ids)
         ends = [place for place, n in enumerate(ids) if n in (self.eot_id, self.eos_token_id)]
+        return self._codec.decode_inside(self._text_ids(ids[: min(ends, default=None)]))
+
+    def _end_of_filling(self, ids: Sequence[int]) -> int | None:
+        """Find the `eot_token` that a model put after a prompt, or at the end of its answer alone."""
+        prompts = [place for place, n in enumerate(ids) if n == self.middle_id]
+        if self.bos_token_id in ids and not prompts:
+            return None
+        begin = min(prompts, default=-1)
+        return next((n for n in range(begin + 1, len(ids)) if ids[n] == self.eot_id), None)
+
+    def _text_ids(self, ids: Sequence[int]) -> list[int]:
         special = frozenset(self.all_special_ids)
-        return self._codec.decode_inside(
-            [n for n in ids[: min(ends, default=None)] if n not in special]
-        )
+        return [number for number in ids if number not in special]
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None

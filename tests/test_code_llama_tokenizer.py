@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -186,6 +187,53 @@ def test_decoding_shows_special_tokens_unless_told_to_skip(tokenizer):
     assert tokenizer.decode(ids) == "<s> <PRE> return value</s>"
     assert tokenizer.decode(ids, skip_special_tokens=True) == "return value"
     assert tokenizer.decode([PRE]) == "<PRE>"
+
+
+def test_a_filling_keeps_its_first_space_and_ends_where_the_model_says_so(tokenizer):
+    """transformers 5's pipeline decodes the new ids alone, and knows no decode_infilling."""
+    words = processor("infilling").encode("return value")
+    assert tokenizer.decode([*words, EOT], skip_special_tokens=True) == " return value"
+    assert tokenizer.decode([*words, EOT, *words, EOT, 2], skip_special_tokens=True) == (
+        " return value"
+    )
+    assert tokenizer.decode([*words, 2], skip_special_tokens=True) == "return value"
+    assert tokenizer.decode([*words, EOT]) == "return value <EOT>"
+    # A text that spells the piece is no filling.
+    assert tokenizer.decode([1, *words, EOT, *words], skip_special_tokens=True) == (
+        "return value return value"
+    )
+
+
+def test_a_prompt_with_its_filling_begins_as_the_prompt_does(tokenizer):
+    """transformers 4's pipeline decodes both, and cuts off as much as the prompt decodes to."""
+    prompt = tokenizer.encode("def f():<FILL_ME> 1")
+    answer = [*processor("infilling").encode("return"), EOT, 7]
+    shown = tokenizer.decode(prompt, skip_special_tokens=True)
+    assert shown == "def f(): 1"
+    assert tokenizer.decode([2, *prompt, *answer], skip_special_tokens=True) == f"{shown} return"
+
+
+def test_the_texts_own_spaces_are_never_cleaned_up(tokenizer):
+    """A pipeline of transformers 4 asks for it; code would be damaged."""
+    ids = tokenizer.encode("a , b . c ! 'll n't")
+    for asked in (None, False, True):
+        found = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=asked)
+        assert found == "a , b . c ! 'll n't"
+        assert tokenizer.batch_decode(
+            [ids], skip_special_tokens=True, clean_up_tokenization_spaces=asked
+        ) == [found]
+
+
+def test_the_padding_token_can_be_set_by_id(tokenizer):
+    """As a pipeline with a batch_size asks for."""
+    tokenizer = copy.copy(tokenizer)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == (None, None)
+    tokenizer.pad_token_id = 2
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("</s>", 2)
+    tokenizer.pad_token_id = None
+    assert tokenizer.pad_token is None
+    with pytest.raises(TokenizerError, match="id 926: the model has 926"):
+        tokenizer.pad_token_id = 926
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -188,6 +188,7 @@ def test_the_page_of_the_tokenizer_runs_in_order(folder, monkeypatch):
         f'def remove_non_ascii(s: str) -> str:\n    """ {DOCUMENTED_MIDDLE}\n    return result\n'
     )
     assert expected in printed
+    assert names["filling"] == names["result"]["generated_text"] == DOCUMENTED_MIDDLE
     # The recipe, defined on the page, gives the prompt of the class.
     ours = names["CodeLlamaTokenizer"].from_pretrained("CodeLlama-7b-hf")
     assert type(names["tokenizer"]) is not type(ours)
