@@ -204,7 +204,7 @@ def shard(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: c["options"].pop("skip_tokenizer"), "options: skip_tokenizer is missing"),
         (lambda c: c["options"].update(skip_tokenizer=True), "tokenizer.json is in the folder"),
         (lambda c: c["options"].pop("tokenizer_class"), "options: tokenizer_class is missing"),
-        (lambda c: c["options"].update(tokenizer_class="LlamaTokenizer"), "tokenizer_class is missing"),
+        (lambda c: c["options"].update(tokenizer_class="LlamaTokenizer"), 'expected "LlamaTokenizer"'),
         (lambda c: c["options"].update(more=1), "options: has more"),
         (lambda c: c.update(more=1), "has 'more'"),
         (lambda c: c.pop("model"), "model is missing"),
