@@ -1240,6 +1240,7 @@ def refused_name(folder: Path, pair: tuple[str, str]) -> None:
         "storage-key-long": (p_storage("FloatStorage", "0" * 30_000, 2), "storage"),
         "storage-of-function": (p_tuple(p_str("storage"), p_str("FloatStorage"), p_str("0"), p_str("cpu"), p_int(2)) + b"Q", "storage"),
         "storage-bool-size": (p_tuple(p_str("storage"), p_global("torch", "FloatStorage"), p_str("0"), p_str("cpu"), P_TRUE) + b"Q", "storage"),
+        "storage-view-metadata": (p_tuple(p_str("storage"), p_global("torch", "FloatStorage"), p_str("0"), p_str("cpu"), p_int(2), p_tuple(p_str("1"), p_int(0), p_int(2))) + b"Q", "storage"),
         "newobj": (p_global("collections", "OrderedDict") + b")\x81", "NEWOBJ"),
         "newobj-ex": (p_global("collections", "OrderedDict") + b")}\x92", "NEWOBJ_EX"),
         "obj": (b"(" + p_global("collections", "OrderedDict") + b"o", "OBJ"),
