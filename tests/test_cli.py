@@ -123,8 +123,9 @@ def test_the_tokenizer_alone(checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"wrote {tmp_path / 't'}: the tokenizer, 5 files" in result.stdout
     assert "equals the checkpoint: no weights" in run("verify", *both).stdout
-    assert run("plan", *both).stdout.splitlines()[:2] == [
+    assert run("plan", *both[:-1], tmp_path / "new").stdout.splitlines()[:3] == [
         f"checkpoint  {checkpoint}",
+        f"output      {tmp_path / 'new'}",
         "model       none: the tokenizer alone",
     ]
     assert {path.name for path in (tmp_path / "t").iterdir()} == {
