@@ -100,7 +100,7 @@ WHILE_AT_WORK = {
     "the last bytes of a rank are read": ("rank_reader:RankReader:finish", "SIGINT", ()),
     "the sum of a rank is made": ("rank_reader:RankReader:file_crc", "SIGTERM", ()),
     "SHA-256 is taken": ("provenance::file_digest", "SIGHUP", ("--sha256",)),
-    "it is verified": ("verify_tensor:TensorComparer:first_difference", "SIGINT", ("--verify",)),
+    "it is verified": ("verify_tensor:TensorComparer:compare", "SIGINT", ("--verify",)),
 }
 STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 
@@ -206,7 +206,7 @@ def test_a_signal_ends_verify_without_a_traceback(converted: Path) -> None:
     arguments = [
         sys.executable, "-m", "codellama_convert", "verify", "--output_dir", str(converted / "out"),
     ]  # fmt: skip
-    done = hooked("verify_record::_compare_file", signal.SIGINT, arguments)
+    done = hooked("verify_record::compare_file", signal.SIGINT, arguments)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
     assert finish(arguments).returncode == 0
 
