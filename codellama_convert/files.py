@@ -63,6 +63,23 @@ def aligned_buffer(n_bytes: int) -> memoryview:
     return memoryview(mmap.mmap(-1, block_ceil(n_bytes) + SLACK_BYTES))
 
 
+Opener = Callable[[Path, int], int]
+
+
+def flags_of(*names: str) -> int:
+    """Join those flags of `os.open` that this platform has."""
+    return sum(getattr(os, name, 0) for name in names)
+
+
+def open_by_path(path: Path, flags: int) -> int:
+    """Open or create a file wherever its path leads, with the user's umask.
+
+    Raises:
+        OSError: If the system says so.
+    """
+    return os.open(path, flags, 0o666)
+
+
 def first_line(error: OSError) -> str:
     """Give the system's own words for an OSError, without the number and the path."""
     words = error.strerror or str(error) or type(error).__name__

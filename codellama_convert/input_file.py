@@ -18,12 +18,15 @@ from codellama_convert.files import (
     BLOCK_BYTES,
     SLACK_BYTES,
     IoMode,
+    Opener,
     aligned_buffer,
     block_ceil,
     block_floor,
     drop_cached,
     first_line,
+    flags_of,
     no_direct_io,
+    open_by_path,
     open_past_cache,
     read_at,
     refuses_direct,
@@ -46,6 +49,7 @@ class InputFile:
         *,
         io_mode: IoMode = "buffered",
         error: type[ConvertError] = CheckpointError,
+        opener: Opener = open_by_path,
     ) -> None:
         """Open a file.
 
@@ -53,12 +57,13 @@ class InputFile:
             path: The file; symbolic links are followed.
             io_mode: How `read_window` reads. "auto" takes direct where the file system has it.
             error: What kind of problem an unreadable file is here.
+            opener: Opens it; that of a held folder follows no links.
 
         Raises:
             ConvertError: (the given kind) If it cannot be opened or is no regular file.
         """
         self.path = path
-        self._error = error
+        self._error, self._opener = error, opener
         self._lock = threading.Lock()
         self._direct_fd: int | None = None
         self._fd = self._open(0)
@@ -80,11 +85,9 @@ class InputFile:
 
     def _open(self, extra_flags: int) -> int:
         # O_NONBLOCK: opening a FIFO without a writer would wait for one for ever.
-        flags = os.O_RDONLY | extra_flags
-        for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
-            flags |= getattr(os, name, 0)
+        flags = os.O_RDONLY | flags_of("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY")
         try:
-            return os.open(self.path, flags)
+            return self._opener(self.path, flags | extra_flags)
         except OSError as problem:
             raise self._error(f"cannot open: {first_line(problem)}", path=self.path) from problem
         except ValueError as problem:  # a NUL in the name

@@ -11,16 +11,15 @@ import errno
 import hashlib
 import json
 import os
-import stat
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from codellama_convert.errors import OutputError, shown
 from codellama_convert.files import first_line, some_written
+from codellama_convert.held_folder import HeldFolder
 from codellama_convert.journal_values import (
     FileSum,
     SealedFile,
@@ -79,31 +78,29 @@ def differences(staged: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     return texts[:_MAX_DIFFERENCES]
 
 
-def read_journal(path: Path) -> Journal | None:
+def read_journal(staging: HeldFolder) -> Journal | None:
     """Read a journal up to its first line that is torn, damaged or not one that we write.
 
     Args:
-        path: The file.
+        staging: The folder that it is in.
 
     Returns:
         What it says, or None where there is none or its first line says nothing.
 
     Raises:
-        OutputError: If it cannot be read.
+        OutputError: If it cannot be read, or is not a file of ours.
     """
-    hint = "--restart drops it"
-    flags = os.O_RDONLY
-    for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOFOLLOW", "O_BINARY"):
-        flags |= getattr(os, name, 0)
     try:
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OutputError("cannot read: is not a regular file", path=path, hint=hint)
+        with os.fdopen(staging.open(JOURNAL_NAME, os.O_RDONLY), "rb") as file:
             return _read(file)
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise OutputError(f"cannot read: {first_line(problem)}", path=path, hint=hint) from problem
+        raise OutputError(
+            f"cannot read: {first_line(problem)}",
+            path=staging.path / JOURNAL_NAME,
+            hint="--restart drops it",
+        ) from problem
 
 
 def _read(file: BinaryIO) -> Journal | None:
@@ -146,11 +143,11 @@ def _take(journal: Journal | None, record: dict[str, Any]) -> Journal:
     return journal
 
 
-def write_journal(path: Path, journal: Journal) -> None:
+def write_journal(staging: HeldFolder, journal: Journal) -> None:
     """Write a whole journal beside its place and rename it there.
 
     Args:
-        path: Its place.
+        staging: The folder that it goes into.
         journal: What it says.
 
     Raises:
@@ -162,55 +159,55 @@ def write_journal(path: Path, journal: Journal) -> None:
     records += [{"file": asdict(sealed)} for sealed in journal.sealed.values()]
     if journal.publishing:
         records.append(_publishing(journal.publishing))
-    part = path.with_name(path.name + ".part")
+    part = f"{JOURNAL_NAME}.part"
     try:
-        part.unlink(missing_ok=True)
-        _append(part, *records)
-        part.replace(path)
+        staging.remove(part)
+        _write(staging.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL), *records)
+        staging.rename(part, staging, JOURNAL_NAME)
     except OSError as problem:
         hint = "the output folder's file system must be able to rename files"
         raise OutputError(
             f"cannot write the journal: {first_line(problem)}",
-            path=path,
+            path=staging.path / JOURNAL_NAME,
             hint=hint if problem.errno in _CANNOT_RENAME else None,
         ) from problem
 
 
-def append_sealed(path: Path, sealed: SealedFile) -> None:
+def append_sealed(staging: HeldFolder, sealed: SealedFile) -> None:
     """Note that a file is whole; it is on the disk when this returns.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    _append_or_refuse(path, {"file": asdict(sealed)})
+    _append(staging, {"file": asdict(sealed)})
 
 
-def append_publishing(path: Path, sums: Mapping[str, FileSum]) -> None:
+def append_publishing(staging: HeldFolder, sums: Mapping[str, FileSum]) -> None:
     """Note that everything is whole and goes out; it is on the disk when this returns.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    _append_or_refuse(path, _publishing(sums))
+    _append(staging, _publishing(sums))
 
 
 def _publishing(sums: Mapping[str, FileSum]) -> dict[str, Any]:
     return {"publish": {name: asdict(one) for name, one in sums.items()}}
 
 
-def _append_or_refuse(path: Path, record: dict[str, Any]) -> None:
+def _append(staging: HeldFolder, record: dict[str, Any]) -> None:
     try:
-        _append(path, record)
+        _write(staging.open(JOURNAL_NAME, os.O_WRONLY | os.O_APPEND), record)
     except OSError as problem:
         raise OutputError(
-            f"cannot write the journal: {first_line(problem)}", path=path
+            f"cannot write the journal: {first_line(problem)}", path=staging.path / JOURNAL_NAME
         ) from problem
 
 
-def _append(path: Path, *records: dict[str, Any]) -> None:
+def _write(fd: int, *records: dict[str, Any]) -> None:
     # Without a buffer: closing one after a failed write would write it once more.
-    with path.open("ab", buffering=0) as file:
+    with os.fdopen(fd, "wb", buffering=0) as file:
         left = memoryview(b"".join(_line(record) for record in records))
         while left:
             left = left[some_written(file.write(left)) :]
-        os.fsync(file.fileno())
+        os.fsync(fd)

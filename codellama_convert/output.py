@@ -12,7 +12,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Collection, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +23,10 @@ from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import IoMode, first_line
 from codellama_convert.folder_lock import FolderLock
-from codellama_convert.folders import make_folder, refuse_promise, sync_folder
+from codellama_convert.folders import make_folder, refuse_promise
+from codellama_convert.held_folder import HeldFolder
 from codellama_convert.interrupt import Look, look_away
 from codellama_convert.journal import (
-    JOURNAL_NAME,
     Journal,
     append_publishing,
     append_sealed,
@@ -45,17 +45,20 @@ from codellama_convert.publish import publish, rename, unpublish
 from codellama_convert.sizes import format_size
 from codellama_convert.staged import (
     STAGING_NAME,
+    begin_staging,
     clear_staging,
     drop_all_but,
     drop_parts,
     drop_staging,
     find_moved,
+    hold_staging,
     is_whole,
     read_staged,
     refuse_other_work,
 )
 
 _NOT_THE_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_AGAIN = "run the same command again"
 
 
 class OutputFolder:
@@ -88,13 +91,15 @@ class OutputFolder:
         """
         self.path = path
         self.staging = path / STAGING_NAME
-        self._journal_path = self.staging / JOURNAL_NAME
         self._journal = Journal(json.loads(json.dumps(identity)))
         self._sizes = dict(sizes)
         self._overwrite, self._restart, self._look = overwrite, restart, look
         self._parts: dict[str, Path] = {}
         self._added: dict[str, FileSum] = {}
         self._lock = FolderLock(path)
+        self._open = ExitStack()
+        self._folder: HeldFolder  # both are held between `__enter__` and `__exit__`
+        self._held: HeldFolder
 
     @property
     def sealed(self) -> Mapping[str, SealedFile]:
@@ -106,6 +111,7 @@ class OutputFolder:
             make_folder(self.path)
             if not os.path.lexists(self.staging):
                 self._refuse_content()  # before anything in the folder is touched
+            self._folder = self._open.enter_context(HeldFolder(self.path))
             self._lock.take()
             step("locked")
             self._resume_or_begin()
@@ -121,29 +127,36 @@ class OutputFolder:
         return self
 
     def _resume_or_begin(self) -> None:
-        staged = read_staged(self.staging, restart=self._restart)
+        held = hold_staging(self._folder)
+        staged = None
+        if held is not None:
+            self._held = self._open.enter_context(held)
+            held.keep_private()
+            staged = read_staged(held, restart=self._restart)
         found = self._to_resume(staged)
-        if staged is None:
-            with suppress(OSError):
-                self.staging.rmdir()  # an empty one is the trace of a kill at the very end
+        if held is not None and staged is None:
+            with suppress(OSError):  # an empty one is the trace of a kill at the very end
+                self._folder.remove_folder(STAGING_NAME)
+                held = None
         self._take_back(staged, found)
         refuse_small_disk(self.path, space_for(self.path, self._sizes, found))
         if found is None:
-            drop_staging(self.staging)
-            self.staging.mkdir()
+            if held is not None:
+                drop_staging(self._folder, held)
+            self._held = self._open.enter_context(begin_staging(self._folder))
         else:
             self._journal = replace(found, publishing={})
-            drop_all_but(self.staging, self.sealed)
+            drop_all_but(self._held, self.sealed)
         try:
             # Written anew: a torn last line must not be followed by whole ones, nor a line whose
             # fsync failed be relied on.
-            write_journal(self._journal_path, self._journal)
-            sync_folder(self.staging)
-            sync_folder(self.path)
+            write_journal(self._held, self._journal)
+            self._held.sync()
+            self._folder.sync()
         except BaseException:
             if found is None:
                 with suppress(OutputError):
-                    drop_staging(self.staging)
+                    drop_staging(self._folder, self._held)
             raise
         step("journal begun")
 
@@ -168,13 +181,13 @@ class OutputFolder:
                 for name, one in staged.publishing.items()
                 if may_be_ours(name, self._sizes)
             }
-            moved = find_moved(self.staging, self.path, sums, self._look)
+            moved = find_moved(self._held, self._folder, sums, self._look)
             is_done = moved == set(staged.publishing)
             if is_done and staged.identity != self._journal.identity:
                 moved = set()  # another conversion came to its end: this is its model
         self._refuse_content(moved, resumed=resumed is not None)
         if moved:
-            unpublish(self.staging, self.path, moved)
+            unpublish(self._held, self._folder, moved)
 
     def _refuse_content(self, moved: Collection[str] = (), *, resumed: bool = False) -> None:
         refuse_content(
@@ -202,7 +215,7 @@ class OutputFolder:
         if sealed is None:
             return False
         with suppress(OSError, OutputError):
-            if is_whole(self.staging / name, header, sealed, buffer, look):
+            if is_whole(self._held, name, sealed, header=header, buffer=buffer, look=look):
                 return True
         self.forget(name)
         return False
@@ -214,7 +227,7 @@ class OutputFolder:
             OutputError: If the journal cannot be written.
         """
         del self._journal.sealed[name]
-        write_journal(self._journal_path, self._journal)
+        write_journal(self._held, self._journal)
 
     def reserve(self, sizes: Mapping[str, int]) -> None:
         """Take the space of all files from the disk, before an hour is spent on the first.
@@ -230,7 +243,7 @@ class OutputFolder:
             # A name that no other run uses: without working locks, two runs waste work only.
             part = self.staging / f"{name}.{secrets.token_hex(4)}.part"
             try:
-                with OutputFile(part) as output:
+                with OutputFile(part, opener=self._held.open_path) as output:
                     if not output.reserve(n_bytes):
                         n_promised += n_bytes
                         refuse_promise(self.path, n_promised)
@@ -263,7 +276,9 @@ class OutputFolder:
         Raises:
             OutputError: If it cannot be opened.
         """
-        return OutputFile(self._parts[name], io_mode=io_mode, reserved=True)
+        return OutputFile(
+            self._parts[name], io_mode=io_mode, reserved=True, opener=self._held.open_path
+        )
 
     def seal(self, output: OutputFile, name: str, header: bytes) -> None:
         """Write a file's header, save it to the disk and give it its name in the staging folder.
@@ -285,8 +300,8 @@ class OutputFolder:
         output.sync()
         step("header saved")
         output.close()
-        rename(output.path, self.staging / name)
-        sync_folder(self.staging)
+        rename(self._held, output.path.name, self._held, name)
+        self._held.sync()
         step("file named")
 
     def note_sealed(self, sealed: SealedFile) -> None:
@@ -295,7 +310,7 @@ class OutputFolder:
         Raises:
             OutputError: If the journal cannot be written.
         """
-        append_sealed(self._journal_path, sealed)
+        append_sealed(self._held, sealed)
         self._journal.sealed[sealed.name] = sealed
         step("file journaled")
 
@@ -316,7 +331,7 @@ class OutputFolder:
                 crc = zlib.crc32(chunk, crc)
             assert n_bytes == len(content)
             output.sync()
-        rename(output.path, self.staging / name)
+        rename(self._held, output.path.name, self._held, name)
         self._added[name] = FileSum(n_bytes, crc)
         step("small file named")
         return self._added[name]
@@ -328,11 +343,13 @@ class OutputFolder:
             OutputError: If it would replace what came meanwhile, or the journal cannot be written.
         """
         self._refuse_content(resumed=True)  # what came while this ran
+        if not self._held.is_in_its_place():  # what was checked there was not what goes out
+            raise OutputError("was moved away while it was in use", path=self.staging, hint=_AGAIN)
         # Not what the folder holds: somebody else may have put something there.
         sums = {one.name: FileSum(one.n_bytes, one.crc32) for one in self.sealed.values()}
         sums |= self._added
-        sync_folder(self.staging)
-        append_publishing(self._journal_path, sums)
+        self._held.sync()
+        append_publishing(self._held, sums)
         self._journal.publishing = sums
         step("publishing journaled")
 
@@ -346,8 +363,8 @@ class OutputFolder:
             OutputError: If a file cannot be moved; the folder then holds nothing that loads.
         """
         names = tuple(sorted(self._journal.publishing))
-        publish(self.staging, self.path, names)
-        clear_staging(self.staging)
+        publish(self._held, self._folder, names)
+        clear_staging(self._folder, self._held)
         return names
 
     def __exit__(
@@ -358,6 +375,7 @@ class OutputFolder:
     ) -> None:
         if value is None:
             self._lock.release()
+            self._open.close()
             return
         # What matters is the problem that is under way, not those of cleaning up after it.
         with suppress(OSError, OutputError):
@@ -377,12 +395,13 @@ class OutputFolder:
             or isinstance(problem.__cause__, OSError)
         )
         if can_go_on and (self.sealed or isinstance(problem, Interrupted)):
-            drop_parts(self.staging)
+            drop_parts(self._held)
         else:
-            drop_staging(self.staging)
+            drop_staging(self._folder, self._held)
 
     def _leave(self) -> None:
         self._lock.release()
+        self._open.close()
         with suppress(OSError):
             self.path.rmdir()  # only if it is empty
 

@@ -13,10 +13,13 @@ from codellama_convert.errors import OutputError
 from codellama_convert.files import (
     BLOCK_BYTES,
     IoMode,
+    Opener,
     block_floor,
     drop_cached,
     first_line,
+    flags_of,
     no_direct_io,
+    open_by_path,
     open_past_cache,
     some_written,
     take_space,
@@ -34,20 +37,28 @@ class OutputFile:
         direct: Whether `write_blocks` goes past the page cache.
     """
 
-    def __init__(self, path: Path, *, io_mode: IoMode = "buffered", reserved: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        io_mode: IoMode = "buffered",
+        reserved: bool = False,
+        opener: Opener = open_by_path,
+    ) -> None:
         """Create a file with the user's umask, or open one whose space was reserved.
 
         Args:
             path: The file; it must not exist yet, unless it was reserved.
             io_mode: How `write_blocks` writes. "auto" takes direct where the file system has it.
             reserved: Whether it was created before, to reserve its space.
+            opener: Opens or creates it; that of a held folder lets nobody else's file be written.
 
         Raises:
             OutputError: If it exists or cannot be created.
         """
         self.path = path
         self._lock = threading.Lock()
-        self._io_mode = io_mode
+        self._io_mode, self._opener = io_mode, opener
         self._direct_fd: int | None = None
         self._direct_writes_work = True
         self._dropped_until = 0
@@ -71,13 +82,12 @@ class OutputFile:
         return OutputError(f"cannot {what}: {first_line(problem)}", path=self.path)
 
     def _open(self, extra_flags: int) -> int:
-        flags = os.O_WRONLY | extra_flags
-        for name in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW"):
-            flags |= getattr(os, name, 0)
+        flags = os.O_WRONLY | extra_flags | flags_of("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW")
         try:
-            return os.open(self.path, flags, 0o666)  # less the user's umask
+            return self._opener(self.path, flags)
         except OSError as problem:
-            raise self._failed("create", problem) from problem
+            what = "create" if extra_flags & os.O_CREAT else "open"
+            raise self._failed(what, problem) from problem
 
     def reserve(self, n_bytes: int) -> bool:
         """Give the file its final size, its space taken from the disk now and not an hour later.

@@ -12,7 +12,7 @@ from codellama_convert.errors import OutputError
 from codellama_convert.folders import names_in, refuse_unwritable
 from codellama_convert.journal import Journal
 from codellama_convert.occupied import Space, refuse_content, space_for
-from codellama_convert.staged import STAGING_NAME, read_staged, refuse_other_work
+from codellama_convert.staged import STAGING_NAME, look_at_staged, refuse_other_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,9 @@ def look_at_output(
 def _staged_work(
     folder: Path, identity: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Journal | None:
-    staging = folder / STAGING_NAME
-    found = read_staged(staging, restart=False)
+    found = look_at_staged(folder)
     if found is not None:
-        refuse_other_work(staging, found, json.loads(json.dumps(identity)), sizes)
+        refuse_other_work(folder / STAGING_NAME, found, json.loads(json.dumps(identity)), sizes)
     return found
 
 

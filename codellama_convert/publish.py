@@ -6,14 +6,12 @@ loads and is not whole. Know nothing of how files are written.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
-from pathlib import Path
 
 from codellama_convert.errors import OutputError
 from codellama_convert.faults import step
 from codellama_convert.files import first_line
-from codellama_convert.folders import names_a_folder, names_in, sync_folder
+from codellama_convert.held_folder import HeldFolder
 from codellama_convert.loader_names import is_entrance, is_saved_by_libraries
 
 _RECORD_NAME = "conversion.json"
@@ -24,7 +22,7 @@ def is_replaced(name: str) -> bool:
     return name == _RECORD_NAME or is_saved_by_libraries(name)
 
 
-def publish(staging: Path, folder: Path, names: Collection[str]) -> None:
+def publish(staging: HeldFolder, folder: HeldFolder, names: Collection[str]) -> None:
     """Move staged files into place.
 
     Args:
@@ -35,24 +33,26 @@ def publish(staging: Path, folder: Path, names: Collection[str]) -> None:
     Raises:
         OutputError: If one is lost or cannot be moved; nothing that loads is in the folder then.
     """
-    lost = sorted(set(names) - names_in(staging))
+    lost = sorted(set(names) - staging.names())
     if lost:
         raise OutputError(
-            f"{lost[0]!r} is gone from it", path=staging, hint="run the same command again"
+            f"{lost[0]!r} is gone from it", path=staging.path, hint="run the same command again"
         )
+    for name in names:
+        _refuse_strangers(staging, name)
     entrances = set(filter(is_entrance, names))
     _remove_old_model(folder)
     for name in sorted(set(names) - entrances):
-        rename(staging / name, folder / name)
+        rename(staging, name, folder)
         step("file moved")
-    sync_folder(folder)
+    folder.sync()
     for name in sorted(entrances):
-        rename(staging / name, folder / name)
-    sync_folder(folder)
+        rename(staging, name, folder)
+    folder.sync()
     step("published")
 
 
-def unpublish(staging: Path, folder: Path, names: Collection[str]) -> None:
+def unpublish(staging: HeldFolder, folder: HeldFolder, names: Collection[str]) -> None:
     """Move published files back, what loaders begin with first.
 
     Args:
@@ -63,52 +63,69 @@ def unpublish(staging: Path, folder: Path, names: Collection[str]) -> None:
     Raises:
         OutputError: If one cannot be moved; the rest can be moved later.
     """
-    for name in sorted(filter(is_entrance, names_in(folder))):
+    for name in sorted(filter(is_entrance, folder.names())):
         if name in names:
-            rename(folder / name, staging / name)
+            rename(folder, name, staging)
             step("file moved back")
         else:
-            _remove(folder / name)  # one that is not ours would lead to what goes now
-    sync_folder(folder)
+            _remove(folder, name)  # one that is not ours would lead to what goes now
+    folder.sync()
     for name in sorted(name for name in names if not is_entrance(name)):
-        rename(folder / name, staging / name)
+        rename(folder, name, staging)
         step("file moved back")
-    sync_folder(staging)
-    sync_folder(folder)
+    staging.sync()
+    folder.sync()
     step("unpublished")
 
 
-def _remove_old_model(folder: Path) -> None:
+def _remove_old_model(folder: HeldFolder) -> None:
     """Remove an older model, first what loaders begin with."""
-    for name in sorted(filter(is_entrance, names_in(folder))):
-        _remove(folder / name)
-    sync_folder(folder)
+    for name in sorted(filter(is_entrance, folder.names())):
+        _remove(folder, name)
+    folder.sync()
     step("old index removed")
-    for name in sorted(filter(is_replaced, names_in(folder))):
-        _remove(folder / name)
+    for name in sorted(filter(is_replaced, folder.names())):
+        _remove(folder, name)
         step("old file removed")
-    sync_folder(folder)
+    folder.sync()
 
 
-def _remove(path: Path) -> None:
+def _remove(folder: HeldFolder, name: str) -> None:
     try:
-        if names_a_folder(path):
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        folder.remove(name)
     except OSError as problem:
         raise OutputError(
-            f"cannot remove, of the old model: {first_line(problem)}", path=path
+            f"cannot remove, of the old model: {first_line(problem)}", path=folder.path / name
         ) from problem
 
 
-def rename(source: Path, target: Path) -> None:
-    """Give a file another name; what has it is replaced, and a link there is not followed.
+def _refuse_strangers(staging: HeldFolder, name: str) -> None:
+    try:
+        staging.refuse_strangers(name)
+    except OSError as problem:
+        raise OutputError(
+            f"is not the file that was written: {first_line(problem)}",
+            path=staging.path / name,
+            hint="run the same command again",
+        ) from problem
+
+
+def rename(source: HeldFolder, name: str, target: HeldFolder, new_name: str | None = None) -> None:
+    """Move a file or rename it; what has the new name is replaced, a link there not followed.
+
+    Args:
+        source: The folder that it is in.
+        name: Its name.
+        target: The folder that it goes to.
+        new_name: Its name there, if it is another one.
 
     Raises:
         OutputError: If the system says so.
     """
+    there = new_name or name
     try:
-        source.replace(target)
+        source.rename(name, target, there)
     except OSError as problem:
-        raise OutputError(f"cannot rename: {first_line(problem)}", path=target) from problem
+        raise OutputError(
+            f"cannot rename: {first_line(problem)}", path=target.path / there
+        ) from problem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import zlib
 from collections.abc import Collection, Iterable, Mapping
@@ -14,7 +13,8 @@ from typing import Any
 from codellama_convert.errors import OutputError, shown
 from codellama_convert.faults import step
 from codellama_convert.files import aligned_buffer, first_line
-from codellama_convert.folders import names_a_folder, names_in, sync_folder
+from codellama_convert.folders import names_a_folder, names_in
+from codellama_convert.held_folder import HeldFolder
 from codellama_convert.input_file import InputFile
 from codellama_convert.interrupt import Look
 from codellama_convert.journal import JOURNAL_NAME, Journal, differences, read_journal
@@ -24,27 +24,96 @@ STAGING_NAME = ".codellama-convert.partial"
 _PIECE_BYTES = 1 << 20
 
 
-def read_staged(staging: Path, *, restart: bool) -> Journal | None:
+def hold_staging(folder: HeldFolder) -> HeldFolder | None:
+    """Open the staging folder.
+
+    Args:
+        folder: The output folder.
+
+    Returns:
+        It, or None where there is none.
+
+    Raises:
+        OutputError: If it is not ours: a link would lead us to delete and to write somewhere else,
+            and what another user has staged is not what we have converted.
+    """
+    path = folder.path / STAGING_NAME
+    try:
+        if not folder.is_folder(STAGING_NAME):
+            folder.status(STAGING_NAME)
+            raise OutputError("is not a folder", path=path, hint="remove it")
+        folder.refuse_another_owner_of(STAGING_NAME)
+        staging = HeldFolder(path, within=folder)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise OutputError(f"cannot open: {first_line(problem)}", path=path) from problem
+    try:
+        staging.refuse_another_owner()
+    except BaseException:
+        staging.close()
+        raise
+    return staging
+
+
+def look_at_staged(folder: Path) -> Journal | None:
+    """Read what an earlier run has left, and leave all as it is.
+
+    Args:
+        folder: The output folder; it need not exist.
+
+    Returns:
+        What its journal says, or None where there is none.
+
+    Raises:
+        OutputError: If it is not ours, or cannot be read.
+    """
+    try:
+        held = HeldFolder(folder)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise OutputError(f"cannot open: {first_line(problem)}", path=folder) from problem
+    with held:
+        staging = hold_staging(held)
+        if staging is None:
+            return None
+        with staging:
+            return read_staged(staging, restart=False)
+
+
+def begin_staging(folder: HeldFolder) -> HeldFolder:
+    """Make the staging folder.
+
+    Args:
+        folder: The output folder.
+
+    Raises:
+        OSError: If the system says so.
+        OutputError: If somebody put another one in its place.
+    """
+    folder.make_folder(STAGING_NAME)
+    staging = hold_staging(folder)
+    if staging is None:
+        raise OutputError("was taken away", path=folder.path / STAGING_NAME)
+    return staging
+
+
+def read_staged(staging: HeldFolder, *, restart: bool) -> Journal | None:
     """Read what an earlier run has left.
 
     Args:
-        staging: The staging folder; it need not exist.
+        staging: The staging folder.
         restart: Whether it is dropped anyhow: a journal that cannot be read says nothing then.
 
     Returns:
         What its journal says, or None where there is none.
 
     Raises:
-        OutputError: If the folder is not ours, or its journal cannot be read.
+        OutputError: If its journal cannot be read.
     """
     try:
-        is_folder = stat.S_ISDIR(staging.lstat().st_mode)
-    except FileNotFoundError:
-        return None
-    if not is_folder:  # a link would lead us to delete and to write somewhere else
-        raise OutputError("is not a folder", path=staging, hint="remove it")
-    try:
-        return read_journal(staging / JOURNAL_NAME)
+        return read_journal(staging)
     except OutputError:
         if restart:
             return None
@@ -112,7 +181,9 @@ def _disk_bytes(status: os.stat_result) -> int:
     return status.st_size if blocks is None else blocks * 512
 
 
-def find_moved(staging: Path, folder: Path, sums: Mapping[str, FileSum], look: Look) -> set[str]:
+def find_moved(
+    staging: HeldFolder, folder: HeldFolder, sums: Mapping[str, FileSum], look: Look
+) -> set[str]:
     """Find what an earlier run has published: it is staged no more, and in the folder as recorded.
 
     Args:
@@ -127,35 +198,42 @@ def find_moved(staging: Path, folder: Path, sums: Mapping[str, FileSum], look: L
     Raises:
         OutputError: If a folder cannot be listed.
     """
-    away = set(sums).intersection(names_in(folder)) - names_in(staging)
+    away = set(sums).intersection(folder.names()) - staging.names()
     buffer = aligned_buffer(_PIECE_BYTES)
     moved = set()
     for name in sorted(away):
         with suppress(OSError, OutputError):
-            if is_whole(folder / name, b"", sums[name], buffer, look):
+            if is_whole(folder, name, sums[name], buffer=buffer, look=look):
                 moved.add(name)
     return moved
 
 
 def is_whole(
-    path: Path, header: bytes, wanted: SealedFile | FileSum, buffer: memoryview, look: Look
+    folder: HeldFolder,
+    name: str,
+    wanted: SealedFile | FileSum,
+    *,
+    header: bytes = b"",
+    buffer: memoryview,
+    look: Look,
 ) -> bool:
     """Tell whether a file has the size, the header and the bytes of its journal line.
 
     Args:
-        path: The file.
-        header: The bytes that it must begin with.
+        folder: Where it is.
+        name: Its name there.
         wanted: Its journal line.
+        header: The bytes that it must begin with.
         buffer: From `aligned_buffer`, to read into.
         look: Called at each piece.
 
     Raises:
-        OutputError: If it cannot be read.
+        OutputError: If it cannot be read, or is not a file of ours.
     """
-    if path.is_symlink():  # it would be published as one
-        return False
     crc = 0
-    with InputFile(path, io_mode="auto", error=OutputError) as staged:
+    with InputFile(
+        folder.path / name, io_mode="auto", error=OutputError, opener=folder.open_path
+    ) as staged:
         if staged.n_bytes != wanted.n_bytes or staged.n_bytes < len(header):
             return False
         if staged.read_exact(0, len(header)) != header:
@@ -166,32 +244,29 @@ def is_whole(
     return crc == wanted.crc32
 
 
-def clear_staging(staging: Path) -> None:
+def clear_staging(folder: HeldFolder, staging: HeldFolder) -> None:
     """Remove what is left when all is published, the journal last: it can tell what happened.
 
     What cannot be removed stays: the model is whole, and the same command tries again.
     """
-    with suppress(OSError):
-        for entry in staging.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != JOURNAL_NAME:
-                entry.unlink()
+    with suppress(OSError, OutputError):
+        for name in staging.names() - {JOURNAL_NAME}:
+            staging.remove(name)
         step("staging emptied")
-        (staging / JOURNAL_NAME).unlink(missing_ok=True)
-        staging.rmdir()
+        staging.remove(JOURNAL_NAME)
+        folder.remove_folder(STAGING_NAME)
 
 
-def drop_parts(staging: Path) -> None:
+def drop_parts(staging: HeldFolder) -> None:
     """Remove what is not whole, and its space with it.
 
     Raises:
         OutputError: If one cannot be removed.
     """
-    _remove(staging, (name for name in names_in(staging) if name.endswith(".part")))
+    _remove(staging, (name for name in staging.names() if name.endswith(".part")))
 
 
-def drop_all_but(staging: Path, names: Collection[str]) -> None:
+def drop_all_but(staging: HeldFolder, names: Collection[str]) -> None:
     """Remove what is written again anyhow, and what somebody else put there.
 
     A loader or `verify` would take an index that is not of this run for its own.
@@ -203,36 +278,32 @@ def drop_all_but(staging: Path, names: Collection[str]) -> None:
     Raises:
         OutputError: If something cannot be removed.
     """
-    _remove(staging, names_in(staging).difference(names, (JOURNAL_NAME,)))
+    _remove(staging, staging.names().difference(names, (JOURNAL_NAME,)))
 
 
-def _remove(staging: Path, names: Iterable[str]) -> None:
+def _remove(staging: HeldFolder, names: Iterable[str]) -> None:
     for name in sorted(names):
-        path = staging / name
         try:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        except OSError as problem:
-            raise OutputError(f"cannot remove: {first_line(problem)}", path=path) from problem
+            staging.remove(name)
+        except OSError as problem:  # noqa: PERF203 - a handful of names
+            raise OutputError(
+                f"cannot remove: {first_line(problem)}", path=staging.path / name
+            ) from problem
 
 
-def drop_staging(staging: Path) -> None:
+def drop_staging(folder: HeldFolder, staging: HeldFolder) -> None:
     """Remove staged work that is not wanted, the journal first: what it says holds no longer.
 
     Raises:
         OutputError: If something of it cannot be removed.
     """
-    if not os.path.lexists(staging):
-        return
-    journal = staging / JOURNAL_NAME
     try:
-        if not journal.is_dir():
-            journal.unlink(missing_ok=True)
-            sync_folder(staging)
-        shutil.rmtree(staging)
+        staging.remove(JOURNAL_NAME)
+        staging.sync()
+        for name in staging.names():
+            staging.remove(name)
+        folder.remove_folder(STAGING_NAME)
     except OSError as problem:
         raise OutputError(
-            f"cannot remove the staged work: {first_line(problem)}", path=staging
+            f"cannot remove the staged work: {first_line(problem)}", path=staging.path
         ) from problem

@@ -14,10 +14,9 @@ import torch
 
 from codellama_convert.convert import RunOptions, convert_checkpoint, run
 from codellama_convert.job import Options, plan_conversion
-from codellama_convert.journal import JOURNAL_NAME, read_journal
 from tests.checkpoints import GQA, Storage, random_model, save_checkpoint
 from tests.dying import die_at
-from tests.outputs import LOCK, SHARD_BYTES, STAGING, content, loads
+from tests.outputs import LOCK, SHARD_BYTES, STAGING, content, journal_of, loads
 from tests.resumes import Kept, damage_some
 
 OPTIONS = Options(max_shard_bytes=SHARD_BYTES, workers=1)
@@ -40,7 +39,7 @@ def spoil_the_check() -> None:
     """Publish what an earlier run has left, as it lies there."""
     from codellama_convert import output, staged
 
-    output.is_whole = staged.is_whole = lambda *_: True
+    output.is_whole = staged.is_whole = lambda *_, **__: True
 
 
 def _flip(path: Path) -> None:
@@ -196,7 +195,7 @@ class KillBench:
 
     def _problems_of_damage(self, target: Path, kill_at: int, number: int) -> Iterator[str]:
         self._convert(target, kill_at, spoil_nothing)
-        journal = read_journal(target / STAGING / JOURNAL_NAME)
+        journal = journal_of(target)
         if journal is None or not journal.publishing:
             return
         places = [folder / name for name in self.expected for folder in (target / STAGING, target)]

@@ -13,8 +13,10 @@ import torch
 
 from codellama_convert.convert import RunOptions, run
 from codellama_convert.errors import Interrupted
+from codellama_convert.held_folder import HeldFolder
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Job
+from codellama_convert.journal import Journal, read_journal, write_journal
 from tests.checkpoints import GQA, random_model, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +117,20 @@ def stop_after_files(job: Job, target: Path, n_files: int, how: RunOptions | Non
 
     with pytest.raises(Interrupted):
         run(job, target, how, progress=count, stop=stop)
+
+
+def journal_of(target: Path) -> Journal | None:
+    """Read the journal of what is staged in an output folder."""
+    if not (target / STAGING).exists():
+        return None
+    with HeldFolder(target / STAGING) as staging:
+        return read_journal(staging)
+
+
+def put_journal(target: Path, journal: Journal) -> None:
+    """Write another journal into an output folder."""
+    with HeldFolder(target / STAGING) as staging:
+        write_journal(staging, journal)
 
 
 def flip_bit(path: Path, at: int) -> None:

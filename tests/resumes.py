@@ -15,15 +15,14 @@ from codellama_convert.convert import run
 from codellama_convert.crc32 import SourceSums
 from codellama_convert.errors import Interrupted
 from codellama_convert.job import Job
-from codellama_convert.journal import read_journal
 from codellama_convert.rank_reader import RankReader
 from codellama_convert.source_sums import sums_in
-from tests.outputs import STAGING, StopAfter, flip_bit
+from tests.outputs import STAGING, StopAfter, flip_bit, journal_of
 
 
 def sealed_files(target: Path) -> dict[Path, int]:
     """Find the staged files that have a record and may not go out yet, and the sum in the record."""
-    journal = read_journal(target / STAGING / "journal.jsonl")
+    journal = journal_of(target)
     if journal is None or journal.publishing:
         return {}
     return {target / STAGING / name: one.crc32 for name, one in sorted(journal.sealed.items())}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,8 +23,8 @@ _RESUMED = re.compile(r"(?P<pid>\d+) +<\.\.\. (?P<name>\w+) resumed>(?P<rest>.*)
 _UNFINISHED = re.compile(r" <unfinished \.\.\.>\)?(?: += \?)?$")
 # The last of these: an argument may hold one too.
 _RESULT = re.compile(r"(?P<arguments>.*)\) += (?P<result>.*)")
-_DESCRIPTOR = re.compile(r"\b\d+<(?P<path>[^>]*)>")
-_STRING = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"')
+_STRING = r'"(?P<text>(?:[^"\\]|\\.)*)"'
+_PLACE = re.compile(rf"\b\d+<(?P<path>[^>]*)>|{_STRING}")
 # Calls whose first strings are paths and not bytes.
 _PATHS_IN_STRINGS = {
     "access": 1, "faccessat": 1, "faccessat2": 1, "lstat": 1, "mkdir": 1, "mkdirat": 1,
@@ -128,10 +128,31 @@ def parse(lines: Iterable[str]) -> list[Call]:
 def _call(name: str, ordinal: int, rest: str, thread: int) -> Call:
     match = _RESULT.fullmatch(rest)
     arguments, result = (match["arguments"], match["result"]) if match else (rest, "")
-    paths = [found["path"] for found in _DESCRIPTOR.finditer(_STRING.sub('""', arguments))]
-    strings = [found["text"] for found in _STRING.finditer(arguments)]
-    paths += strings[: _PATHS_IN_STRINGS.get(name, 0)]
-    return Call(name, ordinal, arguments, result, tuple(paths), thread)
+    return Call(name, ordinal, arguments, result, tuple(_paths(name, arguments)), thread)
+
+
+def _paths(name: str, arguments: str) -> Iterator[str]:
+    """List the files that a call is about; a name behind an open folder is one in it."""
+    n_strings = _PATHS_IN_STRINGS.get(name, 0)
+    folder = None
+    for found in _PLACE.finditer(arguments):
+        path, text = found["path"], found["text"]
+        if path is not None:
+            if folder is not None:
+                yield folder
+            folder = path
+        elif n_strings:
+            n_strings -= 1
+            is_below = folder is not None and not text.startswith("/")
+            yield f"{folder}/{text}".rstrip("/") if is_below else text
+            folder = None
+    if folder is not None:
+        yield folder
+
+
+def is_kind(call: Call, name: str) -> bool:
+    """Tell whether a call is of a kind, by a path or by a name in an open folder."""
+    return call.name in (name, f"{name}at", f"{name}at2")
 
 
 @cache

@@ -22,15 +22,17 @@ from codellama_convert.cli import main
 from tests.checkpoints import GQA, random_model, save_checkpoint
 from tests.dying import module_that_dies
 from tests.outputs import LOCK, STAGING, command, content, finish, loads
-from tests.strace import Call, Traced, trace
+from tests.strace import Call, Traced, is_kind, trace
 
 WRITES = (
-    "openat", "mkdir", "write", "pwrite64", "fallocate", "ftruncate", "fsync", "fdatasync",
+    "openat", "mkdir", "mkdirat", "write", "pwrite64", "fallocate", "ftruncate", "fsync", "fdatasync",
     "rename", "renameat", "renameat2", "close", "unlink", "unlinkat", "rmdir", "flock",
 )  # fmt: skip
 READS = (
     "getdents64", "newfstatat", "statx", "stat", "lstat", "access", "read", "preadv", "preadv2",
 )  # fmt: skip
+# What changes an entry of the open folder that it begins with.
+_IN_A_FOLDER = ("mkdirat", "renameat", "renameat2", "unlinkat")
 ERRORS = ("ENOSPC", "EIO")
 KILL = "SIGKILL"
 _PART = re.compile(r"(\.[0-9a-f]{8})?\.part$")
@@ -183,7 +185,9 @@ class Bench:
             )
             if call.name == "openat":
                 opened[descriptor] = call.arguments
-            is_of_reading = call.name in READS or "O_RDONLY" in opened.get(descriptor, "")
+            is_of_reading = call.name in READS or (
+                call.name not in _IN_A_FOLDER and "O_RDONLY" in opened.get(descriptor, "")
+            )
             for error in (*ERRORS, KILL) if call.name in WRITES else ("EIO",):
                 yield Fault(call, error, number > published, is_of_reading)
 
@@ -371,9 +375,9 @@ PLANTED = {
     ),
     "an error is not translated": Planted(
         "from codellama_convert import output\n"
-        "def rename(source, target):\n"
+        "def rename(source, name, target, new_name):\n"
         "    try:\n"
-        "        source.replace(target)\n"
+        "        source.rename(name, target, new_name)\n"
         "    except OSError as problem:\n"
         "        raise RuntimeError from problem\n"
         "output.rename = rename\n",
@@ -394,7 +398,7 @@ PLANTED = {
         "        raise\n"
         "output_file.os.fsync = fsync\n"
         "from codellama_convert import output\n"
-        "output.drop_staging = output.drop_parts = lambda staging: None\n",
+        "output.drop_staging = output.drop_parts = lambda *_: None\n",
         "fsync", "model-00002-of-00002.safetensors.part", "EIO", "the second run ends with 1",
     ),
 }  # fmt: skip
@@ -414,7 +418,7 @@ def find_planted(folder: Path, planted: Planted, scene: Scene) -> list[str]:
     bench = Bench(folder, scene, (sys.executable, "-c", planted.code + _START))
     fault = next(
         fault for fault in bench.faults()
-        if fault.call.name == planted.call and fault.error == planted.error
+        if is_kind(fault.call, planted.call) and fault.error == planted.error
         and _PART.sub(".part", fault.call.paths[-1]).endswith(planted.path)
         and not fault.is_of_reading
     )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from codellama_convert.held_folder import HeldFolder
 from codellama_convert.journal import (
     Journal,
     append_publishing,
@@ -40,17 +41,23 @@ HEAD = line_of({"fingerprint": fingerprint(IDENTITY), "identity": IDENTITY})
 SECOND = json.loads(json.dumps(asdict(SEALED))) | {"name": "second"}
 
 
+def read(path: Path) -> Journal | None:
+    with HeldFolder(path.parent) as staging:
+        return read_journal(staging)
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    write_journal(path, Journal(IDENTITY))
-    append_sealed(path, SEALED)
-    append_publishing(path, {"config.json": FileSum(3, 4)})
+    with HeldFolder(tmp_path) as staging:
+        assert read_journal(staging) is None
+        write_journal(staging, Journal(IDENTITY))
+        append_sealed(staging, SEALED)
+        append_publishing(staging, {"config.json": FileSum(3, 4)})
     lines = path.read_bytes().splitlines(keepends=True)
     assert lines[0] == HEAD
     assert lines[1] == line_of({"file": asdict(SEALED)})
-    found = read_journal(path)
+    found = read(path)
     assert found == Journal(IDENTITY, {SEALED.name: SEALED}, {"config.json": FileSum(3, 4)})
-    assert read_journal(tmp_path / "none") is None
 
 
 def with_value(*keys: str | int) -> Callable[[Any], Any]:
@@ -108,7 +115,7 @@ def test_a_record_that_is_wrong_is_no_record_and_ends_the_journal(
     path = tmp_path / "journal.jsonl"
     sealed = line_of({"file": asdict(SEALED)})
     path.write_bytes(HEAD + sealed + line_of(record) + line_of({"file": SECOND}))
-    assert read_journal(path) == Journal(IDENTITY, {SEALED.name: SEALED})
+    assert read(path) == Journal(IDENTITY, {SEALED.name: SEALED})
 
 
 def test_the_neighbours_of_wrong_records_are_records(tmp_path: Path) -> None:
@@ -124,11 +131,11 @@ def test_the_neighbours_of_wrong_records_are_records(tmp_path: Path) -> None:
     ]
     for line in lines:
         path.write_bytes(HEAD + line_of(line) + line_of({"file": asdict(SEALED)}))
-        found = read_journal(path)
+        found = read(path)
         assert found is not None
         assert SEALED.name in found.sealed
     path.write_bytes(HEAD + line_of(lines[1]))
-    found = read_journal(path)
+    found = read(path)
     assert found is not None
     assert found.sealed["second"].source[0]["data/0"] == [tuple(piece) for piece in pieces]
 
@@ -140,19 +147,20 @@ def test_an_identity_of_another_form_is_none(tmp_path: Path, identity: Any) -> N
     path = tmp_path / "journal.jsonl"
     text = json.dumps(identity, sort_keys=True)
     path.write_bytes(line_of({"fingerprint": fingerprint(json.loads(text)), "identity": identity}))
-    assert read_journal(path) is None
+    assert read(path) is None
 
 
 # Not tests.fuzz, which measures too: it takes a second to import torch.
 MEASURED = """
 import re, sys
 from pathlib import Path
+from codellama_convert.held_folder import HeldFolder
 from codellama_convert.journal import read_journal
 def status(key):
     return int(re.search(key + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
 before = status("VmRSS")
-found = read_journal(Path(sys.argv[1]))
+found = read_journal(HeldFolder(Path(sys.argv[1]).parent))
 print(status("VmHWM") - before, None if found is None else len(found.sealed))
 """
 

@@ -17,10 +17,18 @@ from codellama_convert.convert import RunOptions, convert_checkpoint, run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
-from codellama_convert.journal import read_journal, write_journal
 from codellama_convert.journal_values import FileSum
 from tests.checkpoints import GQA, random_model, save_checkpoint
-from tests.outputs import LOCK, SHARD_BYTES, STAGING, StopAfter, content, loads
+from tests.outputs import (
+    LOCK,
+    SHARD_BYTES,
+    STAGING,
+    StopAfter,
+    content,
+    journal_of,
+    loads,
+    put_journal,
+)
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills as POSIX has them")
 
@@ -324,10 +332,10 @@ def test_names_in_a_journal_that_the_conversion_does_not_write_are_refused(
         run(plan_conversion(converted / "in", OPTIONS), target, stop=StopAfter(30))
     (tmp_path / "mine").write_bytes(b"mine")
     (target / "mine").write_bytes(b"mine")
-    journal = read_journal(target / STAGING / "journal.jsonl")
+    journal = journal_of(target)
     assert journal is not None
     journal.publishing = {name: FileSum(4, 0x69A8D393)}  # of b"mine"
-    write_journal(target / STAGING / "journal.jsonl", journal)
+    put_journal(target, journal)
     before = everything(tmp_path)
     with pytest.raises(OutputError, match=r"does not write.*--restart"):
         convert(converted, target)

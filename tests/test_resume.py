@@ -13,7 +13,7 @@ import torch
 from codellama_convert.convert import convert_checkpoint, run
 from codellama_convert.errors import CheckpointError, OutputError
 from codellama_convert.job import Options, plan_conversion
-from codellama_convert.journal import Journal, read_journal, write_journal
+from codellama_convert.journal import Journal
 from codellama_convert.journal_values import SealedFile
 from codellama_convert.pth import read_rank
 from tests.checkpoints import (
@@ -24,7 +24,15 @@ from tests.checkpoints import (
     save_checkpoint,
     sums_computed,
 )
-from tests.outputs import STAGING, content, flip_bit, loads, stop_after_files
+from tests.outputs import (
+    STAGING,
+    content,
+    flip_bit,
+    journal_of,
+    loads,
+    put_journal,
+    stop_after_files,
+)
 from tests.resumes import replace_ranks
 
 OPTIONS = Options(max_shard_bytes=60_000, workers=1, tile_bytes=8192)
@@ -190,10 +198,10 @@ def test_a_record_that_does_not_fit_its_file_is_no_record(
 ) -> None:
     folder = stopped(tmp_path / "run", "flat")
     staging = folder / "out" / STAGING
-    journal = read_journal(staging / "journal.jsonl")
+    journal = journal_of(folder / "out")
     assert journal is not None
     journal.sealed[SECOND] = wrong(journal)
-    write_journal(staging / "journal.jsonl", journal)
+    put_journal(folder / "out", journal)
     before = inodes(staging, {FIRST, SECOND, THIRD})
     run(plan_conversion(folder / "in", OPTIONS), folder / "out")
     assert content(folder / "out") == content(folder / "whole")

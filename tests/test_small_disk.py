@@ -262,7 +262,7 @@ def open_folder() -> Iterator[Path]:
 # imports on the way, may lie where only root may look.
 AS_NOBODY = """
 import os
-import encodings.ascii
+import encodings.ascii, fcntl
 from codellama_convert import convert, verify
 from codellama_convert.__main__ import main
 import fcntl

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -69,9 +68,10 @@ def _unchecked_publishing() -> None:
     resume, stage, commit = OutputFolder._resume_or_begin, convert._stage, OutputFolder.commit
 
     def resume_unchecked(self: OutputFolder) -> None:
-        staged = output.read_staged(self.staging, restart=self._restart)
+        held = output.hold_staging(self._folder)
+        staged = None if held is None else output.read_staged(held, restart=self._restart)
         if staged is not None and staged.publishing and staged.identity == self._journal.identity:
-            self._journal = staged
+            self._held, self._journal = held, staged
         else:
             resume(self)
 
@@ -84,8 +84,8 @@ def _unchecked_publishing() -> None:
         if not self._journal.publishing:
             commit(self)
 
-    def publish_the_rest(staging: Path, folder: Path, names: Collection[str]) -> None:
-        waiting = [name for name in names if (staging / name).exists()]
+    def publish_the_rest(staging: Any, folder: Any, names: Collection[str]) -> None:
+        waiting = sorted(staging.names().intersection(names))
         if len(waiting) < len(names):
             vars(publish)["_remove_old_model"] = lambda folder: None
         publish.publish(staging, folder, waiting)
