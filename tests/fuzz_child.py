@@ -29,6 +29,7 @@ from codellama_convert import (
     verify_output,
 )
 from codellama_convert.errors import ConvertError
+from codellama_convert.provenance import file_sizes
 
 ROOT = Path(__file__).parent.parent
 MAX_PEAK_BYTES = 96 << 20
@@ -74,7 +75,8 @@ def _convert(options: Options) -> Callable[[Path, Path], str]:
 
 def _plan(options: Options) -> Callable[[Path, Path], str]:
     def run(source: Path, _output: Path) -> str:
-        assert plan_conversion(source, options).disk_bytes > 0
+        job = plan_conversion(source, options)
+        assert sum(file_sizes(job, job.small_files()).values()) > 0
         return "done"
 
     return run
