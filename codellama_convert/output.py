@@ -118,8 +118,8 @@ class OutputFolder:
         except OSError as problem:
             self._leave()
             what = f"cannot create: {first_line(problem)}"
-            if isinstance(problem, FileExistsError) and self.path.is_file():
-                what = "is a file, not a folder"
+            if isinstance(problem, FileExistsError) and self.path.exists():
+                what = f"is a {'file' if self.path.is_file() else 'device'}, not a folder"
             raise OutputError(what, path=self.path, hint=ANOTHER_PLACE) from problem
         except BaseException:
             self._leave()

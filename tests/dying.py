@@ -14,6 +14,10 @@ from pathlib import Path
 
 from codellama_convert import faults
 from codellama_convert.__main__ import main
+from codellama_convert.convert import run
+from codellama_convert.job import Job
+from codellama_convert.run_options import RunOptions
+from tests.outputs import LOCK
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +32,33 @@ def die_at(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     faults.hook = pass_or_die
+
+
+def die_after(step: str, times: int = 1) -> None:
+    """Kill this process right after a step, when it is passed for the so-many-th time."""
+    steps = count(1)
+
+    def pass_or_die(name: str) -> None:
+        if name == step and next(steps) == times:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    faults.hook = pass_or_die
+
+
+def run_and_die(
+    job: Job, target: Path, step: str, *, how: RunOptions | None = None, times: int = 1
+) -> None:
+    """Run a job in a forked child that dies right after a step; the lock that it leaves goes."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            die_after(step, times)
+            run(job, target, how)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    (target / LOCK).unlink()
 
 
 def module_that_dies(kill_at: int) -> list[str]:

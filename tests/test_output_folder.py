@@ -468,3 +468,14 @@ def test_a_stop_before_the_first_whole_file_leaves_what_can_go_on(
     assert not [name for name in staged if name.endswith((".part", ".safetensors"))]
     convert(converted, target)
     assert content(target) == content(converted / "out")
+
+
+@pytest.mark.parametrize(
+    ("place", "what"), [("/dev/null", "not a folder"), ("/dev/null/out", "Not a directory")]
+)
+def test_a_device_in_the_place_of_the_folder_is_one_line(
+    converted: Path, place: str, what: str
+) -> None:
+    """As NUL and CON are on Windows, whatever folder they are said to lie in."""
+    with pytest.raises(OutputError, match=rf"^{place}: .*{what}.*--output_dir"):
+        convert(converted, Path(place))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from codellama_convert import faults
 from codellama_convert.cli import main
 from codellama_convert.convert import convert_checkpoint, run
 from codellama_convert.errors import Interrupted
 from codellama_convert.job import plan_conversion
 from codellama_convert.options import Options
 from tests.checkpoints import GQA, random_model, save_checkpoint
+from tests.dying import run_and_die
 from tests.outputs import SHARD_BYTES, SHARDS, STAGING, StopAfter
 
 OPTIONS = Options(max_shard_bytes=SHARD_BYTES, workers=1)
@@ -113,27 +112,14 @@ def test_staged_work_of_another_conversion_is_named_with_what_differs(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills as POSIX has them")
-@pytest.mark.parametrize("moves", [1, 8, 13])
+@pytest.mark.parametrize(
+    ("step", "times"), [("file moved", 1), ("file moved", 8), ("published", 1)]
+)
 def test_what_an_earlier_run_had_begun_to_publish_counts(
-    converted: Path, tmp_path: Path, moves: int
+    converted: Path, tmp_path: Path, step: str, times: int
 ) -> None:
     target = tmp_path / "out"
-    pid = os.fork()
-    if pid == 0:
-        try:
-            left = moves
-
-            def die(name: str) -> None:
-                nonlocal left
-                left -= name in ("file moved", "published")
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            faults.hook = die
-            run(plan_conversion(converted / "in", OPTIONS), target)
-        finally:
-            os._exit(1)
-    os.waitpid(pid, 0)
+    run_and_die(plan_conversion(converted / "in", OPTIONS), target, step, times=times)
     found = described(converted / "in", target)
     assert found["output_refusal"] is None
     shards = sum(path.stat().st_size for path in (converted / "out").glob("model-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from codellama_convert.errors import CheckpointError, Interrupted
 from codellama_convert.input_file import InputFile
 from codellama_convert.job import Options, plan_conversion
 from tests.conftest import links_or_skip
+from tests.dying import run_and_die
 from tests.outputs import (
     ROOT,
     SHARD_BYTES,
@@ -25,6 +27,7 @@ from tests.outputs import (
     convert_whole,
     environment,
     finish,
+    loads,
 )
 from tests.windows import REFUSED
 
@@ -73,6 +76,53 @@ def test_under_the_rules_of_windows_a_stopped_run_is_resumed(
     assert (done.returncode, REFUSED in done.stderr) == (0, False), done.stderr
     assert content(target) == content(whole / "out")
     assert not (target / STAGING).exists()
+
+
+@needs_proc
+@pytest.mark.parametrize(("step", "times"), [("file moved", 5), ("published", 1)])
+def test_under_the_rules_of_windows_a_half_published_run_is_resumed(
+    whole: Path, tmp_path: Path, step: str, times: int
+) -> None:
+    """What was moved is read to be sure of it, and closed before it is moved back."""
+    target = tmp_path / "out"
+    options = Options(max_shard_bytes=SHARD_BYTES)
+    run_and_die(plan_conversion(whole / "in", options), target, step, times=times)
+    done = as_on_windows(command(whole / "in", target))
+    assert (done.returncode, REFUSED in done.stderr) == (0, False), done.stderr
+    assert content(target) == content(whole / "out")
+
+
+_WITH_AN_OPEN_FILE = """
+import sys
+from tests.windows import obey
+obey()
+held = open(sys.argv.pop(1), "rb")
+from codellama_convert.__main__ import main
+main()
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    "name", ["model.safetensors.index.json", "model-00003-of-00006.safetensors"]
+)
+def test_a_model_that_somebody_has_open_is_not_replaced_by_half(
+    whole: Path, tmp_path: Path, name: str
+) -> None:
+    """Windows neither removes nor replaces an open file: one line, and the same command again."""
+    target = tmp_path / "out"
+    shutil.copytree(whole / "out", target)
+    arguments = command(whole / "in", target, "--overwrite")
+    held = [arguments[0], "-c", _WITH_AN_OPEN_FILE, str(target / name), *arguments[3:]]
+    done = finish(held)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert line.startswith(f"Error: {target / name}: cannot remove, of the old model: ")
+    assert loads(target) == (name == "model.safetensors.index.json")
+    assert not loads(target) or content(target).items() >= content(whole / "out").items()
+    done = as_on_windows(arguments)
+    assert (done.returncode, REFUSED in done.stderr) == (0, False), done.stderr
+    assert content(target) == content(whole / "out")
 
 
 _UNDER_RULES = """

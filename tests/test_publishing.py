@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from codellama_convert import faults
 from codellama_convert.convert import RunOptions, convert_checkpoint, run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.interrupt import StopRequest
 from codellama_convert.job import Job, Options, plan_conversion
 from codellama_convert.journal_values import FileSum
 from tests.checkpoints import GQA, random_model, save_checkpoint
+from tests.dying import run_and_die
 from tests.outputs import (
-    LOCK,
     SHARD_BYTES,
     STAGING,
     StopAfter,
@@ -57,32 +56,10 @@ def convert(converted: Path, target: Path, how: RunOptions | None = None) -> Non
 
 
 def stop_in_publish(
-    converted: Path,
-    target: Path,
-    kill_at: str,
-    *,
-    how: RunOptions | None = None,
-    times: int = 1,
+    converted: Path, target: Path, kill_at: str, *, how: RunOptions | None = None, times: int = 1
 ) -> None:
     """Die right after a step, when it is passed for the so-many-th time."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            left = times
-
-            def die(name: str) -> None:
-                nonlocal left
-                left -= name == kill_at
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            faults.hook = die
-            convert(converted, target, how)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    (target / LOCK).unlink()
+    run_and_die(plan_conversion(converted / "in", OPTIONS), target, kill_at, how=how, times=times)
 
 
 def flip(path: Path) -> None:
