@@ -84,7 +84,8 @@ class OutputFolder:
         Args:
             path: The folder; it need not exist.
             identity: The inputs and options of the conversion; staged work of the same goes on.
-            sizes: Bytes of each file that the conversion may write; no others are taken for its own.
+            sizes: Bytes of each file that the conversion may write, 0 for one that it does not this
+                time; no others are taken for its own.
             overwrite: Whether a model that it holds may be replaced.
             restart: Whether staged work is dropped.
             look: Called at each piece of the files that an earlier run had begun to publish.
@@ -190,9 +191,8 @@ class OutputFolder:
             unpublish(self._held, self._folder, moved)
 
     def _refuse_content(self, moved: Collection[str] = (), *, resumed: bool = False) -> None:
-        refuse_content(
-            self.path, self._sizes, overwrite=self._overwrite, moved=moved, resumed=resumed
-        )
+        written = [name for name, n_bytes in self._sizes.items() if n_bytes]
+        refuse_content(self.path, written, overwrite=self._overwrite, moved=moved, resumed=resumed)
 
     def keeps(self, name: str, header: bytes, buffer: memoryview, look: Look) -> bool:
         """Tell whether a file was sealed, and is still what its journal line says.

@@ -168,6 +168,20 @@ def test_what_came_while_a_run_wrote_is_refused_and_the_work_kept(
     assert content(target) == content(converted / "out")
 
 
+def test_a_readme_that_came_while_a_run_wrote_is_in_the_way_of_a_card_only(
+    converted: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+
+    def put(_job: Job, _staged: Path, _look: Look) -> None:
+        (target / "README.md").write_bytes(b"mine")
+
+    with pytest.raises(OutputError, match=r"not empty .*README\.md"):
+        convert(converted, target, RunOptions(check_staged=put, model_card=True))
+    convert(converted, target, RunOptions(check_staged=put))
+    assert content(target) == content(converted / "out") | {"README.md": b"mine"}
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links as POSIX has them")
 @pytest.mark.parametrize("name", ["additional_chat_templates", "chat_template.jinja"])
 def test_a_link_is_removed_and_not_followed(converted: Path, tmp_path: Path, name: str) -> None:
