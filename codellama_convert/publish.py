@@ -43,11 +43,11 @@ def publish(staging: HeldFolder, folder: HeldFolder, names: Collection[str]) -> 
     entrances = set(filter(is_entrance, names))
     _remove_old_model(folder)
     for name in sorted(set(names) - entrances):
-        rename(staging, name, folder)
+        _move(staging, name, folder)
         step("file moved")
     folder.sync()
     for name in sorted(entrances):
-        rename(staging, name, folder)
+        _move(staging, name, folder)
     folder.sync()
     step("published")
 
@@ -99,13 +99,24 @@ def _remove(folder: HeldFolder, name: str) -> None:
         ) from problem
 
 
-def _refuse_strangers(staging: HeldFolder, name: str) -> None:
+def _move(staging: HeldFolder, name: str, folder: HeldFolder) -> None:
+    """Move a file of ours, and make sure that it was that file which came there."""
+    _refuse_strangers(staging, name)
+    rename(staging, name, folder)
     try:
-        staging.refuse_strangers(name)
+        _refuse_strangers(folder, name)
+    except OutputError:
+        _remove(folder, name)
+        raise
+
+
+def _refuse_strangers(folder: HeldFolder, name: str) -> None:
+    try:
+        folder.refuse_strangers(name)
     except OSError as problem:
         raise OutputError(
             f"is not the file that was written: {first_line(problem)}",
-            path=staging.path / name,
+            path=folder.path / name,
             hint="run the same command again",
         ) from problem
 

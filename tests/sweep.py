@@ -13,6 +13,7 @@ runs      random checkpoints and options, killed and damaged at random, against 
           (tests/differential, in a process of its own: `python -m tests.differential`)
 syscalls  every call on the output folder fails with ENOSPC, with EIO, and is the last one
 order     what is on the disk before what, and whether each fsync is missed
+neighbours  somebody else swaps the staging folder or what is in it, at each step
 
 Each family has a control that must succeed, without which it does not begin, and planted mistakes
 that must be found. Names of families run some of them. A share of each runs in the suite.
@@ -36,6 +37,8 @@ from tests.checkpoints import STORAGES
 from tests.differential.plants import PLANTS as TROUBLE
 from tests.durability import complaints
 from tests.kills import KillBench, spoil_the_check, spoil_the_order
+from tests.neighbours import OF_A_NEIGHBOUR, OF_ANYBODY, NeighbourBench, planted_belief
+from tests.neighbours import why_not as why_no_neighbour
 from tests.outputs import ROOT, environment
 from tests.resumes import spoil_the_records
 from tests.syscall_faults import KILL, PLANTED, SCENES, Bench, find_planted, sweep
@@ -205,9 +208,30 @@ def _order_of(bench: Bench) -> tuple[list[str], int, int]:
     return complaints(calls, target, held=held), len(places), len(missed)
 
 
+def neighbours(workers: int) -> Iterator[Verdict]:
+    """Let a neighbour strike at every step, in every way."""
+    del workers
+    attacks = (
+        {} if why_no_neighbour() else {name: (how, True) for name, how in OF_A_NEIGHBOUR.items()}
+    )
+    attacks |= {f"{name}, by our own hand": (how, False) for name, how in OF_ANYBODY.items()}
+    with scratch() as folder:
+        bench = NeighbourBench(folder)
+        steps = range(len(bench.steps))
+        for name, (strike, as_other) in attacks.items():
+            problems = [p for at in steps for p in bench.problems(strike, at, as_other=as_other)]
+            yield Verdict(f"neighbours, {name}", f"{len(steps)} steps", not problems, problems)
+        with planted_belief():
+            strike = OF_ANYBODY["part for a hard link"]
+            found = [at for at in steps if bench.problems(strike, at, as_other=False)]
+        ended = f"seen at {len(found)} of {len(steps)} steps"
+        yield Verdict("neighbours, all taken for ours", ended, bool(found))
+
+
 NEED_STRACE = (syscalls, order)
 FAMILIES: dict[str, Family] = {
     "fuzz": fuzz, "kills": kills, "runs": runs, "syscalls": syscalls, "order": order,
+    "neighbours": neighbours,
 }  # fmt: skip
 
 
