@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from codellama_convert.code_llama_tokenizer import CodeLlamaTokenizer
-    from codellama_convert.convert import convert_checkpoint
-    from codellama_convert.job import plan_conversion
-    from codellama_convert.options import Options
-    from codellama_convert.run_options import RunOptions
+    from codellama_convert.convert.run import convert_checkpoint
+    from codellama_convert.plan.job import plan_conversion
+    from codellama_convert.plan.options import Options
+    from codellama_convert.plan.run_options import RunOptions
     from codellama_convert.tensors import dtype_named
-    from codellama_convert.verify import verify_output
+    from codellama_convert.tokenizer.code_llama import CodeLlamaTokenizer
+    from codellama_convert.verify.run import verify_output
 
 __all__ = [
     "CodeLlamaTokenizer",
@@ -29,13 +29,13 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for: importing the package must not import sentencepiece, numpy or torch.
 _EXPORTS = (
-    ("CodeLlamaTokenizer", "codellama_convert.code_llama_tokenizer"),
-    ("Options", "codellama_convert.options"),
-    ("RunOptions", "codellama_convert.run_options"),
-    ("convert_checkpoint", "codellama_convert.convert"),
+    ("CodeLlamaTokenizer", "codellama_convert.tokenizer.code_llama"),
+    ("Options", "codellama_convert.plan.options"),
+    ("RunOptions", "codellama_convert.plan.run_options"),
+    ("convert_checkpoint", "codellama_convert.convert.run"),
     ("dtype_named", "codellama_convert.tensors"),
-    ("plan_conversion", "codellama_convert.job"),
-    ("verify_output", "codellama_convert.verify"),
+    ("plan_conversion", "codellama_convert.plan.job"),
+    ("verify_output", "codellama_convert.verify.run"),
 )
 
 

@@ -6,9 +6,9 @@ import io
 import os
 import sys
 
+from codellama_convert.cli.machine import lack_in_words
 from codellama_convert.errors import one_line
-from codellama_convert.interrupt import exit_on_signals
-from codellama_convert.machine import lack_in_words
+from codellama_convert.storage.watch import exit_on_signals
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     # Nothing here calculates with matrices, and the threads of numpy's OpenBLAS may not start.
     os.putenv("OPENBLAS_NUM_THREADS", "1")
     try:
-        from codellama_convert.cli import main as run  # noqa: PLC0415 - after the handlers
+        from codellama_convert.cli.commands import main as run  # noqa: PLC0415 - after the handlers
     except (ImportError, MemoryError, OSError) as problem:
         print(one_line(f"Error: {lack_in_words(problem)}"), file=sys.stderr)  # noqa: T201
         sys.exit(1)

@@ -14,10 +14,10 @@ from typing import Any
 import hypothesis
 import pytest
 
-from codellama_convert.interrupt import STOP_SIGNALS
-from codellama_convert.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
-from codellama_convert.tokenizer import DEFAULT_TOKENIZER_CLASS, tokenizer_files
-from tests.vocabularies import model_bytes, write_folder, write_model
+from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
+from codellama_convert.storage.watch import STOP_SIGNALS
+from codellama_convert.tokenizer.hf_files import DEFAULT_TOKENIZER_CLASS, tokenizer_files
+from tests.witness.vocabularies import model_bytes, write_folder, write_model
 
 # For mutation testing: a mutant is killed by any example, and by the same one in every run.
 hypothesis.settings.register_profile(
@@ -30,7 +30,7 @@ hypothesis.settings.register_profile(
 
 @pytest.fixture(scope="session")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SentencePieceModel]:
-    """Read a model of tests/vocabularies.py by name, once a session."""
+    """Read a model of tests/witness/vocabularies.py by name, once a session."""
 
     @cache
     def read(name: str) -> SentencePieceModel:
@@ -74,7 +74,7 @@ def auto_of(folder_of: Any) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Convert the trained Code Llama of examples/, once a session."""
-    from tests.tiny import TINY, convert  # torch, for which most modules have no use
+    from tests.witness.tiny import TINY, convert  # torch, for which most modules have no use
 
     return convert(TINY, tmp_path_factory.mktemp("tiny") / "hf")
 
@@ -84,19 +84,19 @@ def training() -> Iterator[Any]:
     """Import the training script the way it runs: with examples/ on the path, on one thread."""
     import torch
 
-    from tests.tiny import EXAMPLES
+    from tests.witness.tiny import EXAMPLES
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("train_tiny_codellama")
+        yield importlib.import_module("tests.witness.tiny_codellama.train")
     torch.set_num_threads(threads)
 
 
 # Modules whose every test meets transformers: they run once more with version 4.
 MEETS_TRANSFORMERS = {
-    "test_chat_templates", "test_infilling", "test_leftovers", "test_tokenizer_files", "test_tokenizer_ids",
+    "test_chat_templates", "test_infilling", "test_leftovers", "test_hf_files", "test_ids",
     "test_readme", "test_special_ids", "test_tiny_controls", "test_tiny_conversion", "test_tiny_infill", "test_tiny_pipeline",
     "test_transformers_loaders",
 }  # fmt: skip

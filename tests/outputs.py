@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from codellama_convert.convert import RunOptions, run
+from codellama_convert.convert.run import RunOptions, run
 from codellama_convert.errors import Interrupted
-from codellama_convert.held_folder import HeldFolder
-from codellama_convert.interrupt import StopRequest
-from codellama_convert.job import Job
-from codellama_convert.journal import Journal, read_journal, write_journal
-from tests.checkpoints import GQA, random_model, save_checkpoint
+from codellama_convert.plan.job import Job
+from codellama_convert.staging.records import Journal, read_journal, write_journal
+from codellama_convert.storage.held_folder import HeldFolder
+from codellama_convert.storage.watch import StopRequest
+from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 STAGING = ".codellama-convert.partial"

@@ -1,0 +1,4 @@
+"""The command line: options in, words and exit statuses out.
+
+It holds no decision of its own: a command parses, calls the library and reports.
+"""

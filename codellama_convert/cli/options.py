@@ -1,0 +1,205 @@
+"""Own the options that several commands share: their names, types, defaults and help."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from codellama_convert.model.recognise import FLAVORS, MODEL_SIZES
+from codellama_convert.plan.options import CHECKSUM_MODES, IO_MODES, MAX_WORKERS, TOKENIZER_ONLY
+from codellama_convert.storage.sizes import parse_size
+from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES
+
+# What click's newer versions call generic, older ones cannot subscript.
+if TYPE_CHECKING:
+    SizeType = click.ParamType[int]
+    ChoiceType = click.Choice[str]
+else:
+    SizeType, ChoiceType = click.ParamType, click.Choice
+
+_DTYPES = ("auto", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Size(SizeType):
+    """A size such as 5GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it; what click asks of a parameter type."""
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except ValueError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+class OneOf(ChoiceType):
+    """A choice that may be spelled in either case; a shell completes it as it is written here."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read it; what click asks of a parameter type."""
+        spelled = {str(choice).lower(): choice for choice in self.choices}
+        return super().convert(spelled.get(str(value).lower(), value), param, ctx)
+
+
+class NamedPath(click.Path):
+    """A path with a name: an empty one would be the current folder, and is a forgotten variable."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it; what click asks of a parameter type."""
+        if not os.fspath(value):
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _with_dashes_too(name: str) -> str:
+    return name.replace("-", "_")
+
+
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": _with_dashes_too,
+    "max_content_width": 100,
+}
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+FOLDER = NamedPath(exists=True, file_okay=False, path_type=Path)
+# Not looked at here: what is wrong with it is told in one place, when it is made or locked.
+NEW_FOLDER = NamedPath(readable=False, path_type=Path)
+INPUT = click.option(
+    "--input_dir",
+    type=FOLDER,
+    required=True,
+    help="Meta's folder: consolidated.NN.pth and params.json, or a folder that holds such folders.",
+)
+_MODEL_SIZES = OneOf((*MODEL_SIZES, TOKENIZER_ONLY))
+_CHECKSUMS = click.option(
+    "--checksums",
+    type=OneOf(CHECKSUM_MODES),
+    default="off",
+    show_default=True,
+    help="Compare the ranks with Meta's checklist.chk (MD5) first; small files always are.",
+)
+_MAX_RAM = click.option(
+    "--max_ram",
+    type=Size(),
+    help="Most memory of all buffers together, by default 32MB; tiles and workers are chosen to fit.",
+)
+_CLASSES = f"{', '.join(TOKENIZER_CLASSES[:-1])} or {TOKENIZER_CLASSES[-1]}"
+MODEL_OPTIONS = _options(
+    click.option(
+        "--model_size",
+        type=_MODEL_SIZES,
+        help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
+    ),
+    click.option(
+        "--variant",
+        type=OneOf(FLAVORS),
+        help="What the model was tuned for, where the folder's name does not say.",
+    ),
+    click.option(
+        "--dtype",
+        type=OneOf(_DTYPES),
+        default="auto",
+        show_default=True,
+        help="Of the written weights; auto keeps the checkpoint's.",
+    ),
+    click.option(
+        "--max_shard_size",
+        type=Size(),
+        default="5GB",
+        show_default=True,
+        help="Most bytes of tensors in one file; a larger tensor gets a file of its own.",
+    ),
+    click.option(
+        "--max_position_embeddings",
+        type=click.IntRange(min=1),
+        help="Context length, where the model does not say.",
+    ),
+    click.option(
+        "--tokenizer_model",
+        type=NamedPath(path_type=Path),
+        help="tokenizer.model, if it is neither in the folder nor beside it.",
+    ),
+    _CHECKSUMS,
+    click.option("--skip_tokenizer", is_flag=True, help="Convert the weights alone."),
+    click.option(
+        "--tokenizer_class",
+        type=OneOf(TOKENIZER_CLASSES),
+        metavar="CLASS",
+        help=f"What tokenizer_config.json names: {_CLASSES}; the last is the default, exact in "
+        "transformers 4.57 and 5.",
+    ),
+)
+# What was asked of the conversion need not be said again: the output's record has it. What is said
+# goes first, and is a difference where the record says otherwise.
+ASKED_OPTIONS = _options(
+    click.option("--variant", type=OneOf(FLAVORS), help="What the model was tuned for."),
+    click.option("--dtype", type=OneOf(_DTYPES[1:]), help="Of the written weights."),
+    click.option("--max_shard_size", type=Size(), help="Most bytes of tensors in one file."),
+    click.option("--max_position_embeddings", type=click.IntRange(min=1), help="Context length."),
+    click.option("--skip_tokenizer", is_flag=True, help="The weights were converted alone."),
+    click.option(
+        "--tokenizer_class",
+        type=OneOf(TOKENIZER_CLASSES),
+        metavar="CLASS",
+        help=f"What tokenizer_config.json names: {_CLASSES}.",
+    ),
+)
+# How the checkpoint is found and read; nothing of it is of use without one.
+SOURCE_OPTIONS = _options(
+    click.option(
+        "--model_size",
+        type=_MODEL_SIZES,
+        help="What the checkpoint is said to be; checked. tokenizer_only compares the tokenizer.",
+    ),
+    click.option(
+        "--tokenizer_model",
+        type=NamedPath(path_type=Path),
+        help="tokenizer.model, if it is neither in the checkpoint nor beside it.",
+    ),
+    _CHECKSUMS,
+    _MAX_RAM,
+)
+OF_THE_SOURCE = ("model_size", "tokenizer_model", "checksums", "max_ram")
+_IO = click.option(
+    "--io",
+    "io_mode",
+    type=OneOf(IO_MODES),
+    default="auto",
+    show_default=True,
+    help="Past the page cache or through it; auto goes past it where the file system can.",
+)
+SPEED_OPTIONS = _options(
+    _IO,
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1, max=MAX_WORKERS),
+        help="Tensors in flight; by default chosen by the number of cores.",
+    ),
+    _MAX_RAM,
+)
+READING_OPTIONS = _options(
+    _IO,
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1, max=MAX_WORKERS),
+        help="Tensors compared at once; by default chosen by the number of cores.",
+    ),
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -1,0 +1,309 @@
+"""Own the words about what will be done, was done and was found; print nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from codellama_convert.cli.usage import peak_rss_bytes
+from codellama_convert.storage.sizes import format_size
+from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
+
+if TYPE_CHECKING:
+    from codellama_convert.convert.run import ConversionReport
+    from codellama_convert.meta.checkpoint import Checkpoint
+    from codellama_convert.plan.job import Job
+    from codellama_convert.plan.plan import ConversionPlan, TensorPlan
+    from codellama_convert.staging.output_state import OutputState
+    from codellama_convert.verify.report import VerifyReport
+
+
+def describe_job(job: Job, output: OutputState) -> dict[str, Any]:
+    """Describe what a job will write, for machines.
+
+    Args:
+        job: The job.
+        output: What stands where it goes.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
+    if job.checkpoint is not None and job.plan is not None:
+        described |= _describe_model(job.checkpoint, job.plan)
+    return described | {
+        "output_dir": str(output.path),
+        "output_refusal": output.refusal,
+        "staged_bytes": output.staged_bytes,
+        "disk_needed_bytes": output.space.needed,
+        "disk_free_bytes": output.space.free,
+        "disk_missing_bytes": output.space.missing,
+    }
+
+
+def _describe_model(checkpoint: Checkpoint, plan: ConversionPlan) -> dict[str, Any]:
+    return {
+        "variant": checkpoint.identity.name,
+        "flavor": checkpoint.identity.flavor,
+        "ranks": len(checkpoint.ranks),
+        "parameters": plan.n_parameters,
+        "source_dtype": checkpoint.dtype.name,
+        "dtype": plan.dtype.name,
+        "max_position_embeddings": checkpoint.identity.max_position_embeddings,
+        "rope_theta": checkpoint.config.rope_theta,
+        "vocab_size": checkpoint.config.vocab_size,
+        "dropped": list(checkpoint.dropped),
+        "largest_tile_bytes": max(plan.read_tile_bytes, plan.write_tile_bytes),
+        "workers": plan.workers,
+        "buffer_bytes": plan.buffer_bytes,
+        "total_size": plan.tensor_bytes,
+        "run_memory": {
+            dtype.name: {
+                "weight_bytes": plan.n_parameters * dtype.itemsize,
+                "kv_cache_bytes_per_1000_tokens": checkpoint.config.kv_cache_bytes(
+                    1000, dtype.itemsize
+                ),
+            }
+            for dtype in (BFLOAT16, FLOAT16, FLOAT32)
+        },
+        "files": [
+            {
+                "name": file.name,
+                "bytes": file.n_bytes,
+                "tensors": [_describe_tensor(tensor) for tensor in file.tensors],
+            }
+            for file in plan.files
+        ],
+    }
+
+
+def _describe_tensor(tensor: TensorPlan) -> dict[str, Any]:
+    return {
+        "name": tensor.spec.name,
+        "source": tensor.layout.meta_name,
+        "dtype": tensor.spec.dtype.code,
+        "shape": list(tensor.spec.shape),
+        "offset": tensor.offset,
+        "bytes": tensor.spec.n_bytes,
+        "tile_rows": tensor.tile_rows,
+    }
+
+
+def count(number: int, noun: str) -> str:
+    """Say how many of something, in English."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """Lay a described job out for a terminal of 80 columns.
+
+    Args:
+        described: From `describe_job`.
+
+    Yields:
+        Lines.
+    """
+    yield f"checkpoint  {described['input_dir']}"
+    yield f"output      {described['output_dir']}"
+    if described["output_refusal"] is not None:
+        yield f"refused     {described['output_refusal']}"
+    if "files" in described:
+        yield from _model_lines(described)
+        yield ""
+        yield from _file_lines(described)
+        yield ""
+        yield (
+            f"memory      {format_size(described['buffer_bytes'])} of buffers "
+            f"({count(described['workers'], 'worker')}, tiles up to "
+            f"{format_size(described['largest_tile_bytes'])})"
+        )
+        is_cast = described["dtype"] != described["source_dtype"]
+        yield "            beside some 55 MB of Python and numpy" + (
+            ", and 260 MB of torch for the cast" if is_cast else ""
+        )
+    else:
+        yield "model       none: the tokenizer alone"
+    yield from _disk_lines(described)
+    if "run_memory" in described:
+        yield from _run_memory_lines(described["run_memory"])
+
+
+def _disk_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    needed, free = described["disk_needed_bytes"], described["disk_free_bytes"]
+    missing, staged = described["disk_missing_bytes"], described["staged_bytes"]
+    if staged:
+        yield f"resumed     {format_size(staged)} left by an earlier run"
+    yield (
+        f"disk        {format_size(needed)} needed, "
+        f"{'unknown' if free is None else format_size(free)} free"
+        + (f": {format_size(missing)} too little" if missing else "")
+    )
+
+
+def _model_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    dtype, source_dtype = described["dtype"], described["source_dtype"]
+    yield f"model       {described['variant']}"
+    yield (
+        f"weights     {described['parameters']:,} parameters, "
+        f"{count(described['ranks'], 'rank')}, {source_dtype}"
+        + ("" if dtype == source_dtype else f" -> {dtype}")
+    )
+    yield (
+        f"context     {described['max_position_embeddings']} positions, rope_theta "
+        f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
+    )
+    if described["dropped"]:
+        yield f"dropped     {len(described['dropped'])} x rope.freqs"
+
+
+def _file_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{'file':<36}{'tensors':>9}{'bytes':>18}"
+    for file in described["files"]:
+        yield (
+            f"{file['name']:<36}{len(file['tensors']):>9}{file['bytes']:>18,}"
+            f"{format_size(file['bytes']):>12}"
+        )
+
+
+def _run_memory_lines(run_memory: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    half, single = run_memory["bfloat16"], run_memory["float32"]
+    yield (
+        f"to run it   {format_size(half['weight_bytes'])} of weights in bfloat16 or float16, "
+        f"{format_size(single['weight_bytes'])} in float32;"
+    )
+    yield (
+        f"            {format_size(half['kv_cache_bytes_per_1000_tokens'])} more per 1,000 tokens of "
+        f"context, {format_size(single['kv_cache_bytes_per_1000_tokens'])} in float32"
+    )
+
+
+def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
+    """Describe what a conversion did, for machines.
+
+    Args:
+        report: What it did.
+        seconds: How long it took.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    return {
+        "output_dir": str(report.output_dir),
+        "files": list(report.files),
+        "tensor_bytes": report.tensor_bytes,
+        "kept_bytes": report.kept_bytes,
+        "seconds": round(seconds, 3),
+        "bytes_per_second": (
+            round((report.tensor_bytes - report.kept_bytes) / seconds) if seconds else None
+        ),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "direct_io": report.direct,
+        "dropped": list(report.dropped),
+        "cast": report.cast,
+        "became_zero": report.became_zero,
+        "nonfinite": report.nonfinite,
+        "notes": list(report.notes),
+    }
+
+
+def describe_verification(
+    report: VerifyReport, seconds: float, notes: Sequence[str]
+) -> dict[str, Any]:
+    """Describe what a verification found, for machines.
+
+    Args:
+        report: What it found.
+        seconds: How long it took.
+        notes: What the user should know of the source.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    return {
+        **asdict(report),
+        "output_dir": str(report.output_dir),
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(report.n_bytes / seconds) if seconds else None,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "notes": list(notes),
+        "ok": not report.problems,
+    }
+
+
+def value_notes(described: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is odd about the values of a conversion's tensors.
+
+    Args:
+        described: From `describe_report`.
+
+    Yields:
+        One note for values that became zero, and one for infinities and NaNs.
+    """
+    for counts, what in (
+        (described["became_zero"], "too small for the new dtype became zero"),
+        (described["nonfinite"], "infinite or NaN, kept as stored"),
+    ):
+        if counts:
+            yield (
+                f"{count(sum(counts.values()), 'value')} in {count(len(counts), 'tensor')} {what} "
+                f"(first in {next(iter(counts))})"
+            )
+
+
+def _format_rate(bytes_per_second: float) -> str:
+    """Write a rate in GB/s; below 0.1 of them in MB/s, lest a tiny model's be 0.00."""
+    if bytes_per_second < 1e8:
+        return f"{bytes_per_second / 1e6:.1f} MB/s"
+    return f"{bytes_per_second / 1e9:.2f} GB/s"
+
+
+def summary_line(described: Mapping[str, Any]) -> str:
+    """Say in one line what a conversion did.
+
+    Args:
+        described: From `describe_report`.
+
+    Returns:
+        Such as "wrote CodeLlama-7b-hf: 13.5 GB in 18.2 s (0.74 GB/s), peak memory 61.3 MB".
+    """
+    what = format_size(described["tensor_bytes"])
+    if not described["tensor_bytes"]:
+        what = f"the tokenizer, {count(len(described['files']), 'file')}"
+    parts = [f"wrote {described['output_dir']}: {what}"]
+    n_new = described["tensor_bytes"] - described["kept_bytes"]
+    if n_new and described["seconds"]:
+        seconds = described["seconds"]
+        parts[0] += f" in {seconds:.1f} s ({_format_rate(n_new / seconds)})"
+    if described["kept_bytes"]:
+        parts.append(f"{format_size(described['kept_bytes'])} of it kept from an earlier run")
+    if described["peak_rss_bytes"]:
+        parts.append(f"peak memory {format_size(described['peak_rss_bytes'])}")
+    if described["cast"]:
+        parts.append(f"cast {described['cast']}")
+    if described["dropped"]:
+        parts.append(f"dropped {len(described['dropped'])} x rope.freqs")
+    if described["notes"]:
+        parts.append(count(len(described["notes"]), "note"))
+    return ", ".join(parts)
+
+
+def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:
+    """Say what a verification found.
+
+    Args:
+        report: What it found.
+        seconds: How long it took.
+
+    Yields:
+        One line for each problem, and a last one.
+    """
+    yield from report.problems
+    against = "the checkpoint" if report.against == "source" else "conversion.json"
+    verdict = "DIFFERS from" if report.problems else "equals"
+    rate = f" ({_format_rate(report.n_bytes / seconds)})" if seconds else ""
+    what = count(report.n_tensors, "tensor") if report.n_tensors else "no weights"
+    yield (
+        f"{report.output_dir} {verdict} {against}: {what}, "
+        f"{format_size(report.n_bytes)} read in {seconds:.1f} s{rate}"
+    )

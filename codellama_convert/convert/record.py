@@ -1,0 +1,140 @@
+"""Own conversion.json: what an output was made of, so that it can be checked without its source.
+
+It is the same from run to run: no times, no names of machines, no absolute paths, nothing of
+workers or buffers. Know nothing of how files are written.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from codellama_convert import __version__
+from codellama_convert.errors import OutputError
+from codellama_convert.hugging_face.model_card import CARD_NAME
+from codellama_convert.model.config import json_bytes
+from codellama_convert.plan.job import Job
+from codellama_convert.staging.record_values import FileSum, SealedFile
+from codellama_convert.storage.contents import Content
+from codellama_convert.storage.digests import file_digest
+from codellama_convert.storage.watch import Look, look_away
+
+CONVERSION_NAME = "conversion.json"
+# Of that; 70B has 723 tensors and 160 kB.
+_RECORD_BYTES, _RECORD_BYTES_PER_ENTRY = 1 << 13, 1 << 8
+
+
+def conversion_json(
+    job: Job,
+    sealed: Mapping[str, SealedFile],
+    small_files: Mapping[str, FileSum],
+    rank_crcs: Sequence[int],
+    *,
+    sha256_of: Path | None = None,
+    look: Look = look_away,
+) -> bytes:
+    """Build conversion.json.
+
+    Args:
+        job: What was done.
+        sealed: The safetensors files, by name.
+        small_files: What the other files are, by name.
+        rank_crcs: CRC-32 of each rank's file, in order.
+        sha256_of: The folder whose files are to be hashed; None leaves SHA-256 out.
+        look: Called at each piece of them.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        OutputError: If a file to be hashed cannot be read.
+    """
+    written: dict[str, SealedFile | FileSum] = {**sealed, **small_files}
+    files: dict[str, dict[str, Any]] = {
+        name: {"size": one.n_bytes, "crc32": f"{one.crc32:08x}"} for name, one in written.items()
+    }
+    if sha256_of is not None:
+        for name, entry in files.items():
+            entry["sha256"] = file_digest(
+                sha256_of / name, "sha256", error=OutputError, progress=lambda _: look()
+            )
+    return _with_own_sum(
+        {
+            "converter": {"name": "codellama-convert", "version": __version__},
+            "files": files,
+            "model": None if job.checkpoint is None else job.checkpoint.identity.name,
+            "notes": list(job.notes),
+            "options": job.identity()["options"],
+            "source": _source(job, rank_crcs),
+            "tensors": _tensors(job, sealed),
+        }
+    )
+
+
+def _with_own_sum(content: dict[str, Any]) -> bytes:
+    """Add the CRC-32 of the whole file, taken with zeros in its own place.
+
+    A file that says what the others are must show by itself that nobody changed it since.
+    """
+    crc = zlib.crc32(json_bytes({"crc32": "0" * 8, **content}))
+    return json_bytes({"crc32": f"{crc:08x}", **content})
+
+
+def _source(job: Job, rank_crcs: Sequence[int]) -> dict[str, Any]:
+    ranks = job.checkpoint.ranks if job.checkpoint else ()
+    return {
+        rank.path.name: {"size": rank.n_bytes, "crc32": f"{crc:08x}"}
+        for rank, crc in zip(ranks, rank_crcs, strict=True)
+    }
+
+
+def _tensors(job: Job, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
+    if job.plan is None:
+        return {}
+    return {
+        tensor.spec.name: {
+            "file": file.name,
+            "dtype": tensor.spec.dtype.code,
+            "shape": list(tensor.spec.shape),
+            "size": tensor.spec.n_bytes,
+            "crc32": f"{sealed[file.name].tensors[tensor.spec.name]:08x}",
+            **_value_counts(sealed[file.name], tensor.spec.name),
+        }
+        for file in job.plan.files
+        for tensor in file.tensors
+    }
+
+
+def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
+    """List a tensor's counts of odd values, where there are any."""
+    counts = {
+        "became_zero": sealed.became_zero.get(name, 0),
+        "nonfinite": sealed.nonfinite.get(name, 0),
+    }
+    return {kind: n for kind, n in counts.items() if n}
+
+
+def file_sizes(
+    job: Job, small_files: Mapping[str, Content], *, with_card: bool = False
+) -> dict[str, int]:
+    """Tell the size of each file that a conversion may write.
+
+    Args:
+        job: What is done.
+        small_files: What it writes beside the weights, from `Job.small_files`.
+        with_card: Whether the model card is wanted; otherwise it takes nothing.
+
+    Returns:
+        Bytes by name; the record's are estimated, to the safe side.
+    """
+    card = job.model_card() if with_card else None
+    sizes = {name: len(content) for name, content in small_files.items()}
+    sizes |= {CONVERSION_NAME: _RECORD_BYTES, CARD_NAME: len(card or b"")}
+    if job.plan is not None:
+        sizes |= {file.name: file.n_bytes for file in job.plan.files}
+        sizes[CONVERSION_NAME] += _RECORD_BYTES_PER_ENTRY * (
+            len(job.plan.tensors) + len(job.plan.files)
+        )
+    return sizes

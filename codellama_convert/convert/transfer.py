@@ -1,0 +1,128 @@
+"""Own the moving of tiles: several tensors of one output file at a time, from the ranks into it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from codellama_convert.convert.movers import Mover
+from codellama_convert.meta.rank_reader import UNSIGNED, RankReader, Rows
+from codellama_convert.model.rope import to_half_split
+from codellama_convert.plan.plan import FilePlan, TensorPlan, Tile
+from codellama_convert.storage.checksums import combine
+from codellama_convert.storage.output_file import OutputFile, SpanWriter
+from codellama_convert.storage.threads import share_out
+from codellama_convert.storage.watch import StopRequest
+
+Progress = Callable[[int], None]
+
+
+def write_tensors(
+    file: FilePlan,
+    output: OutputFile,
+    source: TileSource,
+    *,
+    buffers: Sequence[tuple[memoryview, memoryview]],
+    progress: Progress,
+    stop: StopRequest,
+) -> dict[str, int]:
+    """Write the data of one output file; its header is not written here.
+
+    Args:
+        file: What it holds.
+        output: The open file, of its final size.
+        source: The open ranks.
+        buffers: For each worker, one to read into and one to write from.
+        progress: Called with the bytes of each tile that was written.
+        stop: Looked at between tiles; when it is set, the file is left unfinished.
+
+    Returns:
+        The CRC-32 of each tensor's bytes.
+
+    Raises:
+        ConvertError: If reading, casting or writing fails.
+    """
+    crcs: dict[str, int] = {}
+
+    def write_tensor(
+        tensor: TensorPlan, pair: tuple[memoryview, memoryview], failed: Callable[[], bool]
+    ) -> None:
+        read_buffer, write_buffer = pair
+        span = SpanWriter(output, tensor.offset, write_buffer)
+        crc = 0
+        for tile in tensor.tiles():
+            if failed() or stop.is_set():
+                return
+            n_bytes = tile.n_rows * tensor.row_bytes
+            tile_crc = source.fill(span.space(n_bytes), tensor, tile, read_buffer)
+            crc = combine(crc, tile_crc, n_bytes)
+            span.commit(n_bytes)
+            progress(n_bytes)
+        span.finish()
+        crcs[tensor.spec.name] = crc
+
+    share_out(file.tensors, buffers, write_tensor)
+    return crcs
+
+
+@dataclass(frozen=True, slots=True)
+class TileSource:
+    """The open ranks and the way from their elements to the output's.
+
+    Attributes:
+        readers: One a rank, in order.
+        mover: How elements are moved.
+    """
+
+    readers: Sequence[RankReader]
+    mover: Mover
+
+    def fill(
+        self, target: memoryview, tensor: TensorPlan, tile: Tile, read_buffer: memoryview
+    ) -> int:
+        """Read a tile from its rank or ranks and put it together.
+
+        Args:
+            target: Where it goes; exactly the tile's bytes.
+            tensor: The tensor that it is of.
+            tile: Which rows.
+            read_buffer: To read into, of the plan's size.
+
+        Returns:
+            The CRC-32 of the tile's bytes.
+
+        Raises:
+            ConvertError: If reading or casting fails.
+        """
+        elements = np.frombuffer(target, UNSIGNED[tensor.spec.dtype.itemsize])
+        elements = elements.reshape(tile.n_rows, tensor.n_columns)
+        name, head_dim = tensor.spec.name, tensor.layout.head_dim
+        crcs = []
+        for rows, part, crc in self._parts(tensor, tile, elements, read_buffer):
+            crcs.append(crc)
+            if head_dim is None:
+                self.mover.move(rows, part, name=name)
+            else:
+                reordered = to_half_split(rows, head_dim)
+                self.mover.move(reordered, part.reshape(reordered.shape), name=name)
+        if len(crcs) == 1 and crcs[0] is not None and head_dim is None and self.mover.keeps_bits:
+            return crcs[0]  # the tile is what was read: its sum is known
+        return zlib.crc32(target)
+
+    def _parts(
+        self, tensor: TensorPlan, tile: Tile, target: Rows, read_buffer: memoryview
+    ) -> Iterator[tuple[Rows, Rows, int | None]]:
+        """Yield each rank's rows of a tile, the part of the tile that they fill, and their sum."""
+        name = tensor.layout.meta_name
+        if tensor.layout.tp_dim == 1:
+            width = tensor.n_columns // len(self.readers)
+            for rank, reader in enumerate(self.readers):
+                rows, crc = reader.read_rows(name, tile.start_row, tile.n_rows, read_buffer)
+                yield rows, target[:, rank * width : (rank + 1) * width], crc
+        else:
+            rank, row = divmod(tile.start_row, tensor.layout.part_shape[0])
+            rows, crc = self.readers[rank].read_rows(name, row, tile.n_rows, read_buffer)
+            yield rows, target, crc

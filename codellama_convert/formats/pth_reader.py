@@ -1,0 +1,281 @@
+"""Own what a .pth file says about its tensors; know nothing of models.
+
+Every statement of the pickle inside is checked, in Python's unbounded integers, against the size
+of the record that it speaks of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import CheckpointError
+from codellama_convert.formats.pickle_names import (
+    METAS_FILES_HINT,
+    DeclaredStorage,
+    OrderedItems,
+    RefusedPickle,
+    View,
+)
+from codellama_convert.formats.pickle_reader import parse_pickle
+from codellama_convert.formats.stored_tensor import Storage, StoredTensor
+from codellama_convert.formats.views import refuse_costly_views, refuse_wrong_view
+from codellama_convert.formats.zip_directory import DAMAGED_HINT
+from codellama_convert.formats.zip_reader import Archive, read_archive, read_entry
+from codellama_convert.storage.input_file import InputFile
+
+# 70B in 8 ranks has 120 kB a rank; the cap bounds what a forged one costs to hold.
+_MAX_PICKLE_BYTES = 2 << 20
+_MAX_SMALL_RECORD_BYTES = 1 << 16
+_MAX_DIMENSIONS = 8  # a model has 2; torch.save allows more
+_MAX_NAME_LENGTH = 256
+_MAX_VECTOR_REACH_BYTES = 1 << 20
+
+# torch.save has written 3 since 1.6; source: torch's caffe2/serialize/versions.h.
+_FORMAT_VERSIONS = frozenset(str(version).encode() for version in range(1, 11))
+
+
+@dataclass(frozen=True, slots=True)
+class RankIndex:
+    """What one `consolidated.NN.pth` holds; picklable, and free of open files.
+
+    Attributes:
+        path: The file.
+        n_bytes: Its size.
+        identity: Device and inode.
+        mtime_ns: Time of its last change.
+        tensors: By Meta's name, in the file's order.
+        storages: By name; also those that no tensor of `tensors` uses are checked when read.
+        directory_sha256: Of the zip directory, which holds every size and CRC-32.
+        pickle_sha256: Of what says which tensor lies where.
+        root: The zip's root folder; torch calls it after the file that it writes.
+    """
+
+    path: Path
+    n_bytes: int
+    identity: tuple[int, int]
+    mtime_ns: int
+    tensors: dict[str, StoredTensor]
+    storages: dict[str, Storage]
+    directory_sha256: str
+    pickle_sha256: str
+    root: str = ""
+
+
+PickleCache = dict[bytes, dict[str, Any]]
+
+
+def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
+    """Read which tensors a .pth file holds, and where their bytes lie.
+
+    Args:
+        path: The file.
+        cache: Parsed pickles by their bytes: the ranks of one model often have the same.
+
+    Returns:
+        The index; of the data, only the small records are read.
+
+    Raises:
+        CheckpointError: If the file is damaged, hostile or of another kind.
+    """
+    with InputFile(path) as file:
+        archive = read_archive(file)
+        _require_known_format(file, archive)
+        _require_little_endian(file, archive)
+        if "data.pkl" not in archive.entries or "constants.pkl" in archive.entries:
+            raise CheckpointError(
+                "is a zip archive, but not one that torch.save wrote",
+                path=path,
+                hint=METAS_FILES_HINT,
+            )
+        pickled = read_entry(file, archive.entries["data.pkl"], _MAX_PICKLE_BYTES)
+        parsed = cache.get(pickled) if cache is not None else None
+        if parsed is None:
+            parsed = _parse_pickle(path, pickled)
+            if cache is not None:
+                cache[pickled] = parsed
+        storages: dict[str, Storage] = {}
+        tensors = {
+            name: _resolve(path, archive, storages, name, value) for name, value in parsed.items()
+        }
+        refuse_costly_views(path, tensors.values())
+        return RankIndex(
+            path=path,
+            n_bytes=file.n_bytes,
+            identity=file.identity,
+            mtime_ns=file.mtime_ns,
+            tensors=tensors,
+            storages=storages,
+            directory_sha256=archive.directory_sha256,
+            pickle_sha256=hashlib.sha256(pickled).hexdigest(),
+            root=archive.root,
+        )
+
+
+def read_vector(file: InputFile, tensor: StoredTensor) -> bytes:
+    """Read a vector whole, such as the weight of a norm; its CRC-32 is not checked.
+
+    Args:
+        file: The open rank.
+        tensor: One of its tensors, of one dimension.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        CheckpointError: If the file ends before, or cannot be read.
+    """
+    first, end = tensor.extent
+    itemsize = tensor.dtype.itemsize
+    if end - first > max(_MAX_VECTOR_REACH_BYTES, tensor.shape[0] * itemsize):
+        step = tensor.strides[0] * itemsize
+        starts = range(tensor.storage.offset + first, tensor.storage.offset + end, step)
+        return b"".join(file.read_exact(start, itemsize) for start in starts)
+    reach = file.read_exact(tensor.storage.offset + first, end - first)
+    elements = memoryview(reach).cast("H" if itemsize == 2 else "I")
+    return elements[:: tensor.strides[0] or 1].tobytes()
+
+
+def _require_known_format(file: InputFile, archive: Archive) -> None:
+    # The other records of a later writer (.format_version, .storage_alignment, serialization_id)
+    # only tell torch where a storage lies, which every local header says too, or name the file.
+    for name in (".data/version", "version"):
+        entry = archive.entries.get(name)
+        if entry is None:
+            continue
+        version = read_entry(file, entry, _MAX_SMALL_RECORD_BYTES).strip()
+        if version not in _FORMAT_VERSIONS:
+            raise CheckpointError(
+                f"format version {version[:16]!r} is not known (1 to {len(_FORMAT_VERSIONS)})",
+                path=file.path,
+                hint=DAMAGED_HINT,
+            )
+
+
+def _require_little_endian(file: InputFile, archive: Archive) -> None:
+    entry = archive.entries.get("byteorder")
+    if entry is None:  # before PyTorch 2.1
+        return
+    byteorder = read_entry(file, entry, _MAX_SMALL_RECORD_BYTES)
+    if byteorder != b"little":
+        raise CheckpointError(
+            f"byteorder {byteorder[:16]!r} is not supported (little-endian only)",
+            path=file.path,
+            hint="load and re-save it with torch.save on a little-endian machine",
+        )
+
+
+def _parse_pickle(path: Path, pickled: bytes) -> dict[str, Any]:
+    """Run the inert machine and expect one flat dict of names."""
+    try:
+        top = parse_pickle(pickled)
+    except RefusedPickle as problem:
+        hint = problem.hint or DAMAGED_HINT
+        raise CheckpointError(f"data.pkl: {problem}", path=path, hint=hint) from None
+    if type(top) is OrderedItems:
+        top = top.content
+    if type(top) is not dict:
+        raise CheckpointError(
+            f"holds {_kind(top)}; expected Meta's flat layout of tensors",
+            path=path,
+            hint=METAS_FILES_HINT,
+        )
+    return top
+
+
+def _kind(value: Any) -> str:
+    names: dict[type, str] = {
+        dict: "a nested dict", OrderedItems: "a nested dict", View: "a tensor", type(None): "None",
+        int: "an int",
+    }  # fmt: skip
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _resolve(
+    path: Path, archive: Archive, storages: dict[str, Storage], name: str, value: Any
+) -> StoredTensor:
+    """Turn a declared tensor into one whose every number was checked."""
+    if len(name) > _MAX_NAME_LENGTH:
+        raise CheckpointError(
+            f"a tensor's name has {len(name)} characters", path=path, hint=METAS_FILES_HINT
+        )
+    if type(value) is not View:
+        raise CheckpointError(
+            f"entry {name!r} is {_kind(value)}; expected Meta's flat layout of tensors",
+            path=path,
+            hint=METAS_FILES_HINT,
+        )
+    _refuse_extras(path, name, value)
+    storage = _resolve_storage(path, archive, storages, name, value.storage)
+    shape, strides, offset = value.shape, value.strides, value.storage_offset
+    numbers_are_plain = (
+        type(shape) is tuple
+        and type(strides) is tuple
+        and len(shape) == len(strides) <= _MAX_DIMENSIONS
+        and all(type(n) is int and n >= 0 for n in (*shape, *strides, offset))
+    )
+    if not numbers_are_plain:
+        raise CheckpointError(
+            f"tensor {name!r}: negative or invalid shape, stride or storage offset",
+            path=path,
+            hint=DAMAGED_HINT,
+        )
+    tensor = StoredTensor(name, shape, strides, offset, storage)
+    refuse_wrong_view(path, tensor)
+    return tensor
+
+
+def _refuse_extras(path: Path, name: str, view: View) -> None:
+    """Refuse a tensor to which torch would apply more than its place in the storage."""
+    for extra in view.extras:
+        content = extra.content
+        if content is not None:
+            raise CheckpointError(
+                f"tensor {name!r}: the argument {extra.argument} of {extra.function} holds "
+                f"{content}, which torch applies to the tensor; expected it empty",
+                path=path,
+                hint="load it with torch and save tensor.detach().resolve_neg() of each tensor",
+            )
+
+
+def _resolve_storage(
+    path: Path,
+    archive: Archive,
+    storages: dict[str, Storage],
+    name: str,
+    declared: DeclaredStorage,
+) -> Storage:
+    if isinstance(declared.dtype, str):
+        raise CheckpointError(
+            f"tensor {name!r} has an unsupported dtype ({declared.dtype}); "
+            "expected bfloat16, float16 or float32",
+            path=path,
+            hint=METAS_FILES_HINT,
+        )
+    record = f"data/{declared.key}"
+    entry = archive.entries.get(record)
+    if entry is None:
+        raise CheckpointError(
+            f"tensor {name!r}: storage record {record} is missing", path=path, hint=DAMAGED_HINT
+        )
+    dtype = declared.dtype
+    if declared.n_elements * dtype.itemsize != entry.n_bytes:
+        raise CheckpointError(
+            f"tensor {name!r}: storage size mismatch: data.pkl says {declared.n_elements} x "
+            f"{dtype.itemsize} bytes, the record {record} holds {entry.n_bytes}",
+            path=path,
+            hint=DAMAGED_HINT,
+        )
+    known = storages.get(record)
+    if known is None:
+        known = storages[record] = Storage(record, dtype, entry.offset, entry.n_bytes, entry.crc)
+    elif known.dtype != dtype:
+        raise CheckpointError(
+            f"tensor {name!r}: storage {record} is declared both {known.dtype.name} and "
+            f"{dtype.name}",
+            path=path,
+            hint=DAMAGED_HINT,
+        )
+    return known

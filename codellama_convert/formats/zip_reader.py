@@ -1,0 +1,254 @@
+"""Own the zip container of a .pth file: which entry lies where; know nothing of tensors.
+
+`torch.load` and `zipfile` believe different parts of a damaged or forged archive. Here every part
+must say the same: the end record, the central directory, each local header and data descriptor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass
+
+from codellama_convert.errors import CheckpointError
+from codellama_convert.formats.zip_directory import (
+    DAMAGED_HINT,
+    HAS_DESCRIPTOR,
+    IN_EXTRA_32,
+    MAX_SHOWN,
+    ListedEntry,
+    read_directory,
+    show_name,
+    widen,
+)
+from codellama_convert.storage.input_file import InputFile
+
+# Sources: PKWARE APPNOTE.TXT 6.3 sections 4.3.7 and 4.3.9; torch's caffe2/serialize/inline_container.
+_LOCAL = struct.Struct("<4s5H3I2H")
+_DESCRIPTOR_32 = struct.Struct("<4s3I")
+_DESCRIPTOR_64 = struct.Struct("<4sI2Q")
+
+_MAGIC_BYTES = 512
+_ORIGINAL = "use the original checkpoint that Meta released"
+# Where a file's magic stands, what it is, what such a file is called, what to do.
+_OTHER_KINDS = (
+    (0, b"version https://git-lfs", "is a Git LFS pointer", "run git lfs pull"),
+    (257, b"ustar", "is a tar archive", "unpack it first"),
+    (0, b"\x1f\x8b", "is a gzip file", "unpack it first"),
+    (0, b"GGUF", "is a GGUF file", _ORIGINAL),
+    # Eight bytes tell the length of its header, under 100 MB; the header is JSON.
+    (5, b'\0\0\0{"', "is a safetensors file", _ORIGINAL),
+)
+_LEGACY_MAGIC = (
+    b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.serialization.MAGIC_NUMBER
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored member of the archive.
+
+    Attributes:
+        name: Its name below the archive's root folder, such as "data/17".
+        offset: Its first byte's position in the file.
+        n_bytes: Its size.
+        crc: Its CRC-32, or None where the writer did not compute one (torch writes 0 then).
+    """
+
+    name: str
+    offset: int
+    n_bytes: int
+    crc: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """What a .pth file holds, every statement about it checked against the others.
+
+    Attributes:
+        root: The folder that every entry lies in; torch calls it after the file that it writes.
+        entries: By name below the root folder, case-folded as torch's reader compares names.
+        directory_sha256: Of the central directory, which holds every size and CRC-32.
+    """
+
+    root: str
+    entries: dict[str, Entry]
+    directory_sha256: str
+
+
+def read_archive(file: InputFile) -> Archive:
+    """Read where every entry of a .pth file lies.
+
+    Args:
+        file: The open file.
+
+    Returns:
+        Its entries; their data is not read.
+
+    Raises:
+        CheckpointError: If the file is no zip archive as torch writes them (stored entries below
+            one root folder), or its parts contradict each other.
+    """
+    _refuse_other_kinds(file)
+    directory, directory_offset, records = read_directory(file)
+    entries: dict[str, Entry] = {}
+    root: str | None = None
+    ends = [record.header_offset for record in records[1:]] + [directory_offset]
+    if records and records[0].header_offset != 0:
+        raise CheckpointError(
+            "is not a PyTorch zip archive (it does not begin with one)",
+            path=file.path,
+            hint=DAMAGED_HINT,
+        )
+    for record, end in zip(records, ends, strict=True):
+        root, name = _split_name(file, record.raw_name, root)
+        entry = _check_local_header(file, record, name, end)
+        if name.endswith("/") or not name:
+            continue  # a folder's own entry, as re-zipping tools write them
+        # torch compares names without regard to case, and of two takes either.
+        folded = name.casefold()
+        if folded in entries:
+            raise CheckpointError(
+                f"two entries named {name[:MAX_SHOWN]!r} (duplicate; case does not count)",
+                path=file.path,
+                hint=DAMAGED_HINT,
+            )
+        entries[folded] = entry
+    return Archive(root or "", entries, hashlib.sha256(directory).hexdigest())
+
+
+def read_entry(file: InputFile, entry: Entry, max_bytes: int) -> bytes:
+    """Read a small entry whole and check its CRC-32.
+
+    Args:
+        file: The open file.
+        entry: Which one.
+        max_bytes: The largest size that is plausible for it.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        CheckpointError: If it is larger, or its CRC-32 differs.
+    """
+    if entry.n_bytes > max_bytes:
+        raise CheckpointError(
+            f"entry {entry.name!r} has an implausible size of {entry.n_bytes} bytes",
+            path=file.path,
+            hint=DAMAGED_HINT,
+        )
+    content = file.read_exact(entry.offset, entry.n_bytes)
+    crc = zlib.crc32(content)
+    if entry.crc is not None and crc != entry.crc:
+        raise CheckpointError(
+            f"entry {entry.name!r}: CRC-32 mismatch ({crc:08x}, expected {entry.crc:08x})",
+            path=file.path,
+            hint="the file is corrupt, download it again",
+        )
+    return content
+
+
+def describe_other_kind(head: bytes) -> tuple[str, str] | None:
+    """Tell what a file is that should have been something else.
+
+    Args:
+        head: Its first 512 bytes, or all of it.
+
+    Returns:
+        What it is and what to do, or None if its beginning tells nothing.
+    """
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
+        return "is an HTML page", "the download failed (often an expired link); download it again"
+    for offset, magic, what, hint in _OTHER_KINDS:
+        if head.startswith(magic, offset):
+            return what, hint
+    return None
+
+
+def _refuse_other_kinds(file: InputFile) -> None:
+    if file.n_bytes == 0:
+        raise CheckpointError("the file is empty", path=file.path, hint="download it again")
+    head = file.read_exact(0, min(_MAGIC_BYTES, file.n_bytes))
+    other = describe_other_kind(head)
+    if other is not None:
+        raise CheckpointError(other[0], path=file.path, hint=other[1])
+    if _LEGACY_MAGIC[:9] in head[:32]:
+        raise CheckpointError(
+            "is in the legacy (pre-1.6, non-zip) torch format",
+            path=file.path,
+            hint="re-save it: torch.load(..., weights_only=True), then torch.save",
+        )
+    if not head.startswith(b"PK\x03\x04"):
+        raise CheckpointError(
+            "is not a PyTorch zip archive", path=file.path, hint="download it again"
+        )
+
+
+def _split_name(file: InputFile, raw_name: bytes, root: str | None) -> tuple[str, str]:
+    """Give the root folder and the name below it; every entry must share one root."""
+    full = raw_name.decode("utf-8", "replace")
+    first, slash, name = full.partition("/")
+    unsafe = not slash or not first or any(c in full for c in "\\\0\ufffd")
+    parts = name.split("/")
+    if unsafe or ".." in (first, *parts) or root not in (None, first):
+        raise CheckpointError(
+            f"unexpected entry name {show_name(raw_name)!r}",
+            path=file.path,
+            hint="a PyTorch file has one root folder and plain names; nothing was extracted",
+        )
+    return first, name
+
+
+def _check_local_header(file: InputFile, record: ListedEntry, name: str, end: int) -> Entry:
+    """Check an entry's local header and descriptor; the entry must end at or before `end`."""
+    start = record.header_offset
+    shown = show_name(record.raw_name)
+    damaged = CheckpointError(
+        f"entry {shown!r}: the local header is damaged or names another entry",
+        path=file.path,
+        hint="download it again",
+    )
+    overlaps = CheckpointError(
+        f"entry {shown!r} overlaps the next one",
+        path=file.path,
+        hint=DAMAGED_HINT,
+    )
+    if start + _LOCAL.size + len(record.raw_name) > end:
+        raise overlaps
+    header = file.read_exact(start, _LOCAL.size + len(record.raw_name))
+    magic, _, flags, method, _, _, crc, packed, size, n_name, n_extra = _LOCAL.unpack_from(header)
+    same = magic == b"PK\x03\x04" and flags == record.flags and method == 0
+    if not same or n_name != len(record.raw_name) or header[_LOCAL.size :] != record.raw_name:
+        raise damaged
+    # Only the local header locates the data: its extra field may differ from the directory's.
+    data_offset = start + _LOCAL.size + n_name + n_extra
+    data_end = data_offset + record.n_bytes
+    if data_end > end:
+        raise overlaps
+    deferred = bool(flags & HAS_DESCRIPTOR)
+    if IN_EXTRA_32 in (packed, size):
+        extra = file.read_exact(start + _LOCAL.size + n_name, n_extra)
+        if not deferred:
+            size, packed = widen(file, extra, size, packed)
+    if not deferred and (size, packed, crc) != (record.n_bytes, record.n_bytes, record.crc):
+        raise damaged
+    if deferred:
+        _check_descriptor(file, record, data_end, end, damaged)
+    # torch writes CRC 0 for "not computed"; the CRC-32 of nothing is 0 as well.
+    known = record.crc != 0 or record.n_bytes == 0
+    return Entry(name, data_offset, record.n_bytes, record.crc if known else None)
+
+
+def _check_descriptor(
+    file: InputFile, record: ListedEntry, data_end: int, end: int, damaged: CheckpointError
+) -> None:
+    """Check the CRC-32 and sizes that follow the data of an entry that was written as a stream."""
+    expected = (b"PK\x07\x08", record.crc, record.n_bytes, record.n_bytes)
+    for form in (_DESCRIPTOR_32, _DESCRIPTOR_64):
+        if data_end + form.size <= end:
+            found = form.unpack(file.read_exact(data_end, form.size))
+            if found == expected:
+                return
+    raise damaged

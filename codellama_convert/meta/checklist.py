@@ -1,0 +1,166 @@
+"""Own Meta's checklist.chk: MD5 sums beside a download; know nothing of what the files hold.
+
+CRC-32 guards a conversion against accidents on the way. The list is what tells a wrong download
+that is whole in itself. Meta's own list was wrong for two 70B models (meta-llama/codellama issue
+192), so a mismatch is a note unless the user wants it strict.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from codellama_convert.errors import CheckpointError, shown
+from codellama_convert.formats.tokenizer_source import MAX_FILE_BYTES
+from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
+from codellama_convert.storage.digests import file_digest
+from codellama_convert.storage.input_file import InputFile
+
+ChecksumMode = Literal["off", "warn", "strict"]
+
+LIST_NAMES = ("checklist.chk", "tokenizer_checklist.chk")
+# As md5sum writes it: the sum, a space, a space or an asterisk, the name.
+_LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](\S.*)")
+_MAX_LIST_BYTES = 1 << 16
+_AGAIN = "download it again"
+
+
+class ListedSums:
+    """The lists beside a checkpoint, and its comparison with them."""
+
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        mode: ChecksumMode,
+        *,
+        skip_tokenizer: bool = False,
+        workers: int = 1,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Read the lists that lie in the model's folder and in its tokenizer's.
+
+        Args:
+            files: The checkpoint; without ranks, only its tokenizer is looked at.
+            mode: "off" compares the small files only, "warn" the ranks too; "strict" the same, and
+                whatever is wrong is an error.
+            skip_tokenizer: Whether the tokenizer is left out.
+            workers: How many files are read at once; MD5 needs each in order.
+            progress: Called with the bytes that were read, from several threads.
+        """
+        self._files, self._mode = files, mode
+        self._workers, self._progress = workers, progress
+        tokenizer = None if skip_tokenizer else files.tokenizer
+        self._tokenizer = () if tokenizer is None else (tokenizer,)
+        self._listed, self._notes = _read_lists(
+            (files.folder, *(path.parent for path in self._tokenizer))
+        )
+
+    def check_small_files(self) -> tuple[str, ...]:
+        """Compare params.json and tokenizer.model, and look whether the lists cover the ranks.
+
+        Returns:
+            A note on each list that is none, each file that is missing on either side, and each
+            file that differs.
+
+        Raises:
+            CheckpointError: In strict mode, for whatever is wrong; or if a file cannot be read.
+        """
+        files = self._files
+        params = (files.params,) if files.ranks else ()
+        small = tuple(path for path in (*params, *self._tokenizer) if _may_be_small(path))
+        notes = self._notes
+        if files.ranks:
+            notes += self._absent_names()
+        paths = small if self._mode == "off" else (*small, *files.ranks)
+        unlisted = [path.name for path in paths if path.name not in self._listed]
+        if self._mode != "off" and unlisted:
+            notes += (f"no checklist.chk names {', '.join(unlisted)}",)
+        if self._mode == "strict" and notes:
+            raise CheckpointError(
+                "; ".join(notes),
+                path=files.folder,
+                hint="use --checksums warn, or download what is missing",
+            )
+        return notes + self._compare(small)
+
+    def check_ranks(self) -> tuple[str, ...]:
+        """Compare the ranks, which takes minutes; the results and errors of `check_small_files`."""
+        return self._compare(self._files.ranks)
+
+    def _absent_names(self) -> tuple[str, ...]:
+        """Name the files of the lists that do not lie beside them; a tokenizer may lie elsewhere."""
+        return tuple(
+            f"{entry.list_path.name} names {shown(name)}, which is not there"
+            for name, entry in self._listed.items()
+            if name != TOKENIZER_NAME and not os.path.lexists(entry.list_path.parent / name)
+        )
+
+    def _compare(self, paths: Sequence[Path]) -> tuple[str, ...]:
+        wanted = [(path, self._listed[path.name]) for path in paths if path.name in self._listed]
+
+        def check(one: tuple[Path, _ListedSum]) -> str | None:
+            path, entry = one
+            md5 = file_digest(path, "md5", error=CheckpointError, progress=self._progress)
+            if md5 == entry.md5:
+                return None
+            name = entry.list_path.name
+            return f"{path.name} does not match {name} (MD5 {md5}, expected {entry.md5})"
+
+        with ThreadPoolExecutor(self._workers) as pool:
+            wrong = [text for text in pool.map(check, wanted) if text is not None]
+        if wrong and self._mode == "strict":
+            raise CheckpointError(wrong[0], path=self._files.folder, hint=_AGAIN)
+        return tuple(f"{text}: download it again if the result is in doubt" for text in wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class _ListedSum:
+    """One line of a list: the sum that it expects, and the list."""
+
+    md5: str
+    list_path: Path
+
+
+def _may_be_small(path: Path) -> bool:
+    """Tell whether a file is small enough to be what it should be; else it is soon refused."""
+    return os.path.isfile(path) and os.path.getsize(path) <= MAX_FILE_BYTES  # noqa: PTH113, PTH202
+
+
+def _read_lists(folders: Sequence[Path]) -> tuple[dict[str, _ListedSum], tuple[str, ...]]:
+    """Read the lists in some folders: lines by file name, the first folder's first; and notes."""
+    found: dict[str, _ListedSum] = {}
+    notes: list[str] = []
+    for path in (folder / name for folder in dict.fromkeys(folders) for name in LIST_NAMES):
+        if not os.path.lexists(path):  # a dangling link counts: a note says what it is
+            continue
+        try:
+            lines = _lines(path)
+        except CheckpointError as problem:
+            what_to_do = f"; {problem.hint}" if problem.hint else ""
+            notes.append(f"{path.name} was not used: {problem.message}{what_to_do}")
+            continue
+        for listed, md5 in lines.items():
+            found.setdefault(listed, _ListedSum(md5, path))
+    return found, tuple(notes)
+
+
+def _lines(path: Path) -> dict[str, str]:
+    """Read a list; give the sum of each file by its name."""
+    with InputFile(path) as file:
+        if file.n_bytes > _MAX_LIST_BYTES:
+            raise CheckpointError("it is too large to be a list", path=path, hint=_AGAIN)
+        text = file.read_exact(0, file.n_bytes).decode("utf-8-sig", "replace")
+    sums: dict[str, str] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise CheckpointError("it is not a list of MD5 sums", path=path, hint=_AGAIN)
+        md5, name = match[1].lower(), re.split(r"[/\\]", match[2])[-1]
+        if sums.setdefault(name, md5) != md5:
+            raise CheckpointError(f"it has two sums of {shown(name)}", path=path, hint=_AGAIN)
+    return sums

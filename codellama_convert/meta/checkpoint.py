@@ -1,0 +1,240 @@
+"""Own the input: what its files hold, and whether they belong together.
+
+Everything that can be refused is refused here, before the first output byte. Know nothing of how
+the weights are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from codellama_convert.errors import ConfigError, LayoutError, TokenizerError
+from codellama_convert.formats.pth_reader import PickleCache, RankIndex, read_rank, read_vector
+from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
+from codellama_convert.formats.zip_reader import describe_other_kind
+from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
+from codellama_convert.model.config import ModelConfig, build_config, parse_params
+from codellama_convert.model.recognise import Flavor, Identity, check_model_size, identify
+from codellama_convert.model.tensor_table import (
+    TensorLayout,
+    build_layout,
+    check_ranks,
+    measure,
+    require_layers,
+)
+from codellama_convert.storage.input_file import InputFile
+from codellama_convert.tensors import Dtype
+from codellama_convert.tokenizer.hf_files import check_embedding_rows
+
+_MAX_PARAMS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose structure was read and checked.
+
+    Attributes:
+        files: Where it lies.
+        config: The model.
+        identity: Which released model it is.
+        ranks: What each rank holds.
+        layout: Where every output tensor comes from.
+        dropped: Names that are left out.
+        params_sha256: SHA-256 of params.json.
+        tokenizer: tokenizer.model, or None where it is not wanted.
+        notes: What the user should know.
+    """
+
+    files: CheckpointFiles
+    config: ModelConfig
+    identity: Identity
+    ranks: tuple[RankIndex, ...]
+    layout: tuple[TensorLayout, ...]
+    dropped: tuple[str, ...]
+    params_sha256: str
+    tokenizer: SentencePieceModel | None
+    notes: tuple[str, ...]
+
+    @property
+    def dtype(self) -> Dtype:
+        """The ranks' dtype."""
+        return self.layout[0].spec.dtype
+
+
+def open_checkpoint(
+    files: CheckpointFiles,
+    *,
+    model_size: str | None = None,
+    flavor: Flavor | None = None,
+    max_position_embeddings: int | None = None,
+    skip_tokenizer: bool = False,
+) -> Checkpoint:
+    """Read a checkpoint's structure and check that all of it belongs together.
+
+    Args:
+        files: Where it lies.
+        model_size: What the user says it is.
+        flavor: What the user says it was tuned for.
+        max_position_embeddings: The context length that the user says it has.
+        skip_tokenizer: Whether to do without tokenizer.model.
+
+    Returns:
+        The checkpoint; of the weights, only the small copies of norms are read.
+
+    Raises:
+        ConvertError: If anything is missing, damaged, hostile or contradicts the rest.
+    """
+    content = _read_params(files.params)
+    params, param_notes = parse_params(content, files.params)
+    cache: PickleCache = {}
+    ranks = tuple(read_rank(path, cache=cache) for path in files.ranks)
+    intermediate_size, vocab_size = measure(ranks, hidden_size=params.dim)
+    config = build_config(
+        params, intermediate_size=intermediate_size, vocab_size=vocab_size, path=files.params
+    )
+    require_layers(ranks[0], config.num_hidden_layers)
+    dtype = ranks[0].tensors["tok_embeddings.weight"].dtype
+    layout = build_layout(config, n_ranks=len(ranks), dtype=dtype)
+    dropped = check_ranks(layout, ranks)
+    _refuse_copied_ranks(ranks)
+    _compare_copies(layout, ranks)
+    tokenizer = None if skip_tokenizer else _open_tokenizer(files, config)
+    size_note = check_model_size(model_size, config, len(ranks)) if model_size else None
+    identity = identify(
+        config,
+        folder_name=files.folder.resolve().name,
+        flavor=flavor or ("chat" if model_size and model_size.endswith("f") else None),
+        max_position_embeddings=max_position_embeddings,
+    )
+    digest = hashlib.sha256(content).hexdigest()
+    notes = (
+        *files.notes,
+        *param_notes,
+        *_unsummed_notes(ranks),
+        *_renamed_notes(ranks),
+        *((size_note,) if size_note else ()),
+        *identity.notes,
+    )
+    return Checkpoint(files, config, identity, ranks, layout, dropped, digest, tokenizer, notes)
+
+
+def _read_params(path: Path) -> bytes:
+    """Read params.json whole; refuse what is too large for it, or a web page."""
+    with InputFile(path, error=ConfigError) as file:
+        if file.n_bytes > _MAX_PARAMS_BYTES:
+            raise ConfigError(
+                f"has {file.n_bytes} bytes, too many for what it should be",
+                path=path,
+                hint="download it again",
+            )
+        content = file.read_exact(0, file.n_bytes)
+    other = describe_other_kind(content[:512])
+    if other is not None:
+        raise ConfigError(other[0], path=path, hint=other[1])
+    return content
+
+
+def _open_tokenizer(files: CheckpointFiles, config: ModelConfig) -> SentencePieceModel:
+    if files.tokenizer is None:
+        raise TokenizerError(
+            f"no {TOKENIZER_NAME} in the folder or beside it",
+            path=files.folder,
+            hint="name it with --tokenizer_model, or convert the weights alone with --skip_tokenizer",
+        )
+    model = read_sentencepiece_model(files.tokenizer)
+    check_embedding_rows(model, config.vocab_size)
+    return model
+
+
+def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
+    """Say which ranks were saved without sums: a flipped bit in them would go into the output."""
+    bare = [rank for rank in ranks if any(s.crc is None for s in rank.storages.values())]
+    if not bare:
+        return ()
+    others = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
+    note = (
+        f"{bare[0].path.name}{others}: saved without CRC-32 sums, so damage cannot be seen; "
+        "--checksums strict compares them with checklist.chk"
+    )
+    return (note,)
+
+
+def _renamed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
+    """Say which ranks were saved under the number of another: every tensor would be joined wrongly.
+
+    torch calls a zip's root folder after the file that it writes; where all ranks have one root,
+    it tells nothing of their order.
+    """
+    if len({rank.root for rank in ranks}) == 1:
+        return ()
+    renamed = [
+        rank
+        for rank in ranks
+        if re.fullmatch(r"consolidated\.\d\d", rank.root) and rank.root != rank.path.stem
+    ]
+    if not renamed:
+        return ()
+    others = f" and {len(renamed) - 1} more" if len(renamed) > 1 else ""
+    note = (
+        f"{renamed[0].path.name}{others}: saved as {renamed[0].root}.pth and renamed; if ranks "
+        "changed places, the model is wrong"
+    )
+    return (note,)
+
+
+def _refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
+    """Refuse two ranks of the same content, which a copied or twice downloaded file is."""
+    seen: dict[tuple[int, int] | tuple[tuple[str, int, int | None], ...], RankIndex] = {}
+    for rank in ranks:
+        twin = seen.setdefault(rank.identity, rank)
+        if twin is not rank:
+            raise LayoutError(
+                f"is the same file as {twin.path.name}", path=rank.path, hint="download it again"
+            )
+        content = tuple((s.name, s.n_bytes, s.crc) for s in rank.storages.values())
+        if any(crc is None for _, _, crc in content):
+            continue  # without checksums, equal sizes prove nothing
+        first = seen.setdefault(content, rank)
+        if first is not rank:
+            raise LayoutError(
+                f"holds the same weights as {first.path.name}: one rank was copied over another",
+                path=rank.path,
+                hint="download it again",
+            )
+
+
+def _compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> None:
+    """Compare the tensors that every rank has a copy of, bit for bit, with rank 0's."""
+    replicated = [tensor for tensor in layout if tensor.tp_dim is None]
+    if len(ranks) == 1:
+        return
+    with InputFile(ranks[0].path) as first:
+        expected = {
+            tensor.meta_name: read_vector(first, ranks[0].tensors[tensor.meta_name])
+            for tensor in replicated
+        }
+    for rank in ranks[1:]:
+        with InputFile(rank.path) as file:
+            for name, content in expected.items():
+                found = read_vector(file, rank.tensors[name])
+                if found != content:
+                    raise _unequal_copy(rank, name, found, content, of=ranks[0])
+
+
+def _unequal_copy(
+    rank: RankIndex, name: str, found: bytes, content: bytes, *, of: RankIndex
+) -> LayoutError:
+    itemsize = rank.tensors[name].dtype.itemsize
+    at = next(i for i, pair in enumerate(zip(content, found, strict=True)) if pair[0] != pair[1])
+    element = at // itemsize
+    where = slice(element * itemsize, (element + 1) * itemsize)
+    return LayoutError(
+        f"tensor {name!r} differs from that of {of.path.name} at element {element} (bits "
+        f"{found[where].hex()}, there {content[where].hex()}); every rank must have the same copy",
+        path=rank.path,
+        hint="the files are of different models, or one is corrupt",
+    )

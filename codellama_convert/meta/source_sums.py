@@ -1,0 +1,146 @@
+"""Own what was read of a rank's storages: which tensor in which pass, and the CRC-32s of the bytes.
+
+A pass reads each byte of a storage at most once. Tensors that overlap are read in different passes;
+which ones follows from the tensors alone, so two runs of one plan agree.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from itertools import accumulate, pairwise
+from math import prod
+
+from codellama_convert.formats.pth_reader import RankIndex
+from codellama_convert.formats.stored_tensor import StoredTensor
+from codellama_convert.storage.checksums import CrcLedger, SourceSums
+
+Ledgers = dict[str, tuple[CrcLedger, ...]]  # by storage, one for each pass
+
+
+def assign_passes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+    """Choose in which pass over its storage each tensor is read; none overlaps another of its pass.
+
+    Args:
+        tensors: All that will be read of a rank.
+
+    Returns:
+        The number of the pass, by the tensor's name.
+    """
+    pass_of: dict[str, int] = {}
+    ends: dict[str, list[tuple[int, int]]] = {}  # by storage, a heap of each pass's end and number
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.extent, tensor.name)):
+        first, end = tensor.extent
+        passes = ends.setdefault(tensor.storage.name, [])
+        if passes and passes[0][0] <= first:
+            _, number = heapq.heapreplace(passes, (end, passes[0][1]))
+        else:
+            number = len(passes)
+            heapq.heappush(passes, (end, number))
+        pass_of[tensor.name] = number
+    return pass_of
+
+
+def new_ledgers(index: RankIndex, pass_of: Mapping[str, int]) -> Ledgers:
+    """Begin a ledger for each pass over each storage, and for a storage that no tensor needs one.
+
+    Args:
+        index: The rank.
+        pass_of: From `assign_passes`.
+    """
+    n_passes = dict.fromkeys(index.storages, 1)
+    for name, number in pass_of.items():
+        storage = index.tensors[name].storage.name
+        n_passes[storage] = max(n_passes[storage], number + 1)
+    return {
+        name: tuple(CrcLedger(index.storages[name].n_bytes) for _ in range(n))
+        for name, n in n_passes.items()
+    }
+
+
+def sums_in(ledgers: Ledgers) -> SourceSums:
+    """Report what ledgers know: the sums of what was read.
+
+    Raises:
+        ValueError: If a byte was read twice in a pass.
+    """
+    sums = {
+        name: [
+            (number, *interval)
+            for number, ledger in enumerate(passes)
+            for interval in ledger.intervals()
+        ]
+        for name, passes in sorted(ledgers.items())
+    }
+    return {name: pieces for name, pieces in sums.items() if pieces}
+
+
+def add_sums(ledgers: Ledgers, sums: SourceSums) -> None:
+    """Let ledgers know what was read for a file.
+
+    Args:
+        ledgers: Of the whole rank.
+        sums: Of that file alone; they fit what it is made of.
+
+    Raises:
+        ValueError: If a byte was read before; in the middle of other pieces, it shows later.
+    """
+    for name, pieces in sums.items():
+        for number, start, end, crc in pieces:
+            ledgers[name][number].add_crc(start, end, crc)
+
+
+def fits(sums: SourceSums, tensors: Iterable[StoredTensor], pass_of: Mapping[str, int]) -> bool:
+    """Tell whether sums can be of the reading of some tensors: all their bytes, and no others.
+
+    Args:
+        sums: What a record says.
+        tensors: What a file is made of.
+        pass_of: From `assign_passes`.
+
+    Returns:
+        Whether they can. Between the rows of a strided view, more may have been read or less.
+    """
+    covers = {place: _Cover(pieces) for place, pieces in _by_pass(sums).items()}
+    if any(cover.has_overlap for cover in covers.values()):
+        return False
+    left = sum(cover.n_bytes for cover in covers.values())
+    for tensor in tensors:
+        cover = covers.get((tensor.storage.name, pass_of[tensor.name]))
+        n_read = cover.within(*tensor.extent) if cover is not None else 0
+        if n_read < prod(tensor.shape) * tensor.dtype.itemsize:
+            return False
+        left -= n_read
+    return left == 0
+
+
+def _by_pass(sums: SourceSums) -> dict[tuple[str, int], list[tuple[int, int]]]:
+    found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for storage, pieces in sums.items():
+        for number, start, end, _ in pieces:
+            found.setdefault((storage, number), []).append((start, end))
+    return found
+
+
+class _Cover:
+    """The pieces of one pass over a storage, to be asked how much of a range they cover."""
+
+    def __init__(self, pieces: list[tuple[int, int]]) -> None:
+        """Take the (start, end) of each."""
+        self._pieces = sorted(pieces)
+        marks = [mark for piece in self._pieces for mark in piece]
+        self.has_overlap = any(mark > after for mark, after in pairwise(marks))
+        self._bytes_until = [*accumulate((end - start for start, end in self._pieces), initial=0)]
+        self.n_bytes = self._bytes_until[-1]
+
+    def within(self, first: int, end: int) -> int:
+        """Tell how many bytes of a range they cover."""
+        return self._before(end) - self._before(first)
+
+    def _before(self, position: int) -> int:
+        place = bisect_right(self._pieces, (position,))  # of the pieces that start before it
+        if not place:
+            return 0
+        start, end = self._pieces[place - 1]
+        return self._bytes_until[place - 1] + min(position, end) - start

@@ -1,0 +1,81 @@
+"""Own what a conversion is asked for, as far as the bytes of its output depend on it.
+
+The user may say it, the output's record says it, and the output itself shows some of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from codellama_convert.errors import shown
+from codellama_convert.model.recognise import FLAVORS, Flavor
+from codellama_convert.tensors import DTYPES
+
+TOKENIZER_CLASSES = (
+    "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a conversion was asked for, spelled as in conversion.json; None where nothing is said.
+
+    Attributes:
+        dtype: Name of the tensors' dtype.
+        max_position_embeddings: Tokens of context.
+        max_shard_size: Largest sum of one file's tensors, in bytes.
+        skip_tokenizer: Whether the weights are alone.
+        tokenizer_class: What tokenizer_config.json names.
+        variant: What the model was tuned for.
+    """
+
+    dtype: str | None = None
+    max_position_embeddings: int | None = None
+    max_shard_size: int | None = None
+    skip_tokenizer: bool | None = None
+    tokenizer_class: str | None = None
+    variant: Flavor | None = None
+
+    def said(self) -> dict[str, Any]:
+        """List what is said, by option."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def or_else(self, other: Asked) -> Asked:
+        """Take from another what is not said here."""
+        return Asked(**(other.said() | self.said()))
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "dtype": lambda value: value in [dtype.name for dtype in DTYPES],
+    "max_position_embeddings": _is_size,
+    "max_shard_size": _is_size,
+    "skip_tokenizer": lambda value: isinstance(value, bool),
+    "tokenizer_class": lambda value: value in TOKENIZER_CLASSES,
+    "variant": lambda value: value in FLAVORS,
+}
+
+
+def parse_asked(options: Mapping[str, Any]) -> Asked:
+    """Read the options of a record.
+
+    Args:
+        options: As the file has them; an unknown one is passed over, null says nothing.
+
+    Returns:
+        What they say.
+
+    Raises:
+        ValueError: If one of them has no value that a conversion can be asked for.
+    """
+    known = {name: options[name] for name in _KINDS if options.get(name) is not None}
+    for name, value in known.items():
+        if not _KINDS[name](value):
+            raise ValueError(f"the option {name} is {shown(value)}")
+    return Asked(**known)

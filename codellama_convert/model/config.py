@@ -1,0 +1,352 @@
+"""Own what a model is: params.json in, `ModelConfig`, config.json out; know nothing of files.
+
+Meta's spellings (`dim`, `n_heads`, ...) exist in `MetaParams` only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import ConfigError, shown
+from codellama_convert.formats.strict_json import parse_object
+from codellama_convert.model.foreign_params import foreign_key, is_foreign
+from codellama_convert.tensors import Dtype
+
+_DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
+_DEFAULT_MULTIPLE_OF = 256
+# Of every tokenizer.model that Meta released for Llama 1, Llama 2 and Code Llama.
+META_BOS_ID, META_EOS_ID = 1, 2
+_MAX_DIMENSION = 1 << 24
+_MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
+_MAX_REAL = 1e30  # times any dimension it is still finite
+_LLAMA_3_VOCAB_SIZE = 128256  # params.json of every Llama 3
+SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
+_META_HINT = "is it Meta's params.json?"
+
+
+@dataclass(frozen=True, slots=True)
+class MetaParams:
+    """params.json, in Meta's spelling.
+
+    Attributes:
+        dim: Width of the residual stream.
+        n_layers: Transformer blocks.
+        n_heads: Query heads.
+        n_kv_heads: Key and value heads; None means `n_heads`.
+        multiple_of: The feed-forward width is rounded up to a multiple of it.
+        ffn_dim_multiplier: Scales the feed-forward width; None means 1.
+        norm_eps: Epsilon of RMSNorm.
+        rope_theta: Base of the rotary frequencies; None means 10000.
+        vocab_size: Rows of the embedding; None where the file says -1 or nothing.
+    """
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    norm_eps: float
+    n_kv_heads: int | None = None
+    multiple_of: int = _DEFAULT_MULTIPLE_OF
+    ffn_dim_multiplier: float | None = None
+    rope_theta: float | None = None
+    vocab_size: int | None = None
+
+    def key_value_heads(self) -> int:
+        """Give the key and value heads; as many as query heads where the file says nothing."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    def feed_forward_width(self) -> int:
+        """Compute the feed-forward width that Meta's code builds.
+
+        Returns:
+            Rows of w1 and w3 over all ranks.
+
+        Source:
+            meta-llama/codellama llama/model.py, FeedForward.__init__.
+        """
+        width = int(2 * (4 * self.dim) / 3)
+        if self.ffn_dim_multiplier is not None:
+            width = int(self.ffn_dim_multiplier * width)
+        return self.multiple_of * ((width + self.multiple_of - 1) // self.multiple_of)
+
+
+# The last two are what Meta's loaders take for themselves; they do not change the weights' meaning.
+_KNOWN_KEYS = frozenset(
+    {*(field.name for field in fields(MetaParams)), "max_batch_size", "max_seq_len"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The model in Hugging Face's spelling, measured on its tensors.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward network.
+        num_hidden_layers: Transformer blocks.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key and value heads.
+        rms_norm_eps: Epsilon of RMSNorm.
+        rope_theta: Base of the rotary frequencies.
+        vocab_size: Rows of the embedding.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    vocab_size: int
+
+    @property
+    def head_dim(self) -> int:
+        """Rows of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def key_value_size(self) -> int:
+        """Rows of the key and of the value projection."""
+        return self.num_key_value_heads * self.head_dim
+
+    def kv_cache_bytes(self, n_tokens: int, itemsize: int) -> int:
+        """Compute what the keys and values of a context take while the model runs.
+
+        Args:
+            n_tokens: Length of the context.
+            itemsize: Bytes of one value.
+
+        Returns:
+            Bytes, over all layers.
+        """
+        return 2 * self.num_hidden_layers * self.key_value_size * n_tokens * itemsize
+
+
+def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...]]:
+    """Read params.json.
+
+    Args:
+        content: The file's bytes.
+        path: Where they come from, for messages.
+
+    Returns:
+        The parameters, and notes on what the user should know.
+
+    Raises:
+        ConfigError: If it is no JSON object of plausible numbers.
+    """
+    found = _json_object(content, path)
+    # Some re-uploads keep the whole run's settings, with the model's below "model".
+    if isinstance(found.get("model"), dict):
+        found = found["model"]
+    _refuse_other_families(found, path)
+    width = found.get("vocab_size")
+    params = MetaParams(
+        dim=_whole(found, "dim", path),
+        n_layers=_whole(found, "n_layers", path),
+        n_heads=_whole(found, "n_heads", path),
+        norm_eps=_real(found, "norm_eps", path),
+        n_kv_heads=None if found.get("n_kv_heads") is None else _whole(found, "n_kv_heads", path),
+        multiple_of=_whole(found, "multiple_of", path, default=_DEFAULT_MULTIPLE_OF),
+        ffn_dim_multiplier=_optional_real(found, "ffn_dim_multiplier", path),
+        rope_theta=_optional_real(found, "rope_theta", path),
+        vocab_size=None if width in (None, -1) else _whole(found, "vocab_size", path),
+    )
+    unknown = sorted(key for key in found if key not in _KNOWN_KEYS and not is_foreign(key))
+    notes = (f"params.json: ignored {', '.join(map(repr, unknown))}",) if unknown else ()
+    return params, notes
+
+
+def _refuse_other_families(found: dict[str, Any], path: Path) -> None:
+    """Refuse what would be converted into a model that loads and computes something else."""
+    foreign = foreign_key(found, _KNOWN_KEYS)
+    if foreign is not None:
+        key, family = foreign
+        whose = "which the supported models do not have" if family is None else f"a key of {family}"
+        what = f"has {shown(key, 40)}: {shown(found[key], 40)}, {whose}"
+    elif found.get("vocab_size") == _LLAMA_3_VOCAB_SIZE:
+        what = f"has vocab_size {_LLAMA_3_VOCAB_SIZE}, which is Llama 3's"
+    else:
+        return
+    raise ConfigError(what, path=path, hint="Llama 1, Llama 2 and Code Llama are supported")
+
+
+def _json_object(content: bytes, path: Path) -> dict[str, Any]:
+    if not content.strip():
+        raise ConfigError("the file is empty", path=path, hint="download it again")
+    try:
+        return parse_object(content)
+    except ValueError as problem:
+        raise ConfigError(str(problem), path=path, hint="download it again") from problem
+
+
+def _whole(found: dict[str, Any], key: str, path: Path, *, default: int | None = None) -> int:
+    value = found.get(key, default)
+    if value is None:
+        raise ConfigError(f"has no {key!r}", path=path, hint=_META_HINT)
+    if type(value) is not int or not 0 < value <= _MAX_DIMENSION:
+        raise ConfigError(
+            f"{key!r} is {shown(value, 40)}, not a positive number", path=path, hint=_META_HINT
+        )
+    return value
+
+
+def _real(found: dict[str, Any], key: str, path: Path) -> float:
+    value = found.get(key)
+    if value is None:
+        raise ConfigError(f"has no {key!r}", path=path, hint=_META_HINT)
+    if type(value) is int and value.bit_length() < 64:
+        value = float(value)
+    if type(value) is not float or not 0 < value <= _MAX_REAL:
+        raise ConfigError(
+            f"{key!r} is {shown(value, 40)}, not a plausible positive number",
+            path=path,
+            hint=_META_HINT,
+        )
+    return value
+
+
+def _optional_real(found: dict[str, Any], key: str, path: Path) -> float | None:
+    return None if found.get(key) is None else _real(found, key, path)
+
+
+def build_config(
+    params: MetaParams, *, intermediate_size: int, vocab_size: int, path: Path
+) -> ModelConfig:
+    """Join params.json with what the tensors show.
+
+    Args:
+        params: What params.json says.
+        intermediate_size: Rows of w1 over all ranks.
+        vocab_size: Rows of the embedding.
+        path: params.json, for messages.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: If the two contradict each other, or the heads do not divide the width.
+    """
+    _check_heads(params, path)
+    expected = params.feed_forward_width()
+    if expected != intermediate_size:
+        raise ConfigError(
+            f"dim {params.dim}, multiple_of {params.multiple_of} and ffn_dim_multiplier "
+            f"{params.ffn_dim_multiplier} give a feed-forward width of {expected}, but the "
+            f"tensors have {intermediate_size}",
+            path=path,
+            hint=SAME_FOLDER_HINT,
+        )
+    if params.vocab_size not in (None, vocab_size):
+        raise ConfigError(
+            f"vocab_size is {params.vocab_size}, but the embedding has {vocab_size} rows",
+            path=path,
+            hint=SAME_FOLDER_HINT,
+        )
+    return ModelConfig(
+        hidden_size=params.dim,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=params.n_layers,
+        num_attention_heads=params.n_heads,
+        num_key_value_heads=params.key_value_heads(),
+        rms_norm_eps=params.norm_eps,
+        rope_theta=_DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
+        vocab_size=vocab_size,
+    )
+
+
+def _check_heads(params: MetaParams, path: Path) -> None:
+    if params.dim % params.n_heads or (params.dim // params.n_heads) % 2:
+        raise ConfigError(
+            f"dim {params.dim} is not n_heads {params.n_heads} times an even head size",
+            path=path,
+            hint=_META_HINT,
+        )
+    if params.dim // params.n_heads > _MAX_HEAD_SIZE:
+        raise ConfigError(
+            f"dim {params.dim} over n_heads {params.n_heads} gives heads of "
+            f"{params.dim // params.n_heads}, more than {_MAX_HEAD_SIZE}",
+            path=path,
+            hint=SAME_FOLDER_HINT,
+        )
+    if params.n_heads % params.key_value_heads():
+        raise ConfigError(
+            f"n_heads {params.n_heads} is no multiple of n_kv_heads {params.n_kv_heads}",
+            path=path,
+            hint=_META_HINT,
+        )
+
+
+def config_json(
+    config: ModelConfig,
+    *,
+    dtype: Dtype,
+    max_position_embeddings: int,
+    bos_token_id: int,
+    eos_token_id: int,
+) -> bytes:
+    """Write config.json in the spelling that transformers 4.x and 5.x both read.
+
+    5.x writes `dtype` and `rope_parameters` instead of `torch_dtype` and a top-level `rope_theta`,
+    but reads both; 4.x reads these alone, and without them takes a rope_theta of 10000 in silence.
+
+    Args:
+        config: The model.
+        dtype: Of the written tensors.
+        max_position_embeddings: Context length.
+        bos_token_id: What begins a text.
+        eos_token_id: What ends a text.
+
+    Returns:
+        The file's bytes.
+
+    Source:
+        codellama/CodeLlama-7b-hf config.json, as first published.
+    """
+    content: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": max_position_embeddings,
+        "model_type": "llama",
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads,
+        "pretraining_tp": 1,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_scaling": None,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype.name,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+    return json_bytes(content)
+
+
+def generation_config_json(*, bos_token_id: int, stop_token_ids: Sequence[int]) -> bytes:
+    """Write generation_config.json: where a text begins and ends, and no sampling defaults.
+
+    Args:
+        bos_token_id: What begins a text.
+        stop_token_ids: Where generation stops.
+
+    Returns:
+        The file's bytes.
+    """
+    stop = stop_token_ids[0] if len(stop_token_ids) == 1 else list(stop_token_ids)
+    return json_bytes({"bos_token_id": bos_token_id, "eos_token_id": stop})
+
+
+def json_bytes(content: Any) -> bytes:
+    """Write JSON as the files beside a model are written: sorted, indented, one final newline."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,140 @@
+"""Own what a user may ask of a conversion, and which values and combinations are refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+from codellama_convert.arguments import (
+    FLAG,
+    FUNCTION,
+    PATH,
+    SIZE,
+    Rule,
+    check_fields,
+    one_of,
+    or_none,
+    whole,
+)
+from codellama_convert.errors import ConfigError
+from codellama_convert.meta.checklist import ChecksumMode
+from codellama_convert.model.recognise import FLAVORS, MODEL_SIZES, Flavor
+from codellama_convert.storage.blocks import IoMode
+from codellama_convert.tensors import DTYPES, Dtype, DtypeLike, as_dtype
+from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES
+
+TOKENIZER_ONLY = "tokenizer_only"
+DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # transformers' "5GB", decimal
+IO_MODES: tuple[str, ...] = get_args(IoMode)
+CHECKSUM_MODES: tuple[str, ...] = get_args(ChecksumMode)
+MAX_WORKERS = 256
+_MAX_CONTEXT = (1 << 31) - 1  # positions are counted in 32 bits by many a runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may ask for; values and combinations that make no sense are a `ConfigError`.
+
+    Attributes:
+        model_size: What the checkpoint is said to be, or "tokenizer_only".
+        flavor: What it was tuned for, where the folder's name does not say.
+        dtype: Of the written tensors: a name such as "float16", torch's own dtype, or what
+            `dtype_named` returns; None keeps the checkpoint's.
+        max_shard_bytes: Largest sum of one file's tensors.
+        max_position_embeddings: Context length, where the checkpoint does not say.
+        tokenizer_model: Where tokenizer.model is, if elsewhere.
+        skip_tokenizer: Whether to convert the weights alone.
+        tokenizer_class: What tokenizer_config.json names; None is PreTrainedTokenizerFast, which
+            is exact in every version of transformers.
+        io_mode: Whether the page cache is bypassed.
+        workers: Tensors in flight; None chooses by the number of cores.
+        max_ram_bytes: Largest sum of all buffers; tile and workers are chosen to fit. None is
+            32 MB, unless more workers than fit were asked for.
+        checksums: What is compared with Meta's checklist.chk: "off" the small files only, "warn"
+            the ranks too; "strict" the same, and a mismatch stops the run.
+        progress: Called with the bytes of the ranks that were read to compare them.
+        tile_bytes: A tile of this size instead, whatever it costs; for tests and measurements.
+
+    Raises:
+        ConfigError: With the field's name, its value, and what is allowed.
+    """
+
+    model_size: str | None = None
+    flavor: Flavor | None = None
+    dtype: DtypeLike | None = None
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
+    max_position_embeddings: int | None = None
+    tokenizer_model: str | os.PathLike[str] | None = None
+    skip_tokenizer: bool = False
+    tokenizer_class: str | None = None
+    io_mode: IoMode = "auto"
+    workers: int | None = None
+    max_ram_bytes: int | None = None
+    checksums: ChecksumMode = "off"
+    progress: Callable[[int], None] | None = None
+    tile_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, _RULES)
+        alone = self.model_size == TOKENIZER_ONLY
+        has_file, has_class = self.tokenizer_model is not None, self.tokenizer_class is not None
+        has_tile, has_budget = self.tile_bytes is not None, self.max_ram_bytes is not None
+        refuse_contradictions(
+            (self.skip_tokenizer and has_file, "skip_tokenizer", "tokenizer_model"),
+            (self.skip_tokenizer and has_class, "skip_tokenizer", "tokenizer_class"),
+            (self.skip_tokenizer and alone, "skip_tokenizer", "model_size tokenizer_only"),
+            (alone and self.dtype is not None, "model_size tokenizer_only", "dtype"),
+            (has_tile and has_budget, "tile_bytes", "max_ram_bytes"),
+        )
+
+
+def refuse_contradictions(*pairs: tuple[bool, str, str]) -> None:
+    """Refuse options of which one would be ignored.
+
+    Args:
+        pairs: Whether two options contradict each other, and both.
+
+    Raises:
+        ConfigError: With the names of the first two that do.
+    """
+    for contradict, one, other in pairs:
+        if contradict:
+            raise ConfigError(
+                f"{one} and {other} contradict each other", hint="leave one of them out"
+            )
+
+
+def _is_dtype(value: object) -> bool:
+    if isinstance(value, Dtype):
+        return value in DTYPES
+    # torch's dtypes are known by their name, so that torch need not be imported.
+    text = str(value)
+    if not isinstance(value, str) and not text.startswith("torch."):
+        return False
+    try:
+        as_dtype(text)
+    except ValueError:
+        return False
+    return True
+
+
+_RULES = {
+    "model_size": or_none(one_of(*MODEL_SIZES, TOKENIZER_ONLY)),
+    "flavor": or_none(one_of(*FLAVORS)),
+    "dtype": or_none(
+        Rule("'bfloat16', 'float16', 'float32' or torch's dtype of that name", _is_dtype)
+    ),
+    "max_shard_bytes": SIZE,
+    "max_position_embeddings": or_none(whole(1, _MAX_CONTEXT)),
+    "tokenizer_model": or_none(PATH),
+    "skip_tokenizer": FLAG,
+    "tokenizer_class": or_none(one_of(*TOKENIZER_CLASSES)),
+    "io_mode": one_of(*IO_MODES),
+    "workers": or_none(whole(1, MAX_WORKERS)),
+    "max_ram_bytes": or_none(SIZE),
+    "checksums": one_of(*CHECKSUM_MODES),
+    "progress": or_none(FUNCTION),
+    "tile_bytes": or_none(SIZE),
+}

@@ -1,0 +1,299 @@
+"""Own what is written where, tile by tile, and what it costs; pure: know nothing of open files.
+
+A plan is plain data: it can be pickled, and each of its files can be written without the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from codellama_convert.errors import ConfigError
+from codellama_convert.formats.safetensors import encode_header, encode_index, shard_name
+from codellama_convert.model.tensor_table import TensorLayout
+from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES
+from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
+from codellama_convert.tensors import Dtype, TensorSpec
+
+DEFAULT_MAX_RAM_BYTES = 32_000_000
+# Larger tiles gained nothing in the benchmark; below the smallest, a second worker is worth less
+# than the system calls it costs.
+_LARGEST_TILE_BYTES = 4 << 20
+_SMALLEST_SHARED_TILE_BYTES = 512 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Contiguous output rows that are handled at once.
+
+    Attributes:
+        start_row: The first row of the whole tensor.
+        n_rows: How many.
+    """
+
+    start_row: int
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One output tensor: where it comes from, where it goes.
+
+    Attributes:
+        layout: Where it comes from.
+        spec: As it is written.
+        offset: Its first byte's position in the file.
+        tile_rows: Rows handled at once; for rotary tensors a whole number of heads.
+    """
+
+    layout: TensorLayout
+    spec: TensorSpec
+    offset: int
+    tile_rows: int
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the whole tensor."""
+        return self.spec.shape[0]
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the whole tensor; a vector has one."""
+        return self.spec.shape[1] if len(self.spec.shape) == 2 else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one output row."""
+        return self.n_columns * self.spec.dtype.itemsize
+
+    @property
+    def read_bytes(self) -> int:
+        """Most bytes that are read into one buffer: a rank's part of a tile."""
+        n_parts = self.layout.n_ranks if self.layout.tp_dim == 1 else 1
+        return self.tile_rows * (self.n_columns // n_parts) * self.layout.spec.dtype.itemsize
+
+    @property
+    def write_bytes(self) -> int:
+        """Most bytes that are written from one buffer: a tile."""
+        return self.tile_rows * self.row_bytes
+
+    def tiles(self) -> Iterator[Tile]:
+        """Cut the rows into tiles; where ranks split the rows, a tile lies inside one rank."""
+        n_parts = self.layout.n_ranks if self.layout.tp_dim == 0 else 1
+        part_rows = self.n_rows // n_parts
+        for part_start in range(0, self.n_rows, part_rows):
+            for row in range(part_start, part_start + part_rows, self.tile_rows):
+                yield Tile(row, min(self.tile_rows, part_start + part_rows - row))
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One output file.
+
+    Attributes:
+        name: Its name.
+        header: The bytes in front of the data.
+        tensors: In the file's order.
+    """
+
+    name: str
+    header: bytes
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.spec.n_bytes for tensor in self.tensors)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the whole file."""
+        return len(self.header) + self.tensor_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionPlan:
+    """Everything that is written for the weights, and what it costs.
+
+    Attributes:
+        files: The safetensors files in order.
+        index: Content of the index file, or None where there is one file only.
+        dtype: Of the written tensors.
+        tile_bytes: The wanted size of a tile's larger side; one row or head may be larger.
+        workers: Tensors in flight.
+    """
+
+    files: tuple[FilePlan, ...]
+    index: bytes | None
+    dtype: Dtype
+    tile_bytes: int
+    workers: int
+
+    @property
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        """All tensors, file by file."""
+        return tuple(tensor for file in self.files for tensor in file.tensors)
+
+    @property
+    def n_parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.spec.n_elements for tensor in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all written tensors."""
+        return sum(file.tensor_bytes for file in self.files)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all safetensors files, headers included."""
+        return sum(file.n_bytes for file in self.files)
+
+    @property
+    def read_tile_bytes(self) -> int:
+        """Most bytes that a worker reads at once."""
+        return max(tensor.read_bytes for tensor in self.tensors)
+
+    @property
+    def write_tile_bytes(self) -> int:
+        """Most bytes that a worker writes at once."""
+        return max(tensor.write_bytes for tensor in self.tensors)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Peak memory of all buffers: workers x (one tile read + one tile written + slack)."""
+        return self.workers * sum(
+            block_ceil(n_bytes) + SLACK_BYTES
+            for n_bytes in (self.read_tile_bytes, self.write_tile_bytes)
+        )
+
+
+def split_into_files(sizes: Sequence[int], max_bytes: int) -> tuple[tuple[int, ...], ...]:
+    """Split tensors into files, greedily and in order, as `save_pretrained` does.
+
+    A file is closed when the next tensor would make it larger than `max_bytes`; a tensor that is
+    larger by itself gets a file of its own, here in its turn (`save_pretrained` puts that one
+    before the file that is open). With sizes 6, 6, 2, 6, 2, 2 and at most 10 the files
+    hold (6), (6, 2), (6, 2, 2).
+
+    Args:
+        sizes: Bytes of each tensor.
+        max_bytes: Largest sum of a file's tensors.
+
+    Returns:
+        The tensors' positions in `sizes`, file by file.
+    """
+    files: list[list[int]] = []
+    filled = 0
+    for position, size in enumerate(sizes):
+        if not files or filled + size > max_bytes:
+            files.append([])
+            filled = 0
+        files[-1].append(position)
+        filled += size
+    return tuple(tuple(file) for file in files)
+
+
+def build_plan(
+    layout: Sequence[TensorLayout],
+    *,
+    dtype: Dtype,
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    tile_bytes: int = _LARGEST_TILE_BYTES,
+    workers: int = 1,
+) -> ConversionPlan:
+    """Decide every byte's place before anything is written.
+
+    Args:
+        layout: The model's tensors, in the order of Hugging Face's state dict.
+        dtype: Of the written tensors.
+        max_shard_bytes: Largest sum of a file's tensors.
+        tile_bytes: Largest tile, if a row (or a head, where rows are rotary) is not larger.
+        workers: Tensors in flight.
+
+    Returns:
+        The plan.
+    """
+    specs = [TensorSpec(t.spec.name, dtype, t.spec.shape) for t in layout]
+    groups = split_into_files([spec.n_bytes for spec in specs], max_shard_bytes)
+    files = []
+    for number, group in enumerate(groups, start=1):
+        header, offsets = encode_header([specs[i] for i in group])
+        by_name = {specs[i].name: i for i in group}
+        tensors = tuple(
+            TensorPlan(layout[i], specs[i], offset, _tile_rows(layout[i], specs[i], tile_bytes))
+            for name, offset in offsets.items()
+            for i in (by_name[name],)
+        )
+        files.append(FilePlan(shard_name(number, len(groups)), header, tensors))
+    total_bytes = sum(spec.n_bytes for spec in specs)
+    weight_map = {tensor.spec.name: file.name for file in files for tensor in file.tensors}
+    index = encode_index(weight_map, total_bytes) if len(files) > 1 else None
+    return ConversionPlan(tuple(files), index, dtype, tile_bytes, workers)
+
+
+def fit_plan(
+    layout: Sequence[TensorLayout],
+    *,
+    dtype: Dtype,
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    max_ram_bytes: int | None = None,
+    workers: int,
+    keep_workers: bool = False,
+) -> ConversionPlan:
+    """Choose tile and workers so that all buffers together stay within a budget.
+
+    Smaller tiles come first, fewer workers only where tiles would get too small to be worth it.
+
+    Args:
+        layout: The model's tensors, in the order of Hugging Face's state dict.
+        dtype: Of the written tensors.
+        max_shard_bytes: Largest sum of a file's tensors.
+        max_ram_bytes: Largest sum of all buffers; None is `DEFAULT_MAX_RAM_BYTES`, which so many
+            workers as were asked for may exceed.
+        workers: Tensors in flight, at most.
+        keep_workers: Whether there must be as many.
+
+    Returns:
+        The plan with the largest tiles that fit.
+
+    Raises:
+        ConfigError: If not even one row (or head) fits.
+    """
+    halvings = [_LARGEST_TILE_BYTES >> n for n in range(_LARGEST_TILE_BYTES.bit_length())]
+    worth_sharing = [size for size in halvings if size >= _SMALLEST_SHARED_TILE_BYTES]
+    fewest = workers if keep_workers else 1
+    choices = [(n, size) for n in range(workers, fewest - 1, -1) for size in worth_sharing]
+    choices += [(fewest, size) for size in halvings[len(worth_sharing) :]]
+    budget = DEFAULT_MAX_RAM_BYTES if max_ram_bytes is None else max_ram_bytes
+    needed = 0
+    # What a tile takes depends on a tensor's form alone, and of thousands of layers there are few.
+    forms = {(t.spec.shape, t.tp_dim, t.head_dim): t for t in layout}
+    for n_workers, tile_bytes in choices:
+        make = partial(
+            build_plan,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+            tile_bytes=tile_bytes,
+            workers=n_workers,
+        )
+        needed = make(tuple(forms.values())).buffer_bytes
+        asked_for = max_ram_bytes is None and keep_workers and tile_bytes == worth_sharing[-1]
+        if needed <= budget or asked_for:
+            return make(layout)
+    raise ConfigError(
+        f"--max_ram {budget} bytes is too little: the largest row or head needs "
+        f"{needed} bytes of buffers",
+        hint="allow that much" + (", or ask for fewer workers" if fewest > 1 else ""),
+    )
+
+
+def _tile_rows(layout: TensorLayout, spec: TensorSpec, tile_bytes: int) -> int:
+    """Choose how many rows make a tile: at least one row, or one head where rows are rotary."""
+    n_columns = spec.shape[1] if len(spec.shape) == 2 else 1
+    itemsize = max(spec.dtype.itemsize, layout.spec.dtype.itemsize)
+    unit = layout.head_dim or 1
+    wanted = unit * max(1, tile_bytes // (unit * n_columns * itemsize))
+    rows_in_a_rank = layout.part_shape[0]
+    return min(wanted, rows_in_a_rank)

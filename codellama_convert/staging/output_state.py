@@ -1,0 +1,81 @@
+"""Own the look at where an output would go, before anything is done; it touches nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import OutputError
+from codellama_convert.staging.occupied import Space, refuse_content, space_for
+from codellama_convert.staging.records import Journal
+from codellama_convert.staging.staged import STAGING_NAME, look_at_staged, refuse_other_work
+from codellama_convert.storage.folders import names_in, refuse_unwritable
+
+
+@dataclass(frozen=True, slots=True)
+class OutputState:
+    """What stands where an output would go.
+
+    Attributes:
+        path: The folder.
+        refusal: Why a conversion into it would be refused; None where it would not be.
+        staged_bytes: What an earlier run of the same conversion has left whole, by its size.
+        space: What is still to be written, and what is free.
+    """
+
+    path: Path
+    refusal: str | None
+    staged_bytes: int
+    space: Space
+
+
+def look_at_output(
+    folder: Path, identity: Mapping[str, Any], sizes: Mapping[str, int]
+) -> OutputState:
+    """Look at an output folder as a conversion without `overwrite` and `restart` would.
+
+    Args:
+        folder: It need not exist.
+        identity: The inputs and options of the conversion.
+        sizes: Bytes of each file that it writes, by name.
+
+    Returns:
+        What it would find.
+
+    Raises:
+        OutputError: If the free space cannot be looked up.
+    """
+    staged, moved, refusal = None, set[str](), None
+    try:
+        refuse_unwritable(folder)
+        staged = _staged_work(folder, identity, sizes)
+        moved = _moved_by_size(folder, staged)
+        if folder.exists():
+            resumed = staged is not None
+            refuse_content(folder, sizes, overwrite=False, moved=moved, resumed=resumed)
+    except OutputError as problem:
+        refusal = str(problem)
+    space = space_for(folder, sizes, staged, moved)
+    return OutputState(folder, refusal, sum(sizes.values()) - space.needed, space)
+
+
+def _staged_work(
+    folder: Path, identity: Mapping[str, Any], sizes: Mapping[str, int]
+) -> Journal | None:
+    found = look_at_staged(folder)
+    if found is not None:
+        refuse_other_work(folder / STAGING_NAME, found, json.loads(json.dumps(identity)), sizes)
+    return found
+
+
+def _moved_by_size(folder: Path, staged: Journal | None) -> set[str]:
+    """Find what an earlier run had begun to publish; its sums are not worth an hour here."""
+    if staged is None or not staged.publishing:
+        return set()
+    away = set(staged.publishing).intersection(names_in(folder)) - names_in(folder / STAGING_NAME)
+    return {
+        name for name in away if (folder / name).lstat().st_size == staged.publishing[name].n_bytes
+    }

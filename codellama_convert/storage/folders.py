@@ -1,0 +1,172 @@
+"""Own what is asked of folders and done to them; know nothing of what they are for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from codellama_convert.errors import OutputError
+from codellama_convert.storage.blocks import first_line
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, where there is none, and those above it; each one's entry is on the disk.
+
+    Raises:
+        OSError: If the system says so.
+        OutputError: If the disk does not take an entry.
+    """
+    try:
+        folder.mkdir()
+    except FileNotFoundError:
+        if folder.parent == folder:
+            raise
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        # Of a folder that is there a system may also say that its disk is read-only.
+        if not folder.is_dir():
+            raise
+    # One that is there too: the run that made it may have died before it got here.
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk; nothing to do where it cannot be opened.
+
+    Raises:
+        OutputError: If the disk says that they are not.
+    """
+    try:
+        try:
+            fd = os.open(folder, os.O_RDONLY)
+        except PermissionError:  # it may be written and not read, or Windows: nobody can sync it
+            return
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as problem:
+        if problem.errno in (errno.EINVAL, errno.ENOTSUP):  # some network mounts
+            return
+        raise OutputError(
+            f"cannot save to disk (fsync): {first_line(problem)}", path=folder
+        ) from problem
+
+
+def refuse_inputs(output_dir: Path, input_dir: Path, files: Iterable[Path]) -> None:
+    """Refuse to write where the input lies: its files could be replaced.
+
+    Args:
+        output_dir: It need not exist.
+        input_dir: The checkpoint's own folder.
+        files: The input's files, wherever they are.
+
+    Raises:
+        OutputError: If one of them, or what it is a link to, is directly in the output folder.
+    """
+    if _is_same(output_dir, input_dir):
+        raise OutputError(
+            "the output folder is the input folder",
+            path=output_dir,
+            hint="name another with --output_dir",
+        )
+    for file in files:
+        real = Path(os.path.realpath(file))
+        if _is_same(output_dir, file.parent) or _is_same(output_dir, real.parent):
+            raise OutputError(
+                f"the output folder holds a file of the input, {file.name!r}",
+                path=output_dir,
+                hint="name another with --output_dir",
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there, or may not be looked at
+        return False
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Tell how much space a folder's file system has for this user.
+
+    Args:
+        folder: It need not exist yet; the nearest parent that does is asked.
+
+    Returns:
+        Bytes, or None where the file system does not say: some network mounts say 0 of everything.
+
+    Raises:
+        OutputError: If the folder is below a file, or may not be looked at.
+    """
+    here = folder.absolute()
+    try:
+        while not here.exists() and here.parent != here:
+            here = here.parent
+        usage = shutil.disk_usage(here)
+    except OSError as problem:
+        raise OutputError(
+            f"cannot look up the free space: {first_line(problem)}", path=folder
+        ) from problem
+    return usage.free if usage.total else None
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Look whether a folder could be made or written; nothing is touched.
+
+    Raises:
+        OutputError: If it could not.
+    """
+    here = folder.absolute()
+    while not os.path.lexists(here) and here.parent != here:
+        here = here.parent
+    if not here.is_dir():
+        raise OutputError("is not a folder", path=here)
+    if not os.access(here, os.W_OK | os.X_OK):
+        raise OutputError("may not be written", path=here)
+
+
+def refuse_promise(folder: Path, n_bytes: int) -> None:
+    """Where space cannot be taken from the disk, compare at least with what is free now.
+
+    Args:
+        folder: Where it will be needed.
+        n_bytes: How much.
+
+    Raises:
+        OutputError: If there is less.
+    """
+    free = free_bytes(folder)
+    if free is not None and n_bytes > free:
+        raise OutputError(os.strerror(errno.ENOSPC), path=folder)
+
+
+def names_a_folder(path: Path) -> bool:
+    """Tell whether a folder itself stands here, and not a link to one.
+
+    Raises:
+        OutputError: If that cannot be looked up.
+    """
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as problem:
+        raise OutputError(f"cannot look up: {first_line(problem)}", path=path) from problem
+
+
+def names_in(folder: Path) -> set[str]:
+    """List a folder.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    try:
+        return {entry.name for entry in folder.iterdir()}
+    except OSError as problem:
+        raise OutputError(f"cannot list: {first_line(problem)}", path=folder) from problem

@@ -1,0 +1,201 @@
+"""Own the tokenizer files of a Hugging Face folder; know neither where they go nor who wrote the weights.
+
+Every choice here was measured against sentencepiece under transformers 4.57 and 5.23.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any, Literal, get_args
+
+from codellama_convert.errors import TokenizerError
+from codellama_convert.formats.sentencepiece import Piece, PieceType, SentencePieceModel
+from codellama_convert.model.recognise import Flavor
+from codellama_convert.storage.contents import Content
+from codellama_convert.tokenizer.chat_templates import chat_template
+from codellama_convert.tokenizer.tokenizer_json import INFILLING_PIECES, STEP_PIECE, tokenizer_json
+
+TokenizerClass = Literal[
+    "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast"
+]
+TOKENIZER_CLASSES: tuple[str, ...] = get_args(TokenizerClass)
+# The one that both versions load as the file says, with or without a config.json beside it.
+DEFAULT_TOKENIZER_CLASS: TokenizerClass = "PreTrainedTokenizerFast"
+CHAT_FLAVORS = ("instruct", "chat")
+
+# transformers' own spelling of "no limit".
+NO_LIMIT = int(1e30)
+
+CODE_LLAMA_NOTE = (
+    "tokenizer_class {name}: transformers 4.57 then splits at <FILL_ME> by itself (right but for an"
+    " empty prefix or suffix, and in the fast class for lists); transformers 5.x loses a leading space"
+    " of the text, builds most infilling prompts wrongly and gives <FILL_ME> an id beyond the embedding"
+)
+LLAMA_NOTE = (
+    "tokenizer_class {name}: transformers 4.57 is exact; transformers 5.x loses a leading space of the"
+    " text"
+)
+# What a class other than the default costs.
+CLASS_NOTES: tuple[tuple[TokenizerClass, str], ...] = (
+    ("CodeLlamaTokenizer", CODE_LLAMA_NOTE),
+    ("CodeLlamaTokenizerFast", CODE_LLAMA_NOTE),
+    ("LlamaTokenizer", LLAMA_NOTE),
+)
+
+
+def tokenizer_files(
+    model: SentencePieceModel,
+    *,
+    flavor: Flavor | None,
+    tokenizer_class: str = DEFAULT_TOKENIZER_CLASS,
+    model_max_length: int | None = None,
+) -> dict[str, Content]:
+    """Build the tokenizer files of a Hugging Face folder.
+
+    Args:
+        model: The tokenizer.model of the checkpoint.
+        flavor: What the model was tuned for; "instruct" and "chat" get a chat template. None if
+            unknown, which is treated as "base".
+        tokenizer_class: A name of `TOKENIZER_CLASSES`, which `AutoTokenizer` then gives.
+        model_max_length: Tokens of context that the model was trained for; None for no limit.
+
+    Returns:
+        File name and content: tokenizer.model (unchanged), tokenizer.json, tokenizer_config.json,
+        special_tokens_map.json.
+
+    Raises:
+        TokenizerError: If tokenizer.json were far larger than that of any vocabulary in use.
+    """
+    config = _tokenizer_config(model, model_max_length or NO_LIMIT)
+    config["tokenizer_class"] = tokenizer_class
+    if tokenizer_class.startswith("CodeLlama") and not has_infilling(model):
+        # Absent, both versions invent these pieces, with ids beyond the embedding.
+        for role in ("prefix", "middle", "suffix", "eot", "fill"):
+            config[f"{role}_token"] = None
+    if flavor in CHAT_FLAVORS:
+        config["chat_template"] = chat_template(step=model.id_of(STEP_PIECE) is not None)
+    return {
+        "tokenizer.model": model.raw,
+        "tokenizer.json": tokenizer_json(model),
+        "tokenizer_config.json": _small_json(config),
+        "special_tokens_map.json": _small_json(_special_tokens(model)),
+    }
+
+
+def stop_token_ids(model: SentencePieceModel, *, flavor: Flavor | None) -> tuple[int, ...]:
+    """List the ids at which Meta's code ends a completion or an answer, for `eos_token_id`.
+
+    Args:
+        model: The tokenizer.model of the checkpoint.
+        flavor: What the model was tuned for, None if unknown.
+
+    Returns:
+        The end-of-sequence id; for "instruct" and "chat" that of `<step>` too, where there is one.
+
+    Source:
+        meta-llama/codellama llama/generation.py, `chat_completion`.
+    """
+    step_id = model.id_of(STEP_PIECE) if flavor in CHAT_FLAVORS else None
+    return (model.eos_id,) if step_id is None else (model.eos_id, step_id)
+
+
+def check_embedding_rows(model: SentencePieceModel, n_rows: int) -> None:
+    """Refuse a tokenizer that does not belong to the weights.
+
+    Args:
+        model: The tokenizer.model of the checkpoint.
+        n_rows: Rows of the checkpoint's embedding.
+
+    Raises:
+        TokenizerError: If they are not as many as the pieces.
+    """
+    if model.n_pieces != n_rows:
+        raise TokenizerError(
+            f"has {model.n_pieces} pieces but the checkpoint's embedding has {n_rows} rows: "
+            "they do not belong together",
+            path=model.path,
+            hint="name the right one with --tokenizer_model",
+        )
+
+
+def has_infilling(model: SentencePieceModel) -> bool:
+    """Tell whether the model has all four infilling pieces."""
+    return all(model.id_of(name) is not None for name in INFILLING_PIECES)
+
+
+def tokenizer_notes(
+    model: SentencePieceModel, *, tokenizer_class: str | None = None
+) -> tuple[str, ...]:
+    """Say what a user should know: the price of a class, and pieces that make ids inexact.
+
+    Args:
+        model: The tokenizer.model of the checkpoint.
+        tokenizer_class: As given to `tokenizer_files`.
+
+    Returns:
+        One line each; empty for Meta's models with the default class.
+    """
+    notes = [text.format(name=name) for name, text in CLASS_NOTES if name == tokenizer_class]
+    user_defined = [piece.text for piece in model.pieces if piece.type is PieceType.USER_DEFINED]
+    if user_defined:
+        notes.append(
+            f"user-defined pieces ({user_defined[0]!r}; {len(user_defined)} in all): Hugging Face puts a"
+            " space after each one, sentencepiece does not"
+        )
+    normal = [piece for piece in model.pieces if piece.type is PieceType.NORMAL]
+    alone = {piece.text for piece in normal if len(piece.text) == 1}
+    orphans = sorted({c for piece in normal if len(piece.text) > 1 for c in piece.text} - alone)
+    if orphans:
+        notes.append(
+            f"characters in longer pieces only ({orphans[0]!r}; {len(orphans)} in all):"
+            " Hugging Face writes them as bytes, sentencepiece merges them"
+        )
+    tied = _tied_pieces(normal)
+    if tied:
+        notes.append(
+            f"pieces of one score ({tied[0]!r}; {len(tied)} in all): sentencepiece merges"
+            " the leftmost first, Hugging Face the first in its list"
+        )
+    return tuple(notes)
+
+
+def _tied_pieces(normal: list[Piece]) -> list[str]:
+    """List pieces of one score, spaces and infilling apart: those were measured to be exact."""
+    scores = Counter(piece.score for piece in normal)
+    return [
+        piece.text
+        for piece in normal
+        if scores[piece.score] > 1
+        and piece.text.strip("▁")
+        and not piece.text.startswith("▁<")
+        and piece.text != STEP_PIECE
+    ]
+
+
+def _tokenizer_config(model: SentencePieceModel, model_max_length: int) -> dict[str, Any]:
+    # `add_prefix_space` and `fill_token` are absent on purpose: any value of the one makes a class of
+    # transformers 4 inexact, the other gets an id beyond the embedding in transformers 5.
+    return {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        **_special_tokens(model),
+        # Else transformers 4 damages decoded text.
+        "clean_up_tokenization_spaces": False,
+        # Else the slow class of transformers 4 drops a leading space when it decodes.
+        "legacy": False,
+        # Else PreTrainedTokenizerFast returns token_type_ids, which generate() refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": model_max_length,
+        # Generation continues after the last token, so padding goes first.
+        "padding_side": "left",
+    }
+
+
+def _special_tokens(model: SentencePieceModel) -> dict[str, str]:
+    roles = (("bos", model.bos_id), ("eos", model.eos_id), ("unk", model.unk_id))
+    return {f"{role}_token": model.pieces[number].text for role, number in roles}
+
+
+def _small_json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,213 @@
+"""Own tokenizer.json: the vocabulary, the merges and the frame around them, without any library.
+
+It must not know of transformers' own files, nor of what the model was tuned for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import groupby, islice, starmap, takewhile
+from typing import Any
+
+from codellama_convert.errors import TokenizerError
+from codellama_convert.formats.sentencepiece import Piece, PieceType, SentencePieceModel
+from codellama_convert.formats.tokenizer_source import DOWNLOAD_AGAIN
+from codellama_convert.storage.contents import Chunked
+
+# Source: meta-llama/codellama llama/tokenizer.py. Their ids differ between models.
+INFILLING_PIECES = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
+STEP_PIECE = "<step>"
+
+# Llama 2's has 1.9 MB (61,249 merges), that of Gemma 3's 262,144 pieces (514,906 merges, the most
+# in use) would have 19 MB, and each merge takes what its piece takes: the limit leaves it room, and
+# a vocabulary of all substrings of a text, which would fill a disk, none.
+MAX_JSON_BYTES = 32 << 20
+_CHUNK_ENTRIES = 1024
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def merges(model: SentencePieceModel) -> Iterator[tuple[str, str]]:
+    """List the pairs that BPE joins, the earliest first.
+
+    SentencePiece joins whatever pair makes the piece of the highest score; a list of pairs says the
+    same if it holds every split of every piece. Of equal scores (runs of spaces) the longer left
+    half goes first: the shorter first breaks runs of 17 spaces and more.
+
+    Args:
+        model: The pieces; only normal ones are made by joining.
+
+    Yields:
+        The left and the right half of a piece, both pieces themselves.
+    """
+    scores = _mergeable(model)
+    by_score = sorted(scores, key=lambda text: -scores[text])  # stable: of one score by id
+    for _, tied in groupby(by_score, key=scores.__getitem__):
+        yield from _splits(list(tied), scores)
+
+
+def _mergeable(model: SentencePieceModel) -> dict[str, float]:
+    """Find the pieces that are made by joining, by id, and their scores."""
+    return {
+        piece.text: piece.score
+        for piece in model.pieces
+        # The text to be joined holds U+2581 for each space, so a piece with a space never occurs.
+        if piece.type is PieceType.NORMAL and " " not in piece.text
+    }
+
+
+def _splits(tied: Sequence[str], known: Container[str]) -> Iterator[tuple[str, str]]:
+    """Split pieces of one score: the longer left half first, then the longer right one, then by id.
+
+    Nothing is collected and sorted: all splits of a vocabulary may be of one score.
+    """
+    by_length: defaultdict[int, list[str]] = defaultdict(list)
+    for text in tied:
+        by_length[len(text)].append(text)
+    lengths = sorted(by_length, reverse=True)
+    for cut in range(lengths[0] - 1, 0, -1):
+        for length in takewhile(cut.__lt__, lengths):
+            for text in by_length[length]:
+                if text[:cut] in known and text[cut:] in known:
+                    yield text[:cut], text[cut:]
+
+
+def tokenizer_json(model: SentencePieceModel) -> Chunked:
+    """Write tokenizer.json as transformers 4.57 does, with merges as strings, not pairs.
+
+    Every release of tokenizers reads strings; those up to 0.19 read nothing else.
+
+    Args:
+        model: The tokenizer.model of the checkpoint.
+
+    Returns:
+        The file's size and its bytes, UTF-8.
+
+    Raises:
+        TokenizerError: If it were far larger than that of any vocabulary in use.
+    """
+    n_bytes = sum(map(len, _chunks(model, ())))
+    n_merges = 0
+    known = _mergeable(model)
+    for text in known:
+        n_splits = sum(text[:cut] in known and text[cut:] in known for cut in range(1, len(text)))
+        n_merges += n_splits
+        # An escape stands for one character, so all splits of a piece take the same bytes.
+        n_bytes += n_splits * len(f"{_merge_line(text, '')},\n".encode())
+        if n_bytes > MAX_JSON_BYTES:
+            raise TokenizerError(
+                f"its {model.n_pieces} pieces can be put together in so many ways that "
+                f"tokenizer.json would have more than {MAX_JSON_BYTES} bytes",
+                path=model.path,
+                hint=DOWNLOAD_AGAIN,
+            )
+    if n_merges:
+        n_bytes += len("\n" + "\n    ") - len(",\n")  # in the brackets, and not behind the last
+    return Chunked(n_bytes, lambda: _chunks(model, (_merge_line(*pair) for pair in merges(model))))
+
+
+def _chunks(model: SentencePieceModel, merge_lines: Iterable[str]) -> Iterator[bytes]:
+    """Write the frame, and where it is empty the three long lists."""
+    frame = json.dumps(_tokenizer_frame(model), indent=2, ensure_ascii=False)
+    # A quotation mark inside a JSON string is escaped, so these can only be the keys.
+    head, rest = frame.split('"added_tokens": []')
+    middle, rest = rest.split('"vocab": {}')
+    last, tail = rest.split('"merges": []')
+    yield f'{head}"added_tokens": ['.encode()
+    yield from _joined(map(_added_token_lines, _added_tokens(model)), "  ")
+    yield f']{middle}"vocab": {{'.encode()
+    yield from _joined(starmap(_vocabulary_line, enumerate(model.pieces)), "    ")
+    yield f'}}{last}"merges": ['.encode()
+    yield from _joined(merge_lines, "    ")
+    yield f"]{tail}".encode()
+
+
+def _joined(entries: Iterable[str], indent: str) -> Iterator[bytes]:
+    """Join the entries of a list with commas, and end before its closing bracket."""
+    left = iter(entries)
+    between = "\n"
+    while batch := list(islice(left, _CHUNK_ENTRIES)):
+        yield (between + ",\n".join(batch)).encode()
+        between = ",\n"
+    if between != "\n":
+        yield f"\n{indent}".encode()
+
+
+def _added_token_lines(token: dict[str, Any]) -> str:
+    # Not textwrap.indent: to it U+2028 inside of a piece begins a line too.
+    return "    " + json.dumps(token, indent=2, ensure_ascii=False).replace("\n", "\n    ")
+
+
+def _vocabulary_line(number: int, piece: Piece) -> str:
+    return f"      {_quoted(piece.text)}: {number}"
+
+
+def _merge_line(left: str, right: str) -> str:
+    return f"      {_quoted(f'{left} {right}')}"
+
+
+def _tokenizer_frame(model: SentencePieceModel) -> dict[str, Any]:
+    """Build tokenizer.json without its three long lists; the order of keys is the library's."""
+    unk, bos = model.pieces[model.unk_id].text, model.pieces[model.bos_id].text
+    first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
+    bos_first, bos_second = ({"SpecialToken": {"id": bos, "type_id": n}} for n in (0, 1))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos_first, first],
+            "pair": [bos_first, first, bos_second, second],
+            "special_tokens": {bos: {"id": bos, "ids": [model.bos_id], "tokens": [bos]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": unk,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {},
+            "merges": [],
+        },
+    }
+
+
+def _added_tokens(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
+    """Yield the pieces that are looked for in the text before anything else, by id."""
+    # Infilling pieces are normal ones; unless named here, they stay in decoded fillings.
+    named = (*INFILLING_PIECES, STEP_PIECE)
+    kinds = (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.USER_DEFINED)
+    for number, piece in enumerate(model.pieces):
+        if piece.type in kinds or piece.text in named:
+            yield {
+                "id": number,
+                "content": piece.text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": piece.text in named or piece.type is not PieceType.USER_DEFINED,
+            }

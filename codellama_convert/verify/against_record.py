@@ -1,0 +1,216 @@
+"""Own the check of an output against its own record, conversion.json.
+
+Without the source, every byte is read once, several tensors at a time, at the disk's speed. Beside
+the source, the record itself is compared with both. Print nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from codellama_convert import __version__
+from codellama_convert.errors import VerifyError, shown
+from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
+from codellama_convert.model.asked import Asked
+from codellama_convert.plan.job import Job
+from codellama_convert.storage.blocks import IoMode
+from codellama_convert.verify.folder_reader import StoredOutput, read_output
+from codellama_convert.verify.job import class_named
+from codellama_convert.verify.output_files import (
+    CONFIG_NAMES,
+    CONVERSION_NAME,
+    MODEL_SUFFIX,
+    TOKENIZER_NAMES,
+    complain_of_strays,
+    names_in,
+)
+from codellama_convert.verify.record_reader import FileSums, Record, TensorSums, read_record
+from codellama_convert.verify.report import Problems, Progress, VerifyReport
+from codellama_convert.verify.sums import FileReading, compare_file, compare_shard
+from codellama_convert.verify.tensor import Compared
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found out about both sides while they were compared.
+
+    Attributes:
+        ranks: Size and CRC-32 of each rank's file.
+        tensors: What was found of each tensor.
+    """
+
+    ranks: Mapping[str, FileSums] = field(default_factory=dict)
+    tensors: Mapping[str, Compared] = field(default_factory=dict)
+
+
+def verify_record(
+    output_dir: Path,
+    *,
+    asked: Asked | None = None,
+    io_mode: IoMode = "auto",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Compare an output folder with its own conversion.json.
+
+    Args:
+        output_dir: What was converted.
+        asked: What the conversion was asked for, where that is known.
+        io_mode: How files are read.
+        workers: Pieces that are read at once; None chooses.
+        progress: Called with the bytes that were read, from several threads.
+
+    Returns:
+        What was found.
+
+    Raises:
+        VerifyError: If there is no record, or a file cannot be parsed.
+    """
+    problems = Problems()
+    record = read_record(output_dir, problems.add)
+    if record is None:
+        raise VerifyError(
+            f"holds no {CONVERSION_NAME} to compare it with",
+            path=output_dir,
+            hint="name the checkpoint with --input_dir",
+        )
+    names = names_in(output_dir)
+    has_model = bool(record.tensors) or INDEX_NAME in names or SINGLE_FILE_NAME in names
+    stored = read_output(output_dir, problems.add) if has_model else {}
+    options = {name: record.options.get(name) for name in _option_names(record)}
+    _compare_options(record, options | (asked or Asked()).said(), problems)
+    _compare_places(record, stored, problems)
+    used = {one.file.name for one in stored.values()}
+    complain_of_strays(output_dir, used.union(record.files), problems.add)
+    reading = FileReading(io_mode, workers, progress)
+    n_bytes = 0
+    for name in sorted(record.files):
+        n_bytes += compare_file(output_dir / name, record, stored, problems, reading)
+    return VerifyReport(output_dir, "record", len(record.tensors), n_bytes, problems.lines())
+
+
+def check_record(
+    output_dir: Path,
+    record: Record,
+    *,
+    job: Job,
+    stored: Mapping[str, StoredOutput],
+    measured: Measured,
+    problems: Problems,
+) -> None:
+    """Compare a record with an output and its source.
+
+    Its notes are left out: they describe what lay around the checkpoint then. So is the name of a
+    model that was not released, which contains the folder's name.
+
+    Args:
+        output_dir: What was converted.
+        record: Its record.
+        job: The source, as the conversion was asked for.
+        stored: The tensors that it holds.
+        measured: What was found of both sides.
+        problems: Gets what differs.
+    """
+    for name in sorted(record.files):
+        # What differs from the source differs from the record too, which says less of it.
+        if problems.tell_of(name):
+            continue
+        if name.endswith(MODEL_SUFFIX):
+            compare_shard(output_dir / name, record, stored, measured.tensors, problems)
+        else:
+            compare_file(output_dir / name, record, {}, problems, FileReading())
+    _compare_options(record, _expected_options(job, record), problems)
+    _compare_model(record, job, problems)
+    _compare_places(record, stored, problems)
+    for name, one in sorted(measured.tensors.items()):
+        said = record.tensors.get(name)
+        if said is not None and one.difference is None:
+            for line in _wrong_counts(said, one):
+                problems.add(f"{CONVERSION_NAME}: tensor {name!r} {line}")
+    for name in sorted({*record.source, *measured.ranks}):
+        told, rank = record.source.get(name), measured.ranks.get(name)
+        if told != rank:
+            problems.add(
+                f"{CONVERSION_NAME}: says that {name} {_told(told)}; the checkpoint's {_told(rank)}"
+            )
+
+
+def _told(sums: FileSums | None) -> str:
+    return "is missing" if sums is None else f"has {sums.size} bytes and CRC-32 {sums.crc32}"
+
+
+def _wrong_counts(said: TensorSums, found: Compared) -> Iterator[str]:
+    for what, listed, counted in (
+        ("CRC-32", said.crc32, f"{found.crc32:08x}"),
+        ("became_zero", said.became_zero, found.became_zero),
+        ("nonfinite", said.nonfinite, found.nonfinite),
+    ):
+        if listed != counted:
+            yield f"has {what} {counted}, the record says {listed}"
+
+
+def _option_names(record: Record) -> set[str]:
+    names = {one.name for one in fields(Asked)}
+    return names if record.tensors else names - {"dtype"}
+
+
+def _compare_options(record: Record, expected: Mapping[str, Any], problems: Problems) -> None:
+    problems.add_differences(f"{CONVERSION_NAME}: options", record.options, expected)
+
+
+def _expected_options(job: Job, record: Record) -> dict[str, Any]:
+    """Spell the options that a conversion's record has."""
+    options = job.options
+    expected: dict[str, Any] = {
+        "max_position_embeddings": options.max_position_embeddings,
+        "max_shard_size": options.max_shard_bytes,
+        "skip_tokenizer": job.tokenizer is None,
+        "tokenizer_class": class_named(job, record),
+        "variant": options.flavor,
+    }
+    if job.checkpoint is None or job.plan is None:
+        return expected
+    return expected | {
+        "dtype": job.plan.dtype.name,
+        "max_position_embeddings": job.checkpoint.identity.max_position_embeddings,
+        "variant": job.checkpoint.identity.flavor,
+    }
+
+
+def _compare_model(record: Record, job: Job, problems: Problems) -> None:
+    identity = None if job.checkpoint is None else job.checkpoint.identity
+    expected = None if identity is None else identity.name
+    is_a_guess = identity is not None and identity.family is None
+    # Another version of this program may call a model otherwise.
+    if record.version == __version__ and record.model != expected and not is_a_guess:
+        problems.add(f"{CONVERSION_NAME}: model is {shown(record.model)}, expected {expected!r}")
+
+
+def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems: Problems) -> None:
+    """Compare what the record says is where, and look whether it speaks of all."""
+    for name in sorted({*record.tensors, *stored}):
+        listed, found = record.tensors.get(name), stored.get(name)
+        said = listed and _place(listed.file, listed.dtype, listed.shape, listed.size)
+        seen = found and _place(found.file.name, found.dtype.code, found.shape, found.n_bytes)
+        if said != seen:
+            problems.add(
+                f"tensor {shown(name)}: {seen or 'not found'}, the record says {said or 'nothing'}"
+            )
+    model_files = {listed.file for listed in record.tensors.values()}
+    needed = model_files | set(CONFIG_NAMES if model_files else TOKENIZER_NAMES)
+    if len(model_files) > 1:
+        needed.add(INDEX_NAME)
+    if record.options.get("skip_tokenizer") is not True:
+        needed.update(TOKENIZER_NAMES)
+    for name in sorted(needed - set(record.files)):
+        problems.add(f"{CONVERSION_NAME}: files lacks {name}")
+    for name in sorted(set(record.files) - needed):
+        what = "of which no tensor is" if name.endswith(MODEL_SUFFIX) else "which it did not write"
+        problems.add(f"{CONVERSION_NAME}: files names {name}, {what}")
+
+
+def _place(file: str, dtype: str, shape: tuple[int, ...], n_bytes: int) -> str:
+    return f"{dtype} {shape} of {n_bytes} bytes in {file}"

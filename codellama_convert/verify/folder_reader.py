@@ -1,0 +1,238 @@
+"""Own the reading of a written model: its index and headers, parsed here and by the library.
+
+It shares nothing with the code that writes them, and reads no weights.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import VerifyError, shown
+from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
+from codellama_convert.formats.strict_json import identical, parse_object
+from codellama_convert.storage.blocks import first_line
+from codellama_convert.storage.input_file import InputFile
+from codellama_convert.tensors import DTYPES, Dtype
+from codellama_convert.verify.output_files import (
+    CONVERT_AGAIN,
+    MAX_LIST_BYTES,
+    SPELLED_OTHERWISE,
+    Complain,
+    first_other_byte,
+    is_plain_name,
+    names_in,
+    parse_json,
+    read_small,
+    sorted_json,
+)
+
+# 70B has 723 tensors and a header of 80 kB; the cap keeps a forged one below some 30 MB.
+_MAX_HEADER_BYTES = 1 << 20
+_MAX_DIMENSIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOutput:
+    """A tensor as an output file's header places it.
+
+    Attributes:
+        file: The file.
+        dtype: Its element type.
+        shape: Its shape.
+        offset: Its first byte's position in the file.
+        n_bytes: Its size.
+    """
+
+    file: Path
+    dtype: Dtype
+    shape: tuple[int, ...]
+    offset: int
+    n_bytes: int
+
+
+def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
+    """Read the index and the headers of an output folder.
+
+    Args:
+        folder: The output.
+        complain: Called with one line for each contradiction.
+
+    Returns:
+        Every tensor that the files hold; each lies within its file, and none over another.
+
+    Raises:
+        VerifyError: If there is nothing to verify, or a file cannot be parsed.
+    """
+    names = names_in(folder)
+    if INDEX_NAME in names:
+        return _read_indexed(folder, complain)
+    if SINGLE_FILE_NAME in names:
+        return _read_file(folder / SINGLE_FILE_NAME, complain)
+    raise VerifyError(
+        f"holds neither {SINGLE_FILE_NAME} nor {INDEX_NAME}",
+        path=folder,
+        hint="convert first, or finish a conversion that was stopped; a folder of the tokenizer "
+        "alone, without conversion.json, is verified with --model_size tokenizer_only",
+    )
+
+
+def _read_indexed(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
+    path = folder / INDEX_NAME
+    raw = read_small(path, MAX_LIST_BYTES)
+    index = parse_json(raw, path)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(is_plain_name, weight_map.values())):
+        raise VerifyError("has no weight_map of plain file names", path=path, hint=CONVERT_AGAIN)
+    found: dict[str, StoredOutput] = {}
+    for name in sorted(set(weight_map.values())):
+        for tensor, stored in _read_file(folder / name, complain).items():
+            if tensor in found:
+                complain(f"{name}: tensor {tensor!r} is also in {found[tensor].file.name}")
+            found[tensor] = stored
+    wrong = list(_wrong_in_index(index, found))
+    if not wrong:
+        total = index["metadata"]["total_size"]
+        spelled = sorted_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+        other = first_other_byte(raw, [spelled])
+        wrong = [] if other is None else [f"{SPELLED_OTHERWISE}: {other}"]
+    for line in wrong:
+        complain(f"{INDEX_NAME}: {line}")
+    return found
+
+
+def _wrong_in_index(index: dict[str, Any], found: Mapping[str, StoredOutput]) -> Iterator[str]:
+    """Say what an index has other than the headers of the files that it names."""
+    weight_map, metadata = index["weight_map"], index.get("metadata")
+    for tensor, stored in sorted(found.items()):
+        if weight_map.get(tensor) != stored.file.name:
+            yield f"tensor {tensor!r} is in {stored.file.name}, the index says otherwise"
+    for tensor in sorted(set(weight_map) - set(found)):
+        yield f"tensor {tensor!r} is in no file"
+    total = sum(stored.n_bytes for stored in found.values())
+    if not isinstance(metadata, dict) or not identical(metadata.get("total_size"), total):
+        said = metadata.get("total_size") if isinstance(metadata, dict) else None
+        yield f"total_size is {shown(said)}, the sum of the tensors is {total}"
+        metadata = {}
+    extra = (set(index) - {"metadata", "weight_map"}) | (set(metadata) - {"total_size"})
+    for key in sorted(extra):
+        yield f"has {shown(key)}, which does not belong there"
+
+
+def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
+    """Parse one file's header: contiguous tensors from its end to the end of the file."""
+    raw, n_file_bytes = _read_header(path)
+    try:
+        header = parse_object(raw)
+        metadata = header.pop("__metadata__", None)
+        stored = {name: _stored(path, name, entry, 8 + len(raw)) for name, entry in header.items()}
+        _require_contiguous(stored, 8 + len(raw), n_file_bytes)
+    except ValueError as problem:
+        raise VerifyError(
+            f"has a damaged safetensors header: {problem}", path=path, hint=CONVERT_AGAIN
+        ) from problem
+    if metadata != {"format": "pt"}:
+        complain(f"{path.name}: metadata is {shown(metadata)}, not the format of torch")
+    else:
+        other = first_other_byte(raw, [_library_header(stored)])
+        if other is not None:
+            complain(
+                f"{path.name}: the header is not laid out as the safetensors library does: {other}"
+            )
+    _compare_with_library(path, stored, complain)
+    return stored
+
+
+def _library_header(stored: Mapping[str, StoredOutput]) -> bytes:
+    """Spell the header that the safetensors library gives these tensors.
+
+    Source:
+        huggingface/safetensors tensor.rs, `prepare`: the wider element first, then by name, without
+        gaps; padded with spaces to 8 bytes.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, one in sorted(stored.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        start, end = end, end + one.n_bytes
+        place = {"shape": list(one.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": one.dtype.code, **place}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    raw = text.encode(errors="surrogatepass")
+    return raw + b" " * (-len(raw) % 8)
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """Read a file's header and the file's size."""
+    with InputFile(path, error=VerifyError) as file:
+        (n_bytes,) = struct.unpack("<Q", file.read_exact(0, 8)) if file.n_bytes >= 8 else (0,)
+        if not 0 < n_bytes <= file.n_bytes - 8:
+            raise VerifyError("has no safetensors header", path=path, hint=CONVERT_AGAIN)
+        if n_bytes > _MAX_HEADER_BYTES:
+            raise VerifyError(f"has an implausible header of {n_bytes} bytes", path=path)
+        return file.read_exact(8, n_bytes), file.n_bytes
+
+
+def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredOutput:
+    """Take one entry of a header; ValueError says what is wrong with it."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {shown(name)} has an entry of another form")
+    dtype = next((d for d in DTYPES if d.code == entry["dtype"]), None)
+    if dtype is None:
+        raise ValueError(f"tensor {shown(name)} has the dtype {shown(entry['dtype'])}")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"tensor {shown(name)} has no plain shape and offsets")
+    start, end = offsets
+    wanted = prod(shape) * dtype.itemsize
+    if end - start != wanted:
+        raise ValueError(
+            f"tensor {shown(name)} lies in {end - start} bytes, its shape {tuple(shape)} of "
+            f"{dtype.name} takes {wanted}"
+        )
+    return StoredOutput(path, dtype, tuple(shape), data_start + start, wanted)
+
+
+def _is_sizes(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+    )
+
+
+def _require_contiguous(
+    stored: Mapping[str, StoredOutput], data_start: int, n_file_bytes: int
+) -> None:
+    end = data_start
+    for name, one in sorted(stored.items(), key=lambda item: item[1].offset):
+        if one.offset != end:
+            raise ValueError(f"tensor {shown(name)} begins at byte {one.offset}, expected {end}")
+        end += one.n_bytes
+    if end != n_file_bytes:
+        raise ValueError(f"the file has {n_file_bytes} bytes, the header accounts for {end}")
+
+
+def _compare_with_library(
+    path: Path, stored: Mapping[str, StoredOutput], complain: Complain
+) -> None:
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - numpy is not always there
+
+    try:
+        with safe_open(path, framework="numpy") as library:
+            names = set(library.keys())
+            if names != set(stored):
+                complain(f"{path.name}: the safetensors library sees other tensors")
+            for name in sorted(names & set(stored)):
+                piece = library.get_slice(name)
+                seen = (tuple(piece.get_shape()), piece.get_dtype())
+                if seen != (stored[name].shape, stored[name].dtype.code):
+                    complain(f"{path.name}: the safetensors library sees {name!r} as {seen}")
+    except SafetensorError as problem:
+        complain(f"{path.name}: the safetensors library refuses it ({problem})")
+    except OSError as problem:
+        raise VerifyError(f"cannot open: {first_line(problem)}", path=path) from problem

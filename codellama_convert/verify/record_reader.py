@@ -1,0 +1,243 @@
+"""Own the reading of conversion.json: every value of the type that it should have, and its own sum."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from codellama_convert.errors import VerifyError, shown
+from codellama_convert.model.asked import Asked, parse_asked
+from codellama_convert.verify.output_files import (
+    CONVERSION_NAME,
+    MAX_LIST_BYTES,
+    Complain,
+    is_plain_name,
+    names_in,
+    parse_json,
+    read_small,
+)
+
+Entry = TypeVar("Entry")
+
+_KEYS = frozenset({"converter", "crc32", "files", "model", "notes", "options", "source", "tensors"})
+_KEYS_OF_ENTRIES = {
+    "files": frozenset({"size", "crc32", "sha256"}),
+    "source": frozenset({"size", "crc32"}),
+    "tensors": frozenset({"file", "dtype", "shape", "size", "crc32", "became_zero", "nonfinite"}),
+}
+# Deeper in the file the same key is indented further, and no text in it holds a line break.
+_OWN_SUM = re.compile(rb'^(  "crc32": ")([0-9a-f]{8})"', re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSums:
+    """Size and sums of a file; `sha256` is None where it was not asked for."""
+
+    size: int
+    crc32: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSums:
+    """Place, form, size and sum of a tensor, and how many of its values are odd."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    crc32: str
+    became_zero: int = 0
+    nonfinite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """conversion.json, every value of the type that it should have.
+
+    Attributes:
+        version: Of the program that wrote it.
+        model: What it says that was converted; None for a tokenizer alone.
+        files: What it says of each file, by name.
+        tensors: What it says of each tensor, by name.
+        source: What it says of each rank, by name.
+        options: What the conversion was asked for, as it says.
+        asked: The same, those that can be asked for.
+    """
+
+    version: str
+    model: str | None
+    files: dict[str, FileSums]
+    tensors: dict[str, TensorSums]
+    source: dict[str, FileSums]
+    options: dict[str, Any]
+    asked: Asked
+
+
+def read_record(output_dir: Path, complain: Complain) -> Record | None:
+    """Read an output's record.
+
+    Args:
+        output_dir: What was converted.
+        complain: Called with one line for each thing that a conversion would not have written.
+
+    Returns:
+        It, or None where there is none.
+
+    Raises:
+        VerifyError: If it is not a record.
+    """
+    if CONVERSION_NAME not in names_in(output_dir):
+        return None
+    path = output_dir / CONVERSION_NAME
+    raw = read_small(path, MAX_LIST_BYTES)
+    content = parse_json(raw, path)
+    try:
+        options = _object(content.get("options"), "options")
+        record = Record(
+            version=_version(content.get("converter")),
+            model=_model(content),
+            files=_entries(content, "files", _file_sums),
+            tensors=_entries(content, "tensors", _tensor_sums),
+            source=_entries(content, "source", _rank_sums),
+            options=options,
+            asked=parse_asked(options),
+        )
+        _require_texts(content.get("notes"))
+    except ValueError as problem:
+        raise VerifyError(f"is not a conversion's record: {problem}", path=path) from problem
+    for line in (*_wrong_sum(raw), *_wrong_keys(content), *_missing_digests(record)):
+        complain(f"{CONVERSION_NAME}: {line}")
+    return record
+
+
+def _wrong_sum(raw: bytes) -> Iterator[str]:
+    """Say so if any byte of the file was changed: its sum is taken with zeros in the sum's place."""
+    found = _OWN_SUM.findall(raw)
+    if len(found) != 1:
+        yield "has no CRC-32 of its own, so it was not written like this"
+        return
+    ((_, said),) = found
+    crc = zlib.crc32(_OWN_SUM.sub(rb'\g<1>00000000"', raw))
+    if said != b"%08x" % crc:
+        yield f"was changed after it was written: its CRC-32 is {crc:08x}, not {said.decode()}"
+
+
+def _wrong_keys(content: Mapping[str, Any]) -> Iterator[str]:
+    """Name what a conversion does not write, of whatever version: nobody reads it, nobody checks it."""
+    yield from (f"has {shown(key)}, which does not belong there" for key in _extra(content, _KEYS))
+    for part, keys in _KEYS_OF_ENTRIES.items():
+        for name, entry in content[part].items():
+            for key in _extra(entry, keys):
+                yield f"{part}: {shown(name)} has {shown(key)}, which does not belong there"
+
+
+def _extra(found: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    return sorted(set(found).difference(known))
+
+
+def _missing_digests(record: Record) -> Iterator[str]:
+    """Name the files without a SHA-256 where others have one: all were asked for, or none."""
+    lacking = sorted(name for name, sums in record.files.items() if sums.sha256 is None)
+    if len(lacking) < len(record.files):
+        yield from (f"files: {shown(name)} lacks the SHA-256 that others have" for name in lacking)
+
+
+def _version(value: object) -> str:
+    found = _object(value, "converter")
+    if found.get("name") != "codellama-convert" or not isinstance(found.get("version"), str):
+        raise ValueError(f"converter is {shown(value)}")
+    if len(found) > 2:
+        raise ValueError("converter has more than a name and a version")
+    version: str = found["version"]
+    return version
+
+
+def _model(content: Mapping[str, Any]) -> str | None:
+    if "model" not in content:
+        raise ValueError("model is missing")
+    value = content["model"]
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"model is {shown(value)}, not a text")
+    return value
+
+
+def _require_texts(value: object) -> None:
+    if not isinstance(value, list) or not all(isinstance(note, str) for note in value):
+        raise ValueError(f"notes are {shown(value)}, not a list of texts")
+
+
+def _entries(
+    content: Mapping[str, Any], key: str, read: Callable[[dict[str, Any]], Entry]
+) -> dict[str, Entry]:
+    found = _object(content.get(key), key)
+    if key != "tensors" and not all(map(is_plain_name, found)):
+        raise ValueError(f"{key} has a name that is no file's")
+    entries = {}
+    for name, value in found.items():
+        try:
+            entries[name] = read(_object(value, name))
+        except (KeyError, ValueError) as problem:  # noqa: PERF203 - a few hundred entries
+            raise ValueError(f"the entry of {shown(name)} in {key} is damaged") from problem
+    return entries
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is {shown(value)}, not an object")  # noqa: TRY004 - of the file
+    return value
+
+
+def _file_sums(entry: dict[str, Any]) -> FileSums:
+    sha256 = entry.get("sha256")
+    if sha256 is not None:
+        _digits(sha256, 64)
+    return FileSums(_size(entry["size"]), _digits(entry["crc32"], 8), sha256)
+
+
+def _rank_sums(entry: dict[str, Any]) -> FileSums:
+    return FileSums(_size(entry["size"]), _digits(entry["crc32"], 8))
+
+
+def _tensor_sums(entry: dict[str, Any]) -> TensorSums:
+    shape = entry["shape"]
+    if (
+        type(shape) is not list
+        or not is_plain_name(entry["file"])
+        or type(entry["dtype"]) is not str
+    ):
+        raise ValueError("a value of another type")
+    return TensorSums(
+        file=entry["file"],
+        dtype=entry["dtype"],
+        shape=tuple(_size(n) for n in shape),
+        size=_size(entry["size"]),
+        crc32=_digits(entry["crc32"], 8),
+        became_zero=_count(entry, "became_zero"),
+        nonfinite=_count(entry, "nonfinite"),
+    )
+
+
+def _count(entry: dict[str, Any], kind: str) -> int:
+    """Read a count, which is left out where there is nothing to count."""
+    if kind not in entry:
+        return 0
+    if entry[kind] == 0:
+        raise ValueError("a count of nothing")
+    return _size(entry[kind])
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("no size")
+    return value
+
+
+def _digits(value: object, n_digits: int) -> str:
+    if type(value) is not str or not re.fullmatch(rf"[0-9a-f]{{{n_digits}}}", value):
+        raise ValueError("no sum")
+    return value

@@ -1,0 +1,173 @@
+"""Own the proof of an output: bit for bit against its source, or against its own record.
+
+It shares with the conversion only the readers and the table: the output's header is parsed here
+and by the safetensors library, rows are walked backwards from the output to the ranks, and a cast
+is torch's own. Print nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from codellama_convert.arguments import as_path, instance_of, or_none
+from codellama_convert.errors import VerifyError
+from codellama_convert.formats.safetensors import INDEX_NAME
+from codellama_convert.meta.checkpoint import Checkpoint
+from codellama_convert.model.asked import Asked
+from codellama_convert.plan.job import Job
+from codellama_convert.plan.plan import ConversionPlan
+from codellama_convert.storage.blocks import IoMode
+from codellama_convert.verify.against_record import Measured, check_record, verify_record
+from codellama_convert.verify.config import check_config, check_generation_config
+from codellama_convert.verify.folder_reader import StoredOutput, read_output
+from codellama_convert.verify.job import asked_of, class_named, job_as_asked, shown_by
+from codellama_convert.verify.output_files import (
+    CONFIG_NAMES,
+    TOKENIZER_NAMES,
+    complain_of_strays,
+)
+from codellama_convert.verify.record_reader import Record, read_record
+from codellama_convert.verify.report import Problems, Progress, VerifyReport
+from codellama_convert.verify.tokenizer import check_tokenizer, marks_of
+from codellama_convert.verify.weights import compare_files, compare_shapes, compare_weights
+
+_CHAT_FLAVORS = ("instruct", "chat")
+
+
+def verify_output(
+    output_dir: str | os.PathLike[str],
+    job: Job | None = None,
+    *,
+    asked: Asked | None = None,
+    io_mode: IoMode = "auto",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Verify an output folder.
+
+    Args:
+        output_dir: What was converted.
+        job: The source, from `plan_conversion`; None compares with the output's own record.
+        asked: What the conversion was asked for, where that is known; by default what the job's
+            options say. The rest is what the record says, or what the output shows.
+        io_mode: How files are read without a job, whose options say it else.
+        workers: What is read at once without a job; None chooses.
+        progress: Called with the bytes of each tile of the output that was compared.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ConvertError: If a side cannot be read at all.
+    """
+    output_dir = as_path("output_dir", output_dir)
+    or_none(instance_of(Job)).check("job", job)
+    if job is None:
+        return verify_record(
+            output_dir, asked=asked, io_mode=io_mode, workers=workers, progress=progress
+        )
+    problems = Problems()
+    record = _readable_record(output_dir, problems)
+    stored = {} if job.checkpoint is None else read_output(output_dir, problems.add)
+    told = shown_by(output_dir, stored, job) if record is None else record.asked
+    asked = (asked_of(job.options) if asked is None else asked).or_else(told)
+    job = job_as_asked(job, asked)
+    comparable: dict[str, StoredOutput] = {}
+    measured = Measured()
+    if job.checkpoint is not None and job.plan is not None:
+        comparable = compare_shapes(job.checkpoint, stored, problems)
+        _check_configs(job, job.checkpoint, output_dir, comparable, problems)
+        if asked.max_shard_size is not None:
+            compare_files(job.plan, comparable, problems)
+        measured = compare_weights(job, comparable, problems, progress or (lambda _: None))
+    if job.tokenizer is not None:
+        _check_tokenizer(job, output_dir, class_named(job, record), problems)
+    complain_of_strays(output_dir, _names_written(job, stored), problems.add)
+    if record is not None and (stored or not record.tensors):
+        check_record(
+            output_dir, record, job=job, stored=stored, measured=measured, problems=problems
+        )
+    n_bytes = _bytes_of_both_sides(job, comparable)
+    return VerifyReport(output_dir, "source", len(comparable), n_bytes, problems.lines())
+
+
+def _readable_record(output_dir: Path, problems: Problems) -> Record | None:
+    try:
+        return read_record(output_dir, problems.add)
+    except VerifyError as problem:
+        problems.add(str(problem))
+        return None
+
+
+def _names_written(job: Job, stored: Mapping[str, StoredOutput]) -> set[str]:
+    """Name what a conversion leaves in the folder; shards are called as they are."""
+    names = {one.file.name for one in stored.values()}
+    if len(names) > 1:
+        names.add(INDEX_NAME)
+    if job.checkpoint is not None:
+        names.update(CONFIG_NAMES)
+    if job.tokenizer is not None:
+        names.update(TOKENIZER_NAMES)
+    return names
+
+
+def _check_configs(
+    job: Job,
+    checkpoint: Checkpoint,
+    output_dir: Path,
+    stored: Mapping[str, StoredOutput],
+    problems: Problems,
+) -> None:
+    assert job.plan is not None
+    marks, identity = marks_of(job.tokenizer), checkpoint.identity
+    check_config(
+        output_dir,
+        checkpoint.config,
+        dtype=_common_dtype(stored, job.plan, problems),
+        context=identity.max_position_embeddings,
+        marks=marks,
+        problems=problems,
+    )
+    chat = identity.flavor in _CHAT_FLAVORS
+    check_generation_config(output_dir, marks=marks, chat=chat, problems=problems)
+
+
+def _common_dtype(
+    stored: Mapping[str, StoredOutput], plan: ConversionPlan, problems: Problems
+) -> str:
+    """Name the one dtype that all tensors have, or the one asked for."""
+    dtypes = sorted({one.dtype.name for one in stored.values()})
+    if len(dtypes) != 1:
+        if dtypes:
+            problems.add(f"the tensors are of several dtypes: {', '.join(dtypes)}")
+        return plan.dtype.name
+    if dtypes[0] != plan.dtype.name:
+        problems.add(f"the tensors are {dtypes[0]}, not {plan.dtype.name} as asked for")
+    return dtypes[0]
+
+
+def _check_tokenizer(
+    job: Job, output_dir: Path, tokenizer_class: str | None, problems: Problems
+) -> None:
+    assert job.tokenizer is not None
+    context, flavor = job.options.max_position_embeddings, job.options.flavor
+    if job.checkpoint is not None:
+        context = job.checkpoint.identity.max_position_embeddings
+        flavor = job.checkpoint.identity.flavor
+    check_tokenizer(
+        output_dir,
+        job.tokenizer,
+        context=context,
+        chat=flavor in _CHAT_FLAVORS,
+        tokenizer_class=tokenizer_class,
+        problems=problems,
+    )
+
+
+def _bytes_of_both_sides(job: Job, stored: Mapping[str, StoredOutput]) -> int:
+    itemsize = 0 if job.checkpoint is None else job.checkpoint.dtype.itemsize
+    return sum(
+        one.n_bytes + one.n_bytes // one.dtype.itemsize * itemsize for one in stored.values()
+    )

@@ -1,0 +1,173 @@
+"""Own the comparison of files with the sums that a record has of them: read once, by several threads."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import ConvertError, VerifyError
+from codellama_convert.storage.blocks import IoMode, aligned_buffer
+from codellama_convert.storage.checksums import combine
+from codellama_convert.storage.digests import file_digest
+from codellama_convert.storage.input_file import InputFile
+from codellama_convert.verify.folder_reader import StoredOutput
+from codellama_convert.verify.record_reader import FileSums, Record
+from codellama_convert.verify.report import Problems, Progress
+from codellama_convert.verify.tensor import Compared
+
+_CHUNK_BYTES = 2 << 20
+_WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FileReading:
+    """How files are read.
+
+    Attributes:
+        io_mode: Past the page cache or through it.
+        workers: Pieces that are read at once; None chooses.
+        progress: Called with the bytes that were read, from several threads.
+    """
+
+    io_mode: IoMode = "auto"
+    workers: int | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A part of a file whose sum is wanted: a tensor, or what lies between two."""
+
+    tensor: str | None
+    start: int
+    end: int
+
+
+def compare_file(
+    path: Path,
+    record: Record,
+    stored: Mapping[str, StoredOutput],
+    problems: Problems,
+    reading: FileReading,
+) -> int:
+    """Read a file once and compare its sums and those of its tensors.
+
+    Args:
+        path: The file; the record names it.
+        record: What it is compared with.
+        stored: The tensors of the output.
+        problems: Gets what differs.
+        reading: How it is read.
+
+    Returns:
+        The bytes that were read.
+    """
+    listed = record.files[path.name]
+    try:
+        with InputFile(path, io_mode=reading.io_mode, error=VerifyError) as file:
+            if file.n_bytes != listed.size:
+                problems.add(
+                    f"{path.name}: has {file.n_bytes} bytes, the record says {listed.size}"
+                )
+                return 0
+            whole = 0
+            spans = _spans(path, file.n_bytes, stored)
+            for span, crc in zip(spans, _sums(file, spans, reading), strict=True):
+                whole = combine(whole, crc, span.end - span.start)
+                said = record.tensors.get(span.tensor) if span.tensor is not None else None
+                if said is not None and said.crc32 != f"{crc:08x}":
+                    problems.add(
+                        f"{path.name}: tensor {span.tensor!r} has CRC-32 {crc:08x}, the record says "
+                        f"{said.crc32}"
+                    )
+        _compare_sums(path, listed, whole, problems)
+    except ConvertError as problem:  # the other files are still worth reading
+        problems.add(str(problem))
+        return 0
+    return listed.size
+
+
+def compare_shard(
+    path: Path,
+    record: Record,
+    stored: Mapping[str, StoredOutput],
+    compared: Mapping[str, Compared],
+    problems: Problems,
+) -> None:
+    """Compare the sums of a file whose tensors were read already, and found right.
+
+    Args:
+        path: The file; the record names it.
+        record: What it is compared with.
+        stored: The tensors of the output.
+        compared: What was found of them.
+        problems: Gets what differs.
+    """
+    listed = record.files[path.name]
+    try:
+        with InputFile(path, error=VerifyError) as file:
+            if file.n_bytes != listed.size:
+                problems.add(
+                    f"{path.name}: has {file.n_bytes} bytes, the record says {listed.size}"
+                )
+                return
+            whole = 0
+            for span in _spans(path, file.n_bytes, stored):
+                if span.tensor is None:
+                    crc = zlib.crc32(file.read_exact(span.start, span.end - span.start))
+                elif span.tensor in compared:
+                    crc = compared[span.tensor].crc32
+                else:  # of another shape: reported already
+                    return
+                whole = combine(whole, crc, span.end - span.start)
+        _compare_sums(path, listed, whole, problems)
+    except ConvertError as problem:
+        problems.add(str(problem))
+
+
+def _compare_sums(path: Path, listed: FileSums, crc: int, problems: Problems) -> None:
+    if f"{crc:08x}" != listed.crc32:
+        problems.add(f"{path.name}: has CRC-32 {crc:08x}, the record says {listed.crc32}")
+    elif listed.sha256 is not None:
+        sha256 = file_digest(path, "sha256", error=VerifyError)
+        if sha256 != listed.sha256:
+            problems.add(f"{path.name}: has SHA-256 {sha256}, the record says {listed.sha256}")
+
+
+def _spans(path: Path, n_bytes: int, stored: Mapping[str, StoredOutput]) -> list[_Span]:
+    """Cut a file into its tensors and what lies before, between and behind them."""
+    inside = sorted((one.offset, name) for name, one in stored.items() if one.file == path)
+    spans: list[_Span] = []
+    position = 0
+    for offset, name in inside:
+        if offset > position:
+            spans.append(_Span(None, position, offset))
+        position = offset + stored[name].n_bytes
+        spans.append(_Span(name, offset, position))
+    if position < n_bytes:
+        spans.append(_Span(None, position, n_bytes))
+    return spans
+
+
+def _sums(file: InputFile, spans: list[_Span], reading: FileReading) -> Iterator[int]:
+    """Yield each span's CRC-32, several at a time."""
+    own = threading.local()
+
+    def sum_of(span: _Span) -> int:
+        buffer: Any = getattr(own, "buffer", None)
+        if buffer is None:
+            buffer = own.buffer = aligned_buffer(_CHUNK_BYTES)
+        crc = 0
+        for piece in file.read_pieces(buffer, span.start, span.end):
+            crc = zlib.crc32(piece, crc)
+            if reading.progress is not None:
+                reading.progress(len(piece))
+        return crc
+
+    with ThreadPoolExecutor(reading.workers or _WORKERS) as pool:
+        yield from pool.map(sum_of, spans)

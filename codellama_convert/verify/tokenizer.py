@@ -1,0 +1,290 @@
+"""Own the check of the tokenizer files: whatever in them changes an id, a text or a prompt.
+
+What they should hold is spelled here a second time, so that a mistake of the writer is seen: the
+merges are not generated and compared, they are compared with the rule that orders them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import VerifyError, shown
+from codellama_convert.formats.sentencepiece import PieceType, SentencePieceModel
+from codellama_convert.storage.input_file import InputFile
+from codellama_convert.tokenizer.chat_templates import chat_template
+from codellama_convert.verify.config import META_MARKS, Marks
+from codellama_convert.verify.json_files import check_json
+from codellama_convert.verify.long_json import what_differs
+from codellama_convert.verify.output_files import parse_json
+from codellama_convert.verify.report import Problems
+
+_SPACE = "\u2581"
+_INFILLING = tuple(f"{_SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
+_STEP = "<step>"
+_INFILLING_CLASSES = ("CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
+# transformers' own spelling of "no limit": the float 1e30, as a whole number.
+NO_LIMIT = 1000000000000000019884624838656
+# Llama 2's tokenizer.json has 1.9 MB; a larger one would take too much memory to parse.
+_MAX_PARSED_BYTES = 5 << 19
+_MORE_BRACKETS = 1 << 10  # lists and objects beside those in pieces: the frame, and what differs
+
+
+def check_tokenizer(
+    folder: Path,
+    model: SentencePieceModel,
+    *,
+    context: int | None,
+    chat: bool,
+    tokenizer_class: str | None,
+    problems: Problems,
+) -> None:
+    """Compare the tokenizer files with the source's tokenizer.model.
+
+    Args:
+        folder: The output.
+        model: The source.
+        context: Tokens of context; None for no limit.
+        chat: Whether it is a chat model.
+        tokenizer_class: What tokenizer_config.json names, if anything.
+        problems: Gets what differs.
+    """
+    for check in (_check_copy, _check_tokenizer_json):
+        try:
+            check(folder, model, problems)
+        except VerifyError as problem:  # noqa: PERF203 - the other files are still worth reading
+            problems.add(str(problem))
+    expected = _config(model, context=context, chat=chat, tokenizer_class=tokenizer_class)
+    check_json(folder / "tokenizer_config.json", expected, problems)
+    check_json(folder / "special_tokens_map.json", _special_tokens(model), problems)
+
+
+def marks_of(model: SentencePieceModel | None) -> Marks:
+    """Find the ids that begin and end a text: the tokenizer's, or Meta's where it is skipped."""
+    if model is None:
+        return META_MARKS
+    return Marks(model.bos_id, model.eos_id, model.id_of(_STEP))
+
+
+def _check_copy(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
+    with InputFile(folder / "tokenizer.model", error=VerifyError) as file:
+        # The sizes first: what lies there may be of any size.
+        if file.n_bytes != len(model.raw) or file.read_exact(0, file.n_bytes) != model.raw:
+            problems.add("tokenizer.model is not the source's")
+
+
+def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
+    name = "tokenizer.json"
+    cuts = _count_cuts(model)
+    settings = _bpe_settings(model)
+    with InputFile(folder / name, error=VerifyError) as file:
+        if file.n_bytes > _MAX_PARSED_BYTES:
+            whole = _frame(model) | {"model": settings | {"vocab": model.ids}}
+            wrong_pair = partial(_wrong_pair, model=model, n_expected=sum(cuts.values()))
+            wrong = what_differs(file, whole, wrong_pair)
+            if wrong is not None:
+                problems.add(f"{name}: {wrong}")
+            return
+        raw = file.read_exact(0, file.n_bytes)
+    found = _parse_tokenizer_json(raw, folder / name, model, cuts)
+    bpe = found.pop("model", None)
+    if not isinstance(bpe, dict):
+        problems.add(f"{name}: model is {shown(bpe)}, not an object")
+        return
+    vocabulary, merges = bpe.pop("vocab", None), bpe.pop("merges", None)
+    frame = _frame(model)
+    differs = problems.add_differences(name, found, frame)
+    differs = problems.add_differences(f"{name}: model", bpe, settings) or differs
+    wrong = _wrong_piece(vocabulary, model) or _wrong_merge(
+        merges, model, n_expected=sum(cuts.values())
+    )
+    if wrong is not None:
+        problems.add(f"{name}: {wrong}")
+    elif not differs:
+        # The merges are right as they stand: what is left is how the file is spelled around them.
+        whole = frame | {"model": settings | {"vocab": model.ids, "merges": merges}}
+        spelled = json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(whole)
+        problems.add_spelling(name, raw, (piece.encode() for piece in spelled))
+
+
+def _parse_tokenizer_json(
+    content: bytes, path: Path, model: SentencePieceModel, cuts: Mapping[str, int]
+) -> dict[str, Any]:
+    """Parse what has not many more lists and objects than there should be: each takes 64 bytes."""
+    max_brackets = _MORE_BRACKETS
+    for piece in model.pieces:
+        times = 1 + cuts.get(piece.text, 0)  # in the vocabulary, and in each of its merges
+        max_brackets += times * _n_brackets(piece.text.encode())
+    for token in _added_tokens(model):
+        max_brackets += 1 + _n_brackets(token["content"].encode())
+    if _n_brackets(content) > max_brackets:
+        raise VerifyError("holds too many lists and objects for its model", path=path)
+    return parse_json(content, path)
+
+
+def _n_brackets(content: bytes) -> int:
+    return content.count(b"[") + content.count(b"{")
+
+
+def _wrong_piece(vocabulary: object, model: SentencePieceModel) -> str | None:
+    """Describe the first piece whose id is not its place in the source."""
+    if not isinstance(vocabulary, dict):
+        return f"vocab is {shown(vocabulary)}, not an object"
+    for number, piece in enumerate(model.pieces):
+        found = vocabulary.get(piece.text)
+        if type(found) is not int or found != number:
+            return f"piece {piece.text!r} has id {shown(found)}, expected {number}"
+    if len(vocabulary) != model.n_pieces:
+        return f"vocab has {len(vocabulary)} pieces, expected {model.n_pieces}"
+    return None
+
+
+def _wrong_merge(merges: object, model: SentencePieceModel, *, n_expected: int) -> str | None:
+    if not isinstance(merges, list):
+        return f"merges are {shown(merges)}, not a list"
+    return _wrong_pair(merges, model, n_expected=n_expected)
+
+
+def _wrong_pair(
+    merges: Iterable[object], model: SentencePieceModel, *, n_expected: int
+) -> str | None:
+    """Describe the first pair that stands where it may not, or say that some are missing.
+
+    Every cut of a normal piece into two others stands there once; the higher the score of the whole
+    the earlier, of equal scores first the longer left half, then the longer right one, then by id.
+    """
+    scores = dict(_mergeable(model))
+    last: tuple[float, int, int, int] | None = None
+    n_found = 0
+    for number, pair in enumerate(merges):
+        n_found += 1
+        halves = pair.split(" ") if isinstance(pair, str) else ()
+        if len(halves) != 2 or not {*halves, "".join(halves)} <= scores.keys():
+            return f"merge {number} is {shown(pair)}, which makes no piece of two"
+        left, right = halves
+        place = (-scores[left + right], -len(left), -len(right), model.ids[left + right])
+        if last is not None and place <= last:
+            return f"merge {number} is {shown(pair)}, which belongs further up"
+        last = place
+    if n_found != n_expected:
+        return f"{n_found} merges, expected {n_expected}"
+    return None
+
+
+def _count_cuts(model: SentencePieceModel) -> dict[str, int]:
+    """Count in how many ways each piece is two others."""
+    known = dict(_mergeable(model))
+    return {
+        text: sum(text[:cut] in known and text[cut:] in known for cut in range(1, len(text)))
+        for text in known
+    }
+
+
+def _mergeable(model: SentencePieceModel) -> Iterator[tuple[str, float]]:
+    """Yield the pieces that are made by merging, with their scores; a space is never in the text."""
+    for piece in model.pieces:
+        if piece.type is PieceType.NORMAL and " " not in piece.text:
+            yield piece.text, piece.score
+
+
+def _special_tokens(model: SentencePieceModel) -> dict[str, Any]:
+    return {
+        "bos_token": model.pieces[model.bos_id].text,
+        "eos_token": model.pieces[model.eos_id].text,
+        "unk_token": model.pieces[model.unk_id].text,
+    }
+
+
+def _config(
+    model: SentencePieceModel, *, context: int | None, chat: bool, tokenizer_class: str | None
+) -> dict[str, Any]:
+    expected: dict[str, Any] = _special_tokens(model) | {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "legacy": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": NO_LIMIT if context is None else context,
+        "padding_side": "left",
+    }
+    if tokenizer_class is not None:
+        expected["tokenizer_class"] = tokenizer_class
+    has_infilling = all(name in model.ids for name in _INFILLING)
+    if tokenizer_class in _INFILLING_CLASSES and not has_infilling:
+        # Left out, these classes invent the pieces, with ids beyond the embedding.
+        for role in ("prefix", "middle", "suffix", "eot", "fill"):
+            expected[f"{role}_token"] = None
+    if chat:
+        # Meta's dialogue form is one text, which both sides take from where it is explained.
+        expected["chat_template"] = chat_template(step=_STEP in model.ids)
+    return expected
+
+
+def _frame(model: SentencePieceModel) -> dict[str, Any]:
+    """Spell what surrounds the model in tokenizer.json, after the tokenizers library's own files."""
+    bos = model.pieces[model.bos_id].text
+    bos_first, bos_second = ({"SpecialToken": {"id": bos, "type_id": n}} for n in (0, 1))
+    first = {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(_added_tokens(model)),
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": _SPACE},
+                {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos_first, first],
+            "pair": [bos_first, first, bos_second, second],
+            "special_tokens": {bos: {"id": bos, "ids": [model.bos_id], "tokens": [bos]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+    }
+
+
+def _bpe_settings(model: SentencePieceModel) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": model.pieces[model.unk_id].text,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+    }
+
+
+def _added_tokens(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
+    """Yield, by id, the pieces that are looked for in a text before it is cut any further."""
+    for number, (text, _, kind) in enumerate(model.pieces):
+        user_defined = kind is PieceType.USER_DEFINED
+        named = text in _INFILLING or text == _STEP
+        if named or user_defined or kind in (PieceType.UNKNOWN, PieceType.CONTROL):
+            yield {
+                "id": number,
+                "content": text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": named or not user_defined,
+            }

@@ -1,0 +1,142 @@
+"""Own the comparison of an output's weights with the ranks: names, shapes, files and every bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+from codellama_convert.errors import VerifyError, shown
+from codellama_convert.meta.checkpoint import Checkpoint
+from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.plan.job import Job
+from codellama_convert.plan.plan import ConversionPlan, TensorPlan
+from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.input_file import InputFile
+from codellama_convert.storage.threads import share_out
+from codellama_convert.verify.against_record import Measured
+from codellama_convert.verify.folder_reader import StoredOutput
+from codellama_convert.verify.record_reader import FileSums
+from codellama_convert.verify.report import Problems, Progress
+from codellama_convert.verify.tensor import Compared, TensorComparer
+
+
+def compare_shapes(
+    checkpoint: Checkpoint, found: Mapping[str, StoredOutput], problems: Problems
+) -> dict[str, StoredOutput]:
+    """Compare names and shapes.
+
+    Args:
+        checkpoint: The source.
+        found: The tensors that the output holds.
+        problems: Gets what differs.
+
+    Returns:
+        The tensors whose values can be compared.
+    """
+    wanted = {tensor.spec.name: tensor.spec for tensor in checkpoint.layout}
+    for name in sorted(set(wanted) - set(found)):
+        problems.add(f"tensor {name!r} is missing")
+    for name in sorted(set(found) - set(wanted)):
+        problems.add(f"{found[name].file.name}: tensor {shown(name)} does not belong to this model")
+    comparable = {}
+    for name in sorted(set(found) & set(wanted)):
+        if found[name].shape != wanted[name].shape:
+            problems.add(
+                f"{found[name].file.name}: tensor {name!r} has shape {found[name].shape}, "
+                f"expected {wanted[name].shape}"
+            )
+        else:
+            comparable[name] = found[name]
+    return comparable
+
+
+def compare_files(
+    plan: ConversionPlan, stored: Mapping[str, StoredOutput], problems: Problems
+) -> None:
+    """Compare which file holds which tensor.
+
+    Args:
+        plan: Where they belong, by the largest size of a file that was asked for.
+        stored: The tensors that the output holds; of another dtype, they belong elsewhere.
+        problems: Gets the first that lies elsewhere.
+    """
+    if any(
+        stored[t.spec.name].dtype != t.spec.dtype for t in plan.tensors if t.spec.name in stored
+    ):
+        return
+    for file in plan.files:
+        for tensor in file.tensors:
+            one = stored.get(tensor.spec.name)
+            if one is not None and one.file.name != file.name:
+                problems.add(
+                    f"{one.file.name}: holds tensor {tensor.spec.name!r}; by the largest size of a "
+                    f"file that was asked for, it belongs into {file.name}"
+                )
+                return
+
+
+def compare_weights(
+    job: Job, stored: Mapping[str, StoredOutput], problems: Problems, advance: Progress
+) -> Measured:
+    """Walk every tensor backwards to the ranks, and sum both sides on the way.
+
+    Args:
+        job: The source, and how it is read.
+        stored: The tensors of the output that can be compared.
+        problems: Gets what differs.
+        advance: Called with the bytes of each tile of the output.
+
+    Returns:
+        The sums and counts.
+
+    Raises:
+        ConvertError: If a side cannot be read.
+    """
+    assert job.checkpoint is not None
+    assert job.plan is not None
+    plans = [tensor for tensor in job.plan.tensors if tensor.spec.name in stored]
+    io_mode = job.options.io_mode
+    compared: dict[str, Compared] = {}
+    # A rank's norms are copies that the structure's check compared; each is read here as well.
+    with ExitStack() as stack:
+        names = [tensor.layout.meta_name for tensor in plans]
+        readers = [
+            stack.enter_context(RankReader(rank, names, io_mode=io_mode))
+            for rank in job.checkpoint.ranks
+        ]
+        files = {
+            path: stack.enter_context(InputFile(path, io_mode=io_mode, error=VerifyError))
+            for path in sorted({one.file for one in stored.values()})
+        }
+
+        def compare(
+            tensor: TensorPlan, pair: tuple[memoryview, memoryview], failed: Callable[[], bool]
+        ) -> None:
+            del failed  # a tensor is soon read
+            one = stored[tensor.spec.name]
+            comparer = TensorComparer(tensor, one, files[one.file], readers)
+            compared[tensor.spec.name] = comparer.compare(*pair, advance)
+
+        output_tile_bytes = _output_tile_bytes(plans, stored)
+        buffers = [
+            (aligned_buffer(job.plan.read_tile_bytes), aligned_buffer(output_tile_bytes))
+            for _ in range(job.plan.workers)
+        ]
+        share_out(plans, buffers, compare)
+        for tensor in plans:  # in order, whichever thread was first
+            difference = compared[tensor.spec.name].difference
+            if difference is not None:
+                problems.add(difference)
+        ranks = {reader.index.path.name: _sums(reader, buffers[0][0]) for reader in readers}
+    return Measured(ranks, compared)
+
+
+def _sums(reader: RankReader, buffer: memoryview) -> FileSums:
+    reader.finish(buffer)
+    return FileSums(reader.index.n_bytes, f"{reader.file_crc(buffer):08x}")
+
+
+def _output_tile_bytes(plans: Sequence[TensorPlan], stored: Mapping[str, StoredOutput]) -> int:
+    return max(
+        (p.tile_rows * p.n_columns * stored[p.spec.name].dtype.itemsize for p in plans), default=1
+    )

@@ -1,0 +1,287 @@
+"""Own the whole sweep: every family of faults, each to its end, in one command.
+
+    python -m tests.faults.sweep
+
+It prints one line for each family, with counts and verdict, and exits with 1 if one failed:
+
+fuzz      damaged files, the same without the CRC-32 check, forged pickles, random layouts, outputs
+          (tests/fuzzers/fuzz.py, in a process of its own: `python -m tests.fuzzers.fuzz --full`)
+kills     the process dies at every step, and again while it goes on; the same over an older result,
+          and with staged files damaged in between, for each way tensors may lie in storages;
+          while it publishes, each file that goes out is damaged after the kill
+runs      random checkpoints and options, killed and damaged at random, against a reference
+          (tests/faults/differential, in a process of its own: `python -m tests.faults.differential`)
+syscalls  every call on the output folder fails with ENOSPC, with EIO, and is the last one
+order     what is on the disk before what, and whether each fsync is missed
+neighbours  somebody else swaps the staging folder or what is in it, at each step
+
+Each family has a control that must succeed, without which it does not begin, and planted mistakes
+that must be found. Names of families run some of them. A share of each runs in the suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults import strace
+from tests.faults.differential.plants import PLANTS as TROUBLE
+from tests.faults.durability import complaints
+from tests.faults.kills import KillBench, spoil_the_check, spoil_the_order
+from tests.faults.neighbours import OF_A_NEIGHBOUR, OF_ANYBODY, NeighbourBench, planted_belief
+from tests.faults.neighbours import why_not as why_no_neighbour
+from tests.faults.resumes import spoil_the_records
+from tests.faults.syscall_faults import KILL, PLANTED, SCENES, Bench, find_planted, sweep
+from tests.outputs import ROOT, environment
+from tests.witness.checkpoints import STORAGES
+
+_MOST_PROBLEMS = 20
+_N_TROUBLED = 1000
+# How many fsyncs of a run say only what the disk had already: that an older model is gone, of which
+# there was none (2) or whose index is gone (1); that the output folder is in its parent (1), and
+# the staging folder in it (1), where an earlier run made them; that the journal is in its folder,
+# where no weights are written on it (1).
+_NOT_MISSED = {
+    "direct": 2, "over an older result": 1 + 1, "one file": 2, "going on": 2 + 1 + 1,
+    "publishing again": 2 + 1 + 1 + 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a family ended.
+
+    Attributes:
+        family: Its name, and of what.
+        ended: Counts, in words.
+        passed: Whether it ended as it must.
+        problems: What went wrong.
+    """
+
+    family: str
+    ended: str
+    passed: bool
+    problems: Sequence[str] = ()
+
+
+Family = Callable[[int], Iterator[Verdict]]
+
+
+def fuzz(workers: int) -> Iterator[Verdict]:
+    """Run the fuzzers; they print their own lines."""
+    del workers
+    command = [sys.executable, "-m", "tests.fuzzers.fuzz", "--full"]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment())
+    yield Verdict("fuzzers", f"exit status {done.returncode}", done.returncode == 0)
+
+
+def kills(workers: int) -> Iterator[Verdict]:
+    """Kill at every step."""
+    del workers
+    for what, older in (("in a new folder", False), ("over an older result", True)):
+        with scratch() as folder:
+            bench = KillBench(folder, older=older)
+            steps = range(1, bench.n_steps + 1)
+            problems = [problem for step in steps for problem in bench.problems(step)]
+            ends = dict(bench.ends)
+            all_seen = set(ends) == ({"nothing", "new", "old"} if older else {"nothing", "new"})
+        ended = f"{len(steps)} steps, 3 kills each; then found: {_counts(ends)}"
+        yield Verdict(f"kills {what}", ended, not problems and all_seen, problems)
+        with scratch() as folder:
+            spoiled = KillBench(folder, older=older, spoil=spoil_the_order)
+            found = [step for step in steps if any("torn" in p for p in spoiled.problems(step))]
+        ended = f"seen at {len(found)} of {len(steps)} steps"
+        yield Verdict(f"kills {what}, index not the last", ended, bool(found))
+        yield from _damage_while_publishing(what, older=older)
+    yield from _kills_and_damage()
+
+
+def _kills_and_damage() -> Iterator[Verdict]:
+    """Kill at every step, damage staged files after each kill, and plant records that say too much."""
+    for storage in STORAGES:
+        with scratch() as folder:
+            bench = KillBench(folder, storage=storage, damage=True)
+            steps = range(1, bench.n_steps + 1)
+            problems = [problem for step in steps for problem in bench.problems(step)]
+        ended = f"{len(steps)} steps, 3 kills each"
+        yield Verdict(f"kills and damage, storage {storage}", ended, not problems, problems)
+    with scratch() as folder:
+        spoiled = KillBench(folder, storage="flat", damage=True, spoil=spoil_the_records)
+        steps = range(1, spoiled.n_steps + 1)
+        found = [step for step in steps if any("again" in p for p in spoiled.problems(step))]
+    ended = f"seen at {len(found)} of {len(steps)} steps"
+    yield Verdict("kills and damage, records of all that was read", ended, bool(found))
+
+
+def _damage_while_publishing(what: str, *, older: bool) -> Iterator[Verdict]:
+    """Damage what a killed run had begun to publish, and then publish it without a check."""
+    with scratch() as folder:
+        bench = KillBench(folder, older=older)
+        steps = range(1, bench.n_steps + 1)
+        problems = [problem for step in steps for problem in bench.problems_of_damage(step)]
+        ends = dict(bench.ends)
+    passed = not problems and set(ends) == {"staged file damaged", "moved file damaged"}
+    yield Verdict(f"kills {what}, then damage", f"{_counts(ends)}", passed, problems)
+    with scratch() as folder:
+        spoiled = KillBench(folder, older=older, spoil=spoil_the_check)
+        found = [step for step in steps if spoiled.problems_of_damage(step)]
+    ended = f"seen at {len(found)} of {len(steps)} steps"
+    yield Verdict(f"kills {what}, then damage, unchecked", ended, bool(found))
+
+
+def runs(workers: int) -> Iterator[Verdict]:
+    """Run random troubled conversions; they print their own lines."""
+    del workers
+    start = [sys.executable, "-m", "tests.faults.differential"]
+    for what, arguments in (
+        ("troubled runs", ("--cases", str(_N_TROUBLED))),
+        *(
+            (f"troubled runs, {name}", ("--cases", str(planted.within), "--plant", name))
+            for name, planted in TROUBLE.items()
+        ),
+    ):
+        done = subprocess.run([*start, *arguments], check=False, cwd=ROOT, env=environment())
+        yield Verdict(what, f"exit status {done.returncode}", done.returncode == 0)
+
+
+def syscalls(workers: int) -> Iterator[Verdict]:
+    """Let every call on the output folder fail."""
+    for scene in SCENES:
+        with scratch(on_disk=scene.name == "direct") as folder:
+            bench = Bench(folder / "bench", scene)
+            faults = list(bench.faults())
+            how = _io_mode(bench)
+            counts, problems = sweep(bench, faults, workers)
+        n_kills = sum(fault.error == KILL for fault in faults)
+        n_calls = len({(fault.call.name, fault.call.ordinal) for fault in faults})
+        ended = (
+            f"{n_calls} calls, {len(faults) - n_kills} errors and {n_kills} kills: "
+            f"{_counts(counts)}; {how}"
+        )
+        yield Verdict(f"syscalls, {scene.name}", ended, not problems, problems)
+    missed = []
+    for name, planted in PLANTED.items():
+        with scratch() as folder:
+            problems = find_planted(folder / "bench", planted, SCENES[0])
+        if not any(planted.problem in problem for problem in problems):
+            missed.append(f"not found: {name}")
+    ended = f"{len(PLANTED) - len(missed)} of {len(PLANTED)} found"
+    yield Verdict("syscalls, planted mistakes", ended, not missed, missed)
+
+
+def _io_mode(bench: Bench) -> str:
+    opened = [call.arguments for call in bench.plain_run("opened") if call.name == "openat"]
+    # O_DIRECTORY begins with the same letters.
+    is_direct = any("O_DIRECT" in one.replace("O_DIRECTORY", "") for one in opened)
+    return "past the page cache" if is_direct else "through the page cache"
+
+
+def order(workers: int) -> Iterator[Verdict]:
+    """Check the order of a run's calls, and that the check misses each fsync that is left out."""
+    del workers
+    for scene in SCENES:
+        with scratch() as folder:
+            problems, n_fsyncs, n_missed = _order_of(Bench(folder / "bench", scene))
+        ended = f"{n_fsyncs} fsyncs, {n_missed} of them missed when left out"
+        passed = not problems and n_fsyncs - n_missed == _NOT_MISSED[scene.name]
+        yield Verdict(f"order, {scene.name}", ended, passed, problems)
+
+
+def _order_of(bench: Bench) -> tuple[list[str], int, int]:
+    target = bench.prepare("out")
+    done = bench.trace(target)
+    held = bench.held
+    calls = [c for c in done.calls if any(str(bench.folder) in path for path in c.paths)]
+    places = [number for number, call in enumerate(calls) if call.name == "fsync"]
+    missed = [
+        number for number in places
+        if complaints([*calls[:number], *calls[number + 1 :]], target, held=held)
+    ]  # fmt: skip
+    return complaints(calls, target, held=held), len(places), len(missed)
+
+
+def neighbours(workers: int) -> Iterator[Verdict]:
+    """Let a neighbour strike at every step, in every way."""
+    del workers
+    attacks = (
+        {} if why_no_neighbour() else {name: (how, True) for name, how in OF_A_NEIGHBOUR.items()}
+    )
+    attacks |= {f"{name}, by our own hand": (how, False) for name, how in OF_ANYBODY.items()}
+    with scratch() as folder:
+        bench = NeighbourBench(folder)
+        steps = range(len(bench.steps))
+        for name, (strike, as_other) in attacks.items():
+            problems = [p for at in steps for p in bench.problems(strike, at, as_other=as_other)]
+            yield Verdict(f"neighbours, {name}", f"{len(steps)} steps", not problems, problems)
+        with planted_belief():
+            strike = OF_ANYBODY["part for a hard link"]
+            found = [at for at in steps if bench.problems(strike, at, as_other=False)]
+        ended = f"seen at {len(found)} of {len(steps)} steps"
+        yield Verdict("neighbours, all taken for ours", ended, bool(found))
+
+
+NEED_STRACE = (syscalls, order)
+FAMILIES: dict[str, Family] = {
+    "fuzz": fuzz, "kills": kills, "runs": runs, "syscalls": syscalls, "order": order,
+    "neighbours": neighbours,
+}  # fmt: skip
+
+
+@contextmanager
+def scratch(*, on_disk: bool = False) -> Iterator[Path]:
+    """Make a folder in memory where there is one, or on a disk, which has direct I/O."""
+    place = Path("/var/tmp" if on_disk else "/dev/shm")
+    with tempfile.TemporaryDirectory(
+        dir=place if place.is_dir() else None, prefix="codellama-convert-sweep-"
+    ) as name:
+        yield Path(name)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in Counter(counts).most_common())
+
+
+def run(families: Mapping[str, Family], workers: int) -> int:
+    """Run families and print a line for each verdict; 0 if none failed."""
+    failed = 0
+    for name, family in families.items():
+        reason = strace.why_not() if family in NEED_STRACE else None
+        if reason is not None:
+            sys.stdout.write(f"skip  {name}: {reason}\n")
+            continue
+        began = time.monotonic()
+        for verdict in family(workers):
+            seconds = time.monotonic() - began
+            word = "pass" if verdict.passed else "FAIL"
+            failed += not verdict.passed
+            sys.stdout.write(f"{word}  {verdict.family}: {verdict.ended} ({seconds:.0f} s)\n")
+            for problem in verdict.problems[:_MOST_PROBLEMS]:
+                sys.stdout.write(f"      {problem}\n")
+            sys.stdout.flush()
+            began = time.monotonic()
+    return 1 if failed else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; 0 if all of it ended right."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.sweep", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("families", nargs="*", choices=[[], *FAMILIES], metavar="FAMILY")
+    parser.add_argument("--workers", type=int, default=2, help="processes for the system calls")
+    asked = parser.parse_args(arguments)
+    chosen = {name: FAMILIES[name] for name in asked.families or FAMILIES}
+    return run(chosen, asked.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The command of the whole sweep: its lines, its exit status, and that a failure is one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults import strace
+from tests.faults.sweep import FAMILIES, Verdict, main, run
+from tests.outputs import ROOT, environment
+
+
+def good(workers: int) -> Iterator[Verdict]:
+    yield Verdict("a family", f"{workers} workers", passed=True)
+
+
+def bad(workers: int) -> Iterator[Verdict]:
+    yield Verdict("one", "1 right", passed=True)
+    yield Verdict("two", "1 wrong", passed=False, problems=["what went wrong"])
+
+
+def test_one_failure_fails_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run({"good": good}, 3) == 0
+    assert capsys.readouterr().out == "pass  a family: 3 workers (0 s)\n"
+    assert run({"bad": bad, "good": good}, 1) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "pass  one: 1 right (0 s)", "FAIL  two: 1 wrong (0 s)", "      what went wrong",
+        "pass  a family: 1 workers (0 s)",
+    ]  # fmt: skip
+
+
+def test_the_families_are_those_of_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(FAMILIES) == {"fuzz", "kills", "runs", "syscalls", "order", "neighbours"}
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} " in shown for name in FAMILIES)
+    with pytest.raises(SystemExit) as caught:
+        main(["others"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.skipif(strace.why_not() is not None, reason=str(strace.why_not()))
+def test_a_family_runs_by_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.sweep", "order"], check=False, capture_output=True,
+        text=True, cwd=ROOT, env=environment(), timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith("pass  order, ") for line in lines)

@@ -1,0 +1,139 @@
+"""What was read for a file is its own: the sums of files join in any order, and fit no other file."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codellama_convert.errors import CheckpointError
+from codellama_convert.formats.pth_reader import RankIndex, read_rank
+from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.meta.source_sums import assign_passes, fits
+from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.checksums import SourceSums
+from tests.faults.hostile import Declared, RankFile, write_zip
+from tests.meta.test_rank_reader import CONTENT, N_ELEMENTS, views, write_rank
+
+N_BYTES = 2 * N_ELEMENTS
+
+
+def read_files(index: RankIndex, files: list[list[str]], tile_rows: int = 3) -> list[SourceSums]:
+    """Read the tensors of each file and take the sums after it."""
+    buffer = aligned_buffer(N_BYTES)
+    taken = []
+    with RankReader(index, list(index.tensors)) as reader:
+        for names in files:
+            for name in names:
+                n_rows = index.tensors[name].shape[0]
+                for row in range(0, n_rows, tile_rows):
+                    reader.read_rows(name, row, min(tile_rows, n_rows - row), buffer)
+            taken.append(reader.take_sums())
+    return taken
+
+
+@settings(max_examples=100, deadline=None)
+@given(drawn=views(), seed=st.integers(0, 99), tile_rows=st.integers(1, 12))
+def test_the_sums_of_files_fit_them_alone_and_join_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[Declared], seed: int, tile_rows: int
+) -> None:
+    index = write_rank(tmp_path_factory.mktemp("sums") / "rank.pth", drawn)
+    rng = random.Random(seed)
+    files: list[list[str]] = [[], []]
+    for view in drawn:
+        rng.choice(files).append(view.name)
+    files = [names for names in files if names]
+    rng.shuffle(files)
+    taken = read_files(index, files, tile_rows)
+    pass_of = assign_passes(index.tensors.values())
+    for number, (names, sums) in enumerate(zip(files, taken, strict=True)):
+        tensors = [index.tensors[name] for name in names]
+        assert fits(sums, tensors, pass_of)
+        assert not fits(sums, tensors[1:], pass_of)
+        for other in taken[:number]:  # what a reader has read so far, for all files
+            both = {"data/0": sorted([*sums["data/0"], *other["data/0"]])}
+            assert not fits(both, tensors, pass_of)
+    rng.shuffle(taken)
+    buffer = aligned_buffer(N_BYTES)
+    with RankReader(index, list(index.tensors)) as reader:
+        for sums in taken:
+            reader.keep(sums)
+        reader.finish(buffer)
+        assert reader.file_crc(buffer) == zlib.crc32(index.path.read_bytes())
+
+
+PAIR = [
+    Declared("a", "0", N_ELEMENTS, (100,), (1,)),
+    Declared("b", "0", N_ELEMENTS, (100,), (1,), 100),
+    Declared("c", "0", N_ELEMENTS, (100,), (1,), 50),  # overlaps both
+]
+CRC = zlib.crc32(CONTENT[:200])
+
+
+@pytest.mark.parametrize(
+    ("pieces", "is_fitting"),
+    [
+        ([(0, 0, 200, CRC)], True),
+        ([(0, 0, 100, 1), (0, 100, 200, 2)], True),
+        ([], False),
+        ([(0, 0, 199, 1)], False),
+        ([(0, 1, 200, 1)], False),
+        ([(0, 0, 90, 1), (0, 91, 200, 1)], False),
+        ([(0, 0, 201, 1)], False),
+        ([(0, 0, 200, 1), (0, 300, 301, 1)], False),
+        ([(1, 0, 200, 1)], False),
+        ([(0, 0, 200, 1), (1, 0, 200, 1)], False),
+        ([(0, 0, 150, 1), (0, 100, 200, 1)], False),
+        ([(0, 0, 200, 1), (0, 0, 200, 1)], False),
+        ([(0, 200, 0, 1), (0, 0, 400, 1)], False),
+    ],
+)
+def test_sums_fit_where_all_bytes_and_no_others_were_read_once(
+    tmp_path: Path, pieces: list[tuple[int, int, int, int]], *, is_fitting: bool
+) -> None:
+    index = write_rank(tmp_path / "rank.pth", PAIR)
+    pass_of = assign_passes(index.tensors.values())
+    assert pass_of == {"a": 0, "b": 0, "c": 1}
+    assert fits({"data/0": pieces}, [index.tensors["a"]], pass_of) == is_fitting
+    assert not fits({"data/1": pieces}, [index.tensors["a"]], pass_of)
+    assert not fits({"data/0": pieces}, [index.tensors["b"]], pass_of)
+
+
+def test_passes_follow_from_the_tensors_whatever_their_order(tmp_path: Path) -> None:
+    twins = [Declared(name, "0", N_ELEMENTS, (100,), (1,)) for name in "dcba"]
+    index = write_rank(tmp_path / "rank.pth", twins)
+    tensors = list(index.tensors.values())
+    assert assign_passes(tensors) == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert assign_passes(tensors[::-1]) == {"a": 0, "b": 1, "c": 2, "d": 3}
+
+
+def test_a_storage_is_checked_when_the_last_file_of_it_was_read(tmp_path: Path) -> None:
+    """Before that file gets its name: what it is made of may be what is wrong."""
+    halves = [
+        Declared("a", "0", N_ELEMENTS, (350,), (1,)),
+        Declared("b", "0", N_ELEMENTS, (350,), (1,), 350),
+    ]
+    path = tmp_path / "rank.pth"
+    index = write_rank(path, halves)
+    assert len(read_files(index, [["a"], ["b"]])) == 2
+    raw = bytearray(path.read_bytes())
+    raw[index.storages["data/0"].offset] ^= 1
+    path.write_bytes(raw)
+    index = read_rank(path)
+    assert len(read_files(index, [["a"]])) == 1
+    with pytest.raises(CheckpointError, match="CRC-32 mismatch"):
+        read_files(index, [["a"], ["b"]])
+
+
+def test_reading_a_byte_twice_in_a_pass_is_a_mistake_that_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "rank.pth"
+    path.write_bytes(write_zip(RankFile(PAIR, {"data/0": CONTENT}).members()))
+    index = read_rank(path)
+    with pytest.raises(ValueError, match="overlap"):
+        read_files(index, [["a", "a"]])
+    with pytest.raises(ValueError, match="overlap"):
+        read_files(index, [["a"], ["a"]])

@@ -1,0 +1,366 @@
+"""The files beside tokenizer.json, and tokenizer.json's own bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import transformers
+
+from codellama_convert.errors import TokenizerError
+from codellama_convert.formats.sentencepiece import read_sentencepiece_model
+from codellama_convert.tokenizer.hf_files import (
+    TOKENIZER_CLASSES,
+    check_embedding_rows,
+    stop_token_ids,
+    tokenizer_files,
+    tokenizer_notes,
+)
+from codellama_convert.tokenizer.tokenizer_json import merges, tokenizer_json
+from tests.witness.vocabularies import CONTROL, add_piece, model_bytes, parsed, write_model
+
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+
+PLAIN_CONFIG = {
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "bos_token": "<s>",
+    "clean_up_tokenization_spaces": False,
+    "eos_token": "</s>",
+    "legacy": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "model_max_length": 1000000000000000019884624838656,
+    "padding_side": "left",
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "unk_token": "<unk>",
+}
+
+
+def config_of(model, **options):
+    return json.loads(tokenizer_files(model, **options)["tokenizer_config.json"])
+
+
+def test_four_files_are_written_and_the_model_is_unchanged(model_of):
+    files = tokenizer_files(model_of("infilling"), flavor="base")
+    assert sorted(files) == [
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ]
+    assert files["tokenizer.model"] == model_bytes("infilling")
+    assert json.loads(files["special_tokens_map.json"]) == {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+
+
+def test_the_small_files_are_sorted_and_indented(tmp_path):
+    """As a person reads them, and the same from run to run."""
+    model = parsed(model_bytes("plain"))
+    model.pieces[0].piece = model.trainer_spec.unk_piece = "<\u00fcnk>"
+    read = read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
+    files = tokenizer_files(read, flavor="base")
+    assert files["special_tokens_map.json"].decode() == (
+        '{\n  "bos_token": "<s>",\n  "eos_token": "</s>",\n  "unk_token": "<\u00fcnk>"\n}\n'
+    )
+
+
+@pytest.mark.parametrize("name", ["plain", "infilling", "step"])
+@pytest.mark.parametrize("flavor", ["base", "python", None])
+def test_the_config_holds_exactly_the_keys_that_make_ids_exact(name, flavor, model_of):
+    assert config_of(model_of(name), flavor=flavor) == PLAIN_CONFIG
+
+
+def test_the_context_length_is_written_if_known(model_of):
+    config = config_of(model_of("plain"), flavor="base", model_max_length=16384)
+    assert config == {**PLAIN_CONFIG, "model_max_length": 16384}
+
+
+@pytest.mark.parametrize("flavor", ["instruct", "chat"])
+def test_dialogue_models_get_a_template(flavor, model_of):
+    config = config_of(model_of("plain"), flavor=flavor)
+    assert "[INST]" in config.pop("chat_template")
+    assert config == PLAIN_CONFIG
+    template = config_of(model_of("step"), flavor=flavor)["chat_template"]
+    assert "<step>" in template
+    assert "[INST]" not in template
+
+
+@pytest.mark.parametrize("name", TOKENIZER_CLASSES)
+def test_a_class_that_was_asked_for_is_written(name, model_of):
+    config = config_of(model_of("infilling"), flavor="base", tokenizer_class=name)
+    assert config == {**PLAIN_CONFIG, "tokenizer_class": name}
+    notes = tokenizer_notes(model_of("mistral"), tokenizer_class=name)
+    assert any(name in note for note in notes) == (name != "PreTrainedTokenizerFast")
+
+
+def test_a_code_llama_class_without_infilling_pieces_is_told_so(model_of):
+    """Else both versions of transformers invent the pieces, with ids beyond the embedding."""
+    config = config_of(model_of("plain"), flavor="base", tokenizer_class="CodeLlamaTokenizer")
+    assert config == {
+        **PLAIN_CONFIG,
+        "tokenizer_class": "CodeLlamaTokenizer",
+        "prefix_token": None,
+        "middle_token": None,
+        "suffix_token": None,
+        "eot_token": None,
+        "fill_token": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "flavor", "expected"),
+    [
+        ("plain", "base", (2,)),
+        ("infilling", "instruct", (2,)),
+        ("plain", "chat", (2,)),
+        ("step", "instruct", (2, 925)),
+        ("step_control", "instruct", (2, 925)),
+        ("step", "chat", (2, 925)),
+        ("step", "base", (2,)),
+        ("step", "python", (2,)),
+        ("step", None, (2,)),
+    ],
+)
+def test_generation_stops_where_metas_code_stops(name, flavor, expected, model_of):
+    assert stop_token_ids(model_of(name), flavor=flavor) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("plain", ["<unk>", "<s>", "</s>"]),
+        ("infilling", ["<unk>", "<s>", "</s>", "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"]),
+        ("step", ["<unk>", "<s>", "</s>", "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>", "<step>"]),
+    ],
+)
+def test_special_pieces_are_found_by_name_and_never_invented(name, expected, model_of):
+    content = json.loads(bytes(tokenizer_json(model_of(name))))
+    added = content["added_tokens"]
+    assert [token["content"] for token in added] == expected
+    assert all(content["model"]["vocab"][token["content"]] == token["id"] for token in added)
+    assert {(t["special"], t["normalized"], t["lstrip"], t["rstrip"]) for t in added} == {
+        (True, False, False, False)
+    }
+
+
+def test_the_frame_of_tokenizer_json_is_the_measured_one(model_of):
+    raw = bytes(tokenizer_json(model_of("plain")))
+    content = json.loads(raw)
+    model = content.pop("model")
+    assert list(model.pop("vocab").items())[:4] == [
+        ("<unk>", 0),
+        ("<s>", 1),
+        ("</s>", 2),
+        ("<0x00>", 3),
+    ]
+    assert model.pop("merges")
+    assert model == {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+    }
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    bos_a, bos_b = ({"SpecialToken": {"id": "<s>", "type_id": n}} for n in (0, 1))
+    a, b = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    frame = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": number, "content": text, **flags, "special": True}
+            for number, text in enumerate(("<unk>", "<s>", "</s>"))
+        ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos_a, a],
+            "pair": [bos_a, a, bos_b, b],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+    }
+    assert content == frame
+    assert list(content) == list(frame)
+    assert "▁def".encode() in raw
+    assert '"prepend": "▁"'.encode() in raw
+    assert raw.startswith(b'{\n  "version": "1.0",\n  "truncation": null,\n')
+    assert raw.endswith(b'"\n    ]\n  }\n}')
+
+
+def test_user_defined_pieces_are_looked_for_but_stay_in_decoded_text(tmp_path):
+    model = parsed(model_bytes("plain"))
+    add_piece(model, "[TOOL]", 0.0, 4)
+    read = read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
+    last = json.loads(bytes(tokenizer_json(read)))["added_tokens"][-1]
+    assert (last["content"], last["id"], last["special"]) == ("[TOOL]", 910, False)
+
+
+def test_special_pieces_are_found_wherever_they_stand(tmp_path):
+    """Their numbers differ between models; here <s> and </s> have changed places."""
+    model = parsed(model_bytes("infilling"))
+    model.pieces[1].piece, model.pieces[2].piece = "</s>", "<s>"
+    model.pieces[917].piece, model.pieces[918].piece = "▁<SUF>", "▁<PRE>"
+    read = read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
+    content = json.loads(bytes(tokenizer_json(read)))
+    assert (read.bos_id, read.eos_id) == (2, 1)
+    assert content["post_processor"]["special_tokens"]["<s>"]["ids"] == [2]
+    ids = {token["content"]: token["id"] for token in content["added_tokens"]}
+    assert (ids["<s>"], ids["▁<PRE>"], ids["▁<SUF>"]) == (2, 918, 917)
+
+
+def test_a_tokenizer_of_another_model_is_refused(model_of):
+    check_embedding_rows(model_of("infilling"), 926)
+    mismatch = (
+        r"tokenizer.model: .*926 pieces.*910 rows: they do not belong together; "
+        r"name the right one with --tokenizer_model$"
+    )
+    with pytest.raises(TokenizerError, match=mismatch):
+        check_embedding_rows(model_of("infilling"), 910)
+
+
+def test_merges_of_a_hand_made_vocabulary(tmp_path):
+    """Score first, then the longer left half, then the longer right one; and both are pieces."""
+    model = parsed(model_bytes("plain"))
+    del model.pieces[259:]
+    for text, score in (
+        ("a", -1),
+        ("b", -2),
+        ("ab", -9),
+        ("aab", -3),
+        ("aa", -9),
+        ("zz", -4),
+        ("az", -5),
+    ):
+        add_piece(model, text, score)
+    for text in ("bb", "bbb", "bbbb"):
+        add_piece(model, text, -20)
+    add_piece(model, "ba", 0.0, CONTROL)
+    add_piece(model, "a b", -1)
+    read = read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
+    assert list(merges(read)) == [
+        ("aa", "b"), ("a", "ab"), ("a", "b"), ("a", "a"),
+        ("bbb", "b"), ("bb", "bb"), ("bb", "b"), ("b", "bbb"), ("b", "bb"), ("b", "b"),
+    ]  # fmt: skip
+
+
+def test_a_vocabulary_of_single_characters_has_no_merges(tmp_path):
+    model = parsed(model_bytes("plain"))
+    del model.pieces[259:]
+    add_piece(model, "a", -1)
+    read = read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
+    assert bytes(tokenizer_json(read)).endswith(b'      "a": 259\n    },\n    "merges": []\n  }\n}')
+
+
+def test_notes_are_silent_for_metas_kind_of_model(model_of):
+    for name in ("plain", "infilling", "step", "mistral"):
+        assert tokenizer_notes(model_of(name)) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "score", "kind", "fact"),
+    [
+        ("[TOOL]", 0.0, 4, "user-defined pieces ('[TOOL]'; 1 in all)"),
+        ("xÐÐ", -5000.0, None, "longer pieces only ('Ð'; 1 in all)"),
+        ("xÐ", -5000.0, None, "longer pieces only ('Ð'; 1 in all)"),
+        ("abca", -7.0, None, "pieces of one score ('st'; 2 in all)"),
+    ],
+)
+def test_pieces_that_make_ids_inexact_are_noted(text, score, kind, fact, tmp_path):
+    model = parsed(model_bytes("plain"))
+    add_piece(model, text, score, kind)
+    notes = tokenizer_notes(
+        read_sentencepiece_model(write_model(tmp_path, model.SerializeToString()))
+    )
+    assert len(notes) == 1
+    assert fact in notes[0]
+    assert "\n" not in notes[0]
+
+
+# From here on: bytes, time and memory.
+
+
+def with_merges_as_strings(text: str) -> str:
+    """Rewrite transformers' pairs, `[\\n"a",\\n"b"\\n]`, as strings `"a b"`, and nothing else."""
+    return re.sub(
+        r'\[\n {8}"((?:[^"\\]|\\.)*)",\n {8}"((?:[^"\\]|\\.)*)"\n {6}\]', r'"\1 \2"', text
+    )
+
+
+@pytest.mark.skipif(
+    not TRANSFORMERS_4, reason="transformers 5 no longer converts a tokenizer.model rightly"
+)
+@pytest.mark.parametrize("name", ["plain", "infilling", "stories", "mistral", "mistral_infilling"])
+def test_tokenizer_json_is_byte_for_byte_what_transformers_4_writes(name, model_of, tmp_path):
+    write_model(tmp_path, model_bytes(name))
+    kind = "CodeLlamaTokenizerFast" if "infilling" in name else "LlamaTokenizerFast"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        oracle = getattr(transformers, kind).from_pretrained(tmp_path, legacy=True)
+    written = tmp_path / "oracle.json"
+    oracle.backend_tokenizer.save(str(written))
+    expected = with_merges_as_strings(written.read_text(encoding="utf-8"))
+    assert expected != written.read_text(encoding="utf-8")
+    assert bytes(tokenizer_json(model_of(name))) == expected.encode()
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from codellama_convert.formats.sentencepiece import read_sentencepiece_model
+from codellama_convert.tokenizer.hf_files import tokenizer_files
+model = read_sentencepiece_model(Path(sys.argv[1]))
+files = tokenizer_files(model, flavor="chat")
+n_bytes = sum(map(len, files["tokenizer.json"].chunks()))
+assert n_bytes == files["tokenizer.json"].n_bytes
+heavy = {"numpy", "torch", "sentencepiece", "tokenizers", "transformers"} & set(sys.modules)
+peak = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(model.n_pieces, n_bytes, int(peak[0]) // 1024, sorted(heavy))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_tokenizer_costs_little_memory_and_no_library(tmp_path):
+    """32,016 pieces: measured 27 MB, of which 12 are Python's own; the promise is 40."""
+    path = write_model(tmp_path, model_bytes("mistral_infilling"))
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True
+    )
+    n_pieces, size, peak, heavy = result.stdout.split(maxsplit=3)
+    assert (n_pieces, heavy.strip()) == ("32016", "[]")
+    assert int(size) > 1_600_000
+    assert int(peak) < 40
+
+
+def test_a_large_tokenizer_is_built_in_a_second_of_processor_time(model_of):
+    model = model_of("mistral_infilling")
+    start = time.process_time()
+    bytes(tokenizer_json(model))
+    assert time.process_time() - start < 1.0
