@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
+from codellama_convert.storage.blocks import flags_of
 
 LOCK_NAME = ".codellama-convert.lock"
 
@@ -32,9 +33,7 @@ class FolderLock:
             OSError: If it cannot be created.
         """
         path = self._folder / LOCK_NAME
-        flags = os.O_RDWR | os.O_CREAT
-        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):
-            flags |= getattr(os, name, 0)
+        flags = os.O_RDWR | os.O_CREAT | flags_of("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY")
         fd = os.open(path, flags, 0o666)
         self._fd = fd
         try:
