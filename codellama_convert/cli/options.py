@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from codellama_convert.model.recognise import FLAVORS, MODEL_SIZES
+from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
 from codellama_convert.plan.options import CHECKSUM_MODES, IO_MODES, MAX_WORKERS, TOKENIZER_ONLY
 from codellama_convert.storage.sizes import parse_size
 from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES

@@ -13,8 +13,8 @@ from typing import Any
 
 from codellama_convert import __version__
 from codellama_convert.errors import OutputError
+from codellama_convert.hugging_face.config_json import json_bytes
 from codellama_convert.hugging_face.model_card import CARD_NAME
-from codellama_convert.model.config import json_bytes
 from codellama_convert.plan.job import Job
 from codellama_convert.staging.record_values import FileSum, SealedFile
 from codellama_convert.storage.contents import Content

@@ -17,15 +17,11 @@ from codellama_convert.formats.pth_reader import PickleCache, RankIndex, read_ra
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.formats.zip_reader import describe_other_kind
 from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
+from codellama_convert.meta.rank_tensors import check_ranks, measure, require_layers
 from codellama_convert.model.config import ModelConfig, build_config, parse_params
-from codellama_convert.model.recognise import Flavor, Identity, check_model_size, identify
-from codellama_convert.model.tensor_table import (
-    TensorLayout,
-    build_layout,
-    check_ranks,
-    measure,
-    require_layers,
-)
+from codellama_convert.model.recognise import Identity, check_model_size, identify
+from codellama_convert.model.releases import Flavor
+from codellama_convert.model.tensor_table import TensorLayout, build_layout
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tensors import Dtype
 from codellama_convert.tokenizer.hf_files import check_embedding_rows

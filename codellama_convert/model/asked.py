@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from codellama_convert.errors import shown
-from codellama_convert.model.recognise import FLAVORS, Flavor
+from codellama_convert.model.releases import FLAVORS, Flavor
 from codellama_convert.tensors import DTYPES
 
 TOKENIZER_CLASSES = (

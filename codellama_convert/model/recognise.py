@@ -1,119 +1,23 @@
-"""Own the table of released models and the recognition of one; know nothing of files or tensors.
+"""Own the recognition of a released model, by its dimensions and its folder's name.
 
 What the weights cannot tell (how long a context they were trained for, whether to chat with them)
-comes from here. What cannot be known becomes a note, never a silent guess.
+comes from the table of releases. What cannot be known becomes a note, never a silent guess.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import ModelConfig
-
-Family = Literal["Llama 1", "Llama 2", "Code Llama"]
-Flavor = Literal["base", "python", "instruct", "chat"]
-FLAVORS: tuple[Flavor, ...] = ("base", "python", "instruct", "chat")
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The numbers that all models of one size and generation share.
-
-    Attributes:
-        n_ranks: Files it was released in (Meta: "MP").
-        hidden_size: Width of the residual stream.
-        num_hidden_layers: Transformer blocks.
-        num_attention_heads: Query heads.
-        num_key_value_heads: Key and value heads.
-        intermediate_size: Width of the feed-forward network.
-    """
-
-    n_ranks: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One released model.
-
-    Attributes:
-        name: As people call it.
-        family: Its generation.
-        flavor: What it was tuned for.
-        size: As `--model_size` spells it.
-        shape: Its dimensions.
-        norm_epsilons: Every value its params.json was released with, the right one first.
-        rope_theta: Base of the rotary frequencies.
-        vocab_size: Rows of the embedding.
-        max_position_embeddings: Context length it was trained for.
-        source: Where the row comes from.
-    """
-
-    name: str
-    family: Family
-    flavor: Flavor
-    size: str
-    shape: Shape
-    norm_epsilons: tuple[float, ...]
-    rope_theta: float
-    vocab_size: int
-    max_position_embeddings: int
-    source: str
-
-
-_7B = Shape(1, 4096, 32, 32, 32, 11008)
-_13B = Shape(2, 5120, 40, 40, 40, 13824)
-_30B = Shape(4, 6656, 60, 52, 52, 17920)
-_34B = Shape(4, 8192, 48, 64, 8, 22016)
-_65B = Shape(8, 8192, 80, 64, 64, 22016)
-_70B = Shape(8, 8192, 80, 64, 8, 28672)
-
-_LLAMA_1_PARAMS = "params.json of the release, rebuilt byte for byte from its published MD5"
-_LLAMA_2_PARAMS = "params.json of the release; context: transformers issue 24986"
-_LLAMA_2_7B_CHAT = "meta-llama/llama issue 771: first released with 1e-06, corrected to 1e-05"
-_CODE_LLAMA = "meta-llama/codellama README and MODEL_CARD; codellama hub configs"
-_CODE_LLAMA_70B = "meta-llama/codellama issue 188: the answer of Meta's jgehring"
-
-# One row a released model, one source a row. Adding a model means adding a row.
-VARIANTS: tuple[Variant, ...] = (
-    Variant("Llama 7B", "Llama 1", "base", "7B", _7B, (1e-6,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
-    Variant("Llama 13B", "Llama 1", "base", "13B", _13B, (1e-6,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
-    Variant("Llama 30B", "Llama 1", "base", "30B", _30B, (1e-6,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
-    Variant("Llama 65B", "Llama 1", "base", "65B", _65B, (1e-5,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
-    Variant("Llama 2 7B", "Llama 2", "base", "7B", _7B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Llama 2 13B", "Llama 2", "base", "13B", _13B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Llama 2 70B", "Llama 2", "base", "70B", _70B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Llama 2 7B Chat", "Llama 2", "chat", "7B", _7B, (1e-5, 1e-6), 1e4, 32000, 4096, _LLAMA_2_7B_CHAT),
-    Variant("Llama 2 13B Chat", "Llama 2", "chat", "13B", _13B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Llama 2 70B Chat", "Llama 2", "chat", "70B", _70B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Code Llama 7B", "Code Llama", "base", "7B", _7B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
-    Variant("Code Llama 7B Python", "Code Llama", "python", "7B", _7B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 7B Instruct", "Code Llama", "instruct", "7B", _7B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
-    Variant("Code Llama 13B", "Code Llama", "base", "13B", _13B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
-    Variant("Code Llama 13B Python", "Code Llama", "python", "13B", _13B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 13B Instruct", "Code Llama", "instruct", "13B", _13B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
-    Variant("Code Llama 34B", "Code Llama", "base", "34B", _34B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 34B Python", "Code Llama", "python", "34B", _34B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 34B Instruct", "Code Llama", "instruct", "34B", _34B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 70B", "Code Llama", "base", "70B", _70B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA_70B),
-    Variant("Code Llama 70B Python", "Code Llama", "python", "70B", _70B, (1e-5,), 1e4, 32016, 4096, _CODE_LLAMA_70B),
-    Variant("Code Llama 70B Instruct", "Code Llama", "instruct", "70B", _70B, (1e-5,), 1e4, 32016, 4096, _CODE_LLAMA_70B),
-)  # fmt: skip
-
-_SIZES = {variant.size: variant.shape for variant in VARIANTS}
-# `--model_size` as the reference converter spells it: "f" is Llama 2's chat tuning.
-MODEL_SIZES: tuple[str, ...] = (
-    *sorted(_SIZES, key=lambda size: int(size.removesuffix("B"))),
-    "7Bf",
-    "13Bf",
-    "70Bf",
+from codellama_convert.model.releases import (
+    FLAVORS,
+    SHAPES_BY_SIZE,
+    VARIANTS,
+    Family,
+    Flavor,
+    Variant,
 )
 
 _UNKNOWN_CONTEXT = 2048  # the shortest that any of the families was trained for
@@ -179,7 +83,7 @@ def check_model_size(size: str, config: ModelConfig, n_ranks: int) -> str | None
     Raises:
         ConfigError: If that size was released in another number of files.
     """
-    shape = _SIZES[size.removesuffix("f")]
+    shape = SHAPES_BY_SIZE[size.removesuffix("f")]
     if shape.n_ranks != n_ranks:
         raise ConfigError(
             f"--model_size {size} has {shape.n_ranks} consolidated.NN.pth, "

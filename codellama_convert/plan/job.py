@@ -18,16 +18,12 @@ from codellama_convert.arguments import as_path, instance_of
 from codellama_convert.errors import TokenizerError, one_line
 from codellama_convert.formats.safetensors import INDEX_NAME
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
+from codellama_convert.hugging_face.config_json import config_json, generation_config_json
 from codellama_convert.hugging_face.model_card import model_card
 from codellama_convert.meta.checklist import ListedSums
 from codellama_convert.meta.checkpoint import Checkpoint, open_checkpoint
 from codellama_convert.meta.find import CheckpointFiles, find_files, find_tokenizer
-from codellama_convert.model.config import (
-    META_BOS_ID,
-    META_EOS_ID,
-    config_json,
-    generation_config_json,
-)
+from codellama_convert.model.config import META_BOS_ID, META_EOS_ID
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options
 from codellama_convert.plan.plan import ConversionPlan, build_plan, fit_plan
 from codellama_convert.storage.contents import Content

@@ -20,7 +20,7 @@ from codellama_convert.arguments import (
 )
 from codellama_convert.errors import ConfigError
 from codellama_convert.meta.checklist import ChecksumMode
-from codellama_convert.model.recognise import FLAVORS, MODEL_SIZES, Flavor
+from codellama_convert.model.releases import FLAVORS, MODEL_SIZES, Flavor
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.tensors import DTYPES, Dtype, DtypeLike, as_dtype
 from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES

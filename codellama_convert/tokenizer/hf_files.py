@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from codellama_convert.errors import TokenizerError
 from codellama_convert.formats.sentencepiece import Piece, PieceType, SentencePieceModel
-from codellama_convert.model.recognise import Flavor
+from codellama_convert.model.releases import Flavor
 from codellama_convert.storage.contents import Content
 from codellama_convert.tokenizer.chat_templates import chat_template
 from codellama_convert.tokenizer.tokenizer_json import INFILLING_PIECES, STEP_PIECE, tokenizer_json

@@ -15,7 +15,7 @@ import click
 from click.testing import CliRunner
 
 from codellama_convert.cli.commands import main
-from codellama_convert.model.recognise import VARIANTS, Variant
+from codellama_convert.model.releases import VARIANTS, Variant
 from codellama_convert.model.tensor_table import RULES, Rule
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,25 +1,176 @@
-"""The table of released models against itself; tests/model/test_config.py holds its rows against Meta's."""
+"""Recognising a release: what comes out is spelled here by hand, from FACTS."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+import pytest
 
-from codellama_convert.model.recognise import VARIANTS, Variant
+from codellama_convert.errors import ConfigError
+from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.recognise import check_model_size, identify, read_folder_name
+from codellama_convert.model.releases import VARIANTS
+from tests.model.params import (
+    CODE_7B,
+    CODE_13B,
+    CODE_34B,
+    CODE_70B,
+    CODE_70B_TUNED,
+    LLAMA_1_7B,
+    LLAMA_1_13B,
+    LLAMA_1_30B,
+    LLAMA_1_65B,
+    LLAMA_2_7B,
+    LLAMA_2_13B,
+    LLAMA_2_70B,
+    model,
+)
+
+# content, feed-forward width, vocabulary, folder -> name, flavour, positions, rope_theta; every
+# released model, and one that was renamed
+RELEASED = [
+    (LLAMA_1_7B, 11008, 32000, "7B", "Llama 7B", "base", 2048, 10000.0),
+    (LLAMA_1_13B, 13824, 32000, "13B", "Llama 13B", "base", 2048, 10000.0),
+    (LLAMA_1_30B, 17920, 32000, "30B", "Llama 30B", "base", 2048, 10000.0),
+    (LLAMA_1_65B, 22016, 32000, "65B", "Llama 65B", "base", 2048, 10000.0),
+    (LLAMA_2_7B, 11008, 32000, "llama-2-7b", "Llama 2 7B", "base", 4096, 10000.0),
+    (LLAMA_2_7B, 11008, 32000, "Llama-2-7b-chat", "Llama 2 7B Chat", "chat", 4096, 10000.0),
+    (LLAMA_2_13B, 13824, 32000, "llama-2-13b", "Llama 2 13B", "base", 4096, 10000.0),
+    (LLAMA_2_13B, 13824, 32000, "llama-2-13b-chat", "Llama 2 13B Chat", "chat", 4096, 10000.0),
+    (LLAMA_2_70B, 28672, 32000, "llama-2-70b", "Llama 2 70B", "base", 4096, 10000.0),
+    (LLAMA_2_70B, 28672, 32000, "llama-2-70b-chat", "Llama 2 70B Chat", "chat", 4096, 10000.0),
+    (CODE_7B, 11008, 32016, "CodeLlama-7b", "Code Llama 7B", "base", 16384, 1e6),
+    (CODE_7B, 11008, 32016, "CodeLlama-7b-Instruct", "Code Llama 7B Instruct", "instruct", 16384, 1e6),
+    (CODE_7B, 11008, 32000, "CodeLlama-7b-Python", "Code Llama 7B Python", "python", 16384, 1e6),
+    (CODE_7B, 11008, 32000, "renamed", "Code Llama 7B Python", "python", 16384, 1e6),
+    (CODE_13B, 13824, 32016, "CodeLlama-13b", "Code Llama 13B", "base", 16384, 1e6),
+    (CODE_13B, 13824, 32016, "CodeLlama-13b-Instruct", "Code Llama 13B Instruct", "instruct", 16384, 1e6),
+    (CODE_13B, 13824, 32000, "CodeLlama-13b-Python", "Code Llama 13B Python", "python", 16384, 1e6),
+    (CODE_34B, 22016, 32000, "CodeLlama-34b", "Code Llama 34B", "base", 16384, 1e6),
+    (CODE_34B, 22016, 32000, "CodeLlama-34b-Python", "Code Llama 34B Python", "python", 16384, 1e6),
+    (CODE_34B, 22016, 32000, "CodeLlama-34b-Instruct", "Code Llama 34B Instruct", "instruct", 16384, 1e6),
+    (CODE_70B, 28672, 32016, "CodeLlama-70b", "Code Llama 70B", "base", 16384, 1e6),
+    (CODE_70B_TUNED, 28672, 32016, "CodeLlama-70b-Python", "Code Llama 70B Python", "python", 4096, 10000.0),
+    (CODE_70B_TUNED, 28672, 32016, "CodeLlama-70b-Instruct", "Code Llama 70B Instruct", "instruct", 4096, 10000.0),
+]  # fmt: skip
 
 
-def sizes_of_several_shapes(variants: Iterable[Variant]) -> list[str]:
-    shapes: dict[str, set[object]] = {}
-    for variant in variants:
-        shapes.setdefault(variant.size, set()).add(variant.shape)
-    return [size for size, found in shapes.items() if len(found) > 1]
+@pytest.mark.parametrize(
+    ("content", "width", "vocab", "folder", "name", "flavor", "positions", "rope_theta"), RELEASED
+)
+def test_a_released_model_is_recognised_without_a_note(
+    content, width, vocab, folder, name, flavor, positions, rope_theta
+):
+    config = model(content, width, vocab)
+    found = identify(config, folder_name=folder)
+    assert (found.name, found.flavor, found.max_position_embeddings) == (name, flavor, positions)
+    assert found.notes == ()
+    assert config.rope_theta == rope_theta
 
 
-def test_every_size_has_one_shape():
-    """`--model_size` is held against one shape: of two, the later row would win unseen."""
-    assert sizes_of_several_shapes(VARIANTS) == []
-    first = VARIANTS[0]
-    assert first.size == "7B"
-    other = replace(first, shape=replace(first.shape, num_hidden_layers=33))
-    assert sizes_of_several_shapes([*VARIANTS, other]) == ["7B"]
-    assert sizes_of_several_shapes([*VARIANTS, replace(other, size="8B")]) == []
+def test_every_row_of_the_table_is_spelled_here_too():
+    assert {row[4] for row in RELEASED} == {variant.name for variant in VARIANTS}
+
+
+def test_every_row_of_the_table_is_found_by_its_own_name():
+    folders = {"Llama 1": "{size}", "Llama 2": "llama-2-{size}", "Code Llama": "CodeLlama-{size}"}
+    for row in VARIANTS:
+        folder = folders[row.family].format(size=row.size)
+        folder += "" if row.flavor == "base" else f"-{row.flavor}"
+        config = ModelConfig(
+            row.shape.hidden_size, row.shape.intermediate_size, row.shape.num_hidden_layers,
+            row.shape.num_attention_heads, row.shape.num_key_value_heads, row.norm_epsilons[0],
+            row.rope_theta, row.vocab_size,
+        )  # fmt: skip
+        found = identify(config, folder_name=folder)
+        assert found.name == row.name
+        assert found.notes == ()
+        assert row.source
+
+
+def test_early_downloads_of_llama_2_7b_chat_are_told_of_the_corrected_epsilon():
+    found = identify(model(LLAMA_1_7B, 11008, 32000), folder_name="llama-2-7b-chat")
+    assert (found.name, found.max_position_embeddings) == ("Llama 2 7B Chat", 4096)
+    assert len(found.notes) == 1
+    assert "1e-06" in found.notes[0]
+    assert "1e-05" in found.notes[0]
+
+
+def test_what_fits_two_releases_of_another_context_is_a_note_and_an_option():
+    config = model(LLAMA_1_7B, 11008, 32000)
+    found = identify(config, folder_name="renamed")
+    assert found.max_position_embeddings == 2048
+    assert "--max_position_embeddings" in found.notes[1]
+    told = identify(config, folder_name="renamed", max_position_embeddings=3000, flavor="base")
+    assert told.max_position_embeddings == 3000
+    assert told.notes == ()
+
+
+def test_a_renamed_model_that_may_be_one_for_dialogue_is_a_note_and_an_option():
+    """Nothing in the weights tells Instruct from base; a chat template was left out in silence."""
+    config = model(CODE_7B, 11008, 32016)
+    (note,) = identify(config, folder_name="ckpt").notes
+    assert "Code Llama 7B or Code Llama 7B Instruct" in note
+    assert "no chat template" in note
+    assert "--variant" in note
+    for flavor in ("base", "instruct"):
+        assert identify(config, folder_name="ckpt", flavor=flavor).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("folder", "flavor", "said"),
+    [
+        ("ckpt", "python", "python was asked for"),
+        ("CodeLlama-7b", "chat", "chat was asked for"),
+        ("CodeLlama-7b-Python", None, "the folder's name says python"),
+    ],
+)
+def test_a_variant_that_the_weights_contradict_is_a_note(folder, flavor, said):
+    found = identify(model(CODE_7B, 11008, 32016), folder_name=folder, flavor=flavor)
+    (note,) = found.notes
+    assert note == (f"{said}, but the weights are those of Code Llama 7B or Code Llama 7B Instruct")
+    assert identify(model(CODE_7B, 11008, 32000), folder_name=folder, flavor="python").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("rope_theta", "folder", "positions"),
+    [(1e6, "tiny", 16384), (1e4, "tiny", 2048), (1e4, "my-llama-2-tiny", 4096)],
+)
+def test_a_model_that_was_never_released_gets_a_note(rope_theta, folder, positions):
+    config = ModelConfig(64, 176, 2, 8, 4, 1e-5, rope_theta, 320)
+    found = identify(config, folder_name=folder)
+    assert found.max_position_embeddings == positions
+    assert len(found.notes) == 1
+    assert "--max_position_embeddings" in found.notes[0]
+
+
+def test_a_folder_named_after_another_family_is_a_note():
+    found = identify(model(LLAMA_2_7B, 11008, 32000), folder_name="CodeLlama-7b")
+    assert found.max_position_embeddings == 4096
+    assert "Code Llama" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "flavor"),
+    [
+        ("CodeLlama-7b-Instruct", "Code Llama", "instruct"),
+        ("code_llama_13b_python", "Code Llama", "python"),
+        ("llama-2-70b", "Llama 2", "base"),
+        ("Llama2-7b-chat", "Llama 2", "chat"),
+        ("13B", "Llama 1", "base"),
+        ("llama-2b-sized", None, None),
+        ("checkpoint", None, None),
+    ],
+)
+def test_a_folders_name_is_read(name, family, flavor):
+    assert read_folder_name(name) == (family, flavor)
+
+
+def test_the_model_size_is_held_against_the_number_of_files():
+    tiny = ModelConfig(64, 176, 2, 8, 4, 1e-5, 1e6, 320)
+    with pytest.raises(ConfigError, match=r"13B has 2 .*but the checkpoint has 1"):
+        check_model_size("13B", tiny, 1)
+    note = check_model_size("7B", tiny, 1)
+    assert note is not None
+    assert "64" in note
+    assert "4096" in note
+    assert check_model_size("7B", model(CODE_7B, 11008, 32016), 1) is None
+    assert check_model_size("70Bf", model(LLAMA_2_70B, 28672, 32000), 8) is None

@@ -1,17 +1,15 @@
-"""The table against the ranks: what is wrong, in which file, and what to do about it."""
+"""The table spelled out for one model, over several ranks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from codellama_convert.errors import LayoutError
-from codellama_convert.formats.pth_reader import RankIndex, Storage, StoredTensor
 from codellama_convert.model.config import ModelConfig
-from codellama_convert.model.tensor_table import build_layout, check_ranks, measure, require_layers
-from codellama_convert.tensors import BFLOAT16, FLOAT16, Dtype
+from codellama_convert.model.tensor_table import build_layout
+from codellama_convert.tensors import BFLOAT16
 from tests.refusals import refused
 from tests.witness.checkpoints import Shape, meta_shapes
 
@@ -22,146 +20,6 @@ CONFIG = ModelConfig(
     num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=1e4, vocab_size=6,
 )  # fmt: skip
 SAME_FOLDER = "same model directory"  # what to do
-QUERY = "layers.0.attention.wq.weight"
-GATE = "layers.0.feed_forward.w1.weight"
-
-
-def rank_of(shapes: dict[str, tuple[int, ...]], name: str = "consolidated.00.pth") -> RankIndex:
-    """Index a file that holds contiguous bfloat16 tensors of these shapes."""
-    return RankIndex(
-        path=Path(name),
-        n_bytes=1,
-        identity=(0, 0),
-        mtime_ns=0,
-        tensors={name: tensor(name, shape) for name, shape in shapes.items()},
-        storages={},
-        directory_sha256="",
-        pickle_sha256="",
-    )
-
-
-def tensor(name: str, shape: tuple[int, ...], dtype: Dtype = BFLOAT16) -> StoredTensor:
-    strides = (shape[1], 1) if len(shape) == 2 else (1,) * len(shape)
-    return StoredTensor(name, shape, strides, 0, Storage("data/0", dtype, 0, 1, None))
-
-
-def with_tensor(name: str, shape: tuple[int, ...]) -> RankIndex:
-    return rank_of({**meta_shapes(SHAPE), name: shape})
-
-
-def without_tensor(name: str) -> RankIndex:
-    return rank_of({n: shape for n, shape in meta_shapes(SHAPE).items() if n != name})
-
-
-def check(*ranks: RankIndex) -> tuple[str, ...]:
-    """Hold ranks against what the model needs."""
-    return check_ranks(build_layout(CONFIG, n_ranks=len(ranks), dtype=BFLOAT16), ranks)
-
-
-# --- one rank against the table -------------------------------------------------------------------
-
-
-def test_the_right_tensors_are_accepted_and_the_rotary_buffer_is_dropped() -> None:
-    assert check(rank_of(meta_shapes(SHAPE))) == ()
-    for name in ("rope.freqs", "layers.0.attention.inner_attention.rope.freqs"):
-        assert check(with_tensor(name, (1,))) == (name,)
-
-
-@pytest.mark.parametrize("name", meta_shapes(SHAPE))
-def test_each_tensor_is_missed(name: str) -> None:
-    facts = ("consolidated.00.pth", f"{name!r} is missing", SAME_FOLDER)
-    with refused(LayoutError, *facts):
-        check(without_tensor(name))
-    with refused(LayoutError, *facts):
-        require_layers(without_tensor(name), 1)
-    require_layers(rank_of(meta_shapes(SHAPE)), 1)
-
-
-def test_another_shape_is_told_beside_the_right_one() -> None:
-    with refused(
-        LayoutError, "consolidated.00.pth", repr(GATE), "(13, 8), expected (12, 8)", SAME_FOLDER
-    ):
-        check(with_tensor(GATE, (13, 8)))
-
-
-def test_another_dtype_is_told_beside_that_of_the_others() -> None:
-    rank = rank_of(meta_shapes(SHAPE))
-    mixed = replace(rank, tensors=rank.tensors | {GATE: tensor(GATE, (12, 8), FLOAT16)})
-    facts = ("is float16", "others are bfloat16", "; a checkpoint has one dtype")
-    with refused(LayoutError, "consolidated.00.pth", repr(GATE), *facts):
-        check(mixed)
-
-
-@pytest.mark.parametrize(
-    ("extra", "more"),
-    [
-        ({"bias": (3,)}, "has; "),
-        ({"bias": (3,), "b": (1,)}, "(nor are 1 more); "),
-        ({"bias": (3,), "b": (1,), "c": (1,)}, "(nor are 2 more); "),
-    ],
-)
-def test_tensors_that_no_rule_explains_are_counted(
-    extra: dict[str, tuple[int, ...]], more: str
-) -> None:
-    with refused(
-        LayoutError,
-        "consolidated.00.pth",
-        "'bias'",
-        "(3,)",
-        f"{more}Llama 1, Llama 2 and Code Llama",
-    ):
-        check(rank_of(meta_shapes(SHAPE) | extra))
-
-
-def test_heads_of_another_size_than_the_rotary_buffers_are_refused() -> None:
-    """Without grouped heads nothing else tells a wrong `n_heads`."""
-    facts = ("'rope.freqs'", "(2,), expected (1,)", "heads of 2", SAME_FOLDER)
-    with refused(LayoutError, "consolidated.00.pth", *facts):
-        check(with_tensor("rope.freqs", (2,)))
-
-
-# --- measuring ------------------------------------------------------------------------------------
-
-
-def ranks_of(n_ranks: int, query: tuple[int, int]) -> list[RankIndex]:
-    sizes = {"tok_embeddings.weight": (6, 8 // n_ranks), QUERY: query, GATE: (4, 8)}
-    return [rank_of(sizes, f"consolidated.{rank:02d}.pth") for rank in range(n_ranks)]
-
-
-def test_feed_forward_rows_are_added_up_and_vocabulary_rows_are_not() -> None:
-    assert measure(ranks_of(2, (4, 8)), hidden_size=8) == (8, 6)
-    assert measure(ranks_of(1, (8, 8)), hidden_size=8) == (4, 6)
-
-
-def test_a_missing_rank_shows_in_the_rows_of_the_query() -> None:
-    facts = (
-        repr(QUERY),
-        "2 rows",
-        "4 ranks",
-        "2 were found",
-        "; download consolidated.02.pth, consolidated.03.pth",
-    )
-    with refused(LayoutError, "consolidated.00.pth", *facts):
-        measure(ranks_of(2, (2, 8)), hidden_size=8)
-
-
-@pytest.mark.parametrize("query", [(3, 8), (4, 9), (8, 4)])
-def test_a_query_that_no_number_of_ranks_explains_is_left_to_the_table(query) -> None:
-    """A wrong shape is told as such, not as a missing rank."""
-    assert measure(ranks_of(1, query), hidden_size=8) == (4, 6)
-
-
-@pytest.mark.parametrize("name", ["tok_embeddings.weight", QUERY, GATE])
-def test_a_tensor_that_is_measured_must_be_a_matrix(name: str) -> None:
-    with refused(LayoutError, "consolidated.00.pth", f"{name!r} is missing", SAME_FOLDER):
-        measure([without_tensor(name)], hidden_size=8)
-    for shape in ((8,), (0, 8), (8, 0), (2, 2, 2)):
-        with refused(LayoutError, "consolidated.00.pth", repr(name), f"{shape}, not a matrix"):
-            measure([with_tensor(name, shape)], hidden_size=8)
-    measure([rank_of(meta_shapes(SHAPE))], hidden_size=8)
-
-
-# --- splitting ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

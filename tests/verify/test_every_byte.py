@@ -21,7 +21,7 @@ from codellama_convert import (
     verify_output,
 )
 from codellama_convert.errors import VerifyError
-from codellama_convert.model.recognise import VARIANTS, Shape, Variant
+from codellama_convert.model.releases import VARIANTS, Shape, Variant
 from codellama_convert.plan.job import Job
 from codellama_convert.tensors import FLOAT16
 from tests.faults.hostile import TINY

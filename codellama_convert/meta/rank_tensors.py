@@ -1,0 +1,155 @@
+"""Own the comparison of what the ranks hold with what the table of tensors says they must.
+
+A checkpoint's sizes that params.json may leave out are measured here, on the tensors themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from codellama_convert.errors import LayoutError
+from codellama_convert.formats.pth_reader import RankIndex
+from codellama_convert.formats.stored_tensor import StoredTensor
+from codellama_convert.model.config import SAME_FOLDER_HINT
+from codellama_convert.model.tensor_table import DROPPED_SUFFIX, TensorLayout, rules_in_order
+
+_EMBEDDING = "tok_embeddings.weight"
+_QUERY = "layers.0.attention.wq.weight"
+_GATE = "layers.0.feed_forward.w1.weight"
+
+
+def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
+    """Measure what params.json may leave out or get wrong, and the number of ranks.
+
+    Args:
+        ranks: All of them.
+        hidden_size: From params.json.
+
+    Returns:
+        intermediate_size and vocab_size.
+
+    Raises:
+        LayoutError: If a tensor that tells it is missing or no matrix, or ranks are missing.
+    """
+    query, gate, embedding = (_matrix(ranks[0], name) for name in (_QUERY, _GATE, _EMBEDDING))
+    if query.shape[1] == hidden_size and hidden_size % query.shape[0] == 0:
+        n_expected = hidden_size // query.shape[0]
+        if n_expected != len(ranks):
+            hint = "move the files of another model away"
+            if len(ranks) < n_expected:
+                missing = range(len(ranks), n_expected)
+                hint = "download " + ", ".join(f"consolidated.{n:02d}.pth" for n in missing[:8])
+            ranks_expected = f"{n_expected} rank" if n_expected == 1 else f"{n_expected} ranks"
+            raise LayoutError(
+                f"tensor {_QUERY!r} has {query.shape[0]} rows, so the checkpoint has "
+                f"{ranks_expected}, but {len(ranks)} were found",
+                path=ranks[0].path,
+                hint=hint,
+            )
+    return gate.shape[0] * len(ranks), embedding.shape[0]
+
+
+def _matrix(rank: RankIndex, name: str) -> StoredTensor:
+    tensor = rank.tensors.get(name)
+    if tensor is None:
+        raise _missing(rank, name)
+    if len(tensor.shape) != 2 or 0 in tensor.shape:
+        raise LayoutError(
+            f"tensor {name!r} has shape {tensor.shape}, not a matrix",
+            path=rank.path,
+            hint=SAME_FOLDER_HINT,
+        )
+    return tensor
+
+
+def _missing(rank: RankIndex, name: str) -> LayoutError:
+    return LayoutError(
+        f"tensor {name!r} is missing",
+        path=rank.path,
+        hint=SAME_FOLDER_HINT,
+    )
+
+
+def require_layers(rank: RankIndex, n_layers: int) -> None:
+    """Look that a rank has every tensor, before the table is spelled out for every layer.
+
+    Args:
+        rank: The first one.
+        n_layers: From params.json, which may claim millions.
+
+    Raises:
+        LayoutError: If a tensor is missing.
+    """
+    for rule, layer in rules_in_order(n_layers):
+        name = rule.meta_name.format(layer=layer)
+        if name not in rank.tensors:
+            raise _missing(rank, name)
+
+
+def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> tuple[str, ...]:
+    """Hold every tensor of every rank against the layout.
+
+    Args:
+        layout: What the model needs.
+        ranks: What was found.
+
+    Returns:
+        The names that are dropped, as rank 0 has them.
+
+    Raises:
+        LayoutError: If a tensor is missing, extra, of another shape or of another dtype.
+    """
+    names = {tensor.meta_name for tensor in layout}
+    for rank in ranks:
+        for tensor in layout:
+            _check_part(tensor, rank)
+        unknown = [n for n in rank.tensors if n not in names and not n.endswith(DROPPED_SUFFIX)]
+        if unknown:
+            shape = rank.tensors[unknown[0]].shape
+            raise LayoutError(
+                f"tensor {unknown[0]!r} of shape {shape} is none that a Llama model has"
+                + (f" (nor are {len(unknown) - 1} more)" if len(unknown) > 1 else ""),
+                path=rank.path,
+                hint="Llama 1, Llama 2 and Code Llama are supported",
+            )
+    dropped = tuple(name for name in ranks[0].tensors if name not in names)
+    _compare_head_size(layout, ranks[0], dropped)
+    return dropped
+
+
+def _compare_head_size(
+    layout: Sequence[TensorLayout], rank: RankIndex, dropped: Sequence[str]
+) -> None:
+    """Hold the heads against rope.freqs, which has one value a pair of a head's rows.
+
+    Without grouped heads no other tensor's shape tells a wrong `n_heads`, and the rows would be
+    reordered wrongly.
+    """
+    head_dim = next(tensor.head_dim for tensor in layout if tensor.head_dim is not None)
+    for name in dropped:
+        found, expected = rank.tensors[name].shape, (head_dim // 2,)
+        if len(found) == 1 and found != expected:
+            raise LayoutError(
+                f"tensor {name!r} has shape {found}, expected {expected} for heads of {head_dim}",
+                path=rank.path,
+                hint=SAME_FOLDER_HINT,
+            )
+
+
+def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:
+    found = rank.tensors.get(tensor.meta_name)
+    if found is None:
+        raise _missing(rank, tensor.meta_name)
+    if found.shape != tensor.part_shape:
+        raise LayoutError(
+            f"tensor {tensor.meta_name!r} has shape {found.shape}, expected {tensor.part_shape}",
+            path=rank.path,
+            hint=SAME_FOLDER_HINT,
+        )
+    if found.dtype != tensor.spec.dtype:
+        raise LayoutError(
+            f"tensor {tensor.meta_name!r} is {found.dtype.name}, but others are "
+            f"{tensor.spec.dtype.name}",
+            path=rank.path,
+            hint="a checkpoint has one dtype",
+        )
