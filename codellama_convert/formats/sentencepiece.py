@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from codellama_convert.errors import TokenizerError
+from codellama_convert.formats.file_kinds import DOWNLOAD_AGAIN, other_format, read_bytes
 from codellama_convert.formats.protobuf import FIXED32, LENGTH, VARINT, WireError, fields
-from codellama_convert.formats.tokenizer_source import DOWNLOAD_AGAIN, other_format, read_bytes
 
 # Llama 2's file has 499,723 bytes and 32,000 pieces, its longest piece 16 characters (Code Llama's
 # spare pieces 31); Gemma 3's has 262,144 pieces of some 2 million characters, the most in use. The

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from codellama_convert.errors import CheckpointError, shown
-from codellama_convert.formats.tokenizer_source import MAX_FILE_BYTES
+from codellama_convert.formats.file_kinds import MAX_FILE_BYTES
 from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.input_file import InputFile
