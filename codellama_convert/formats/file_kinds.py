@@ -1,95 +1,104 @@
-"""Own getting a tokenizer file's bytes and naming files of another kind; know no tokenizer format."""
+"""Own how a file of another kind is recognised where a rank, params.json or a tokenizer should be."""
 
 from __future__ import annotations
 
-import os
 import re
-import stat
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from codellama_convert.errors import TokenizerError
+from codellama_convert.errors import ConvertError
 
-# Llama 2's file has 499,723 bytes, Gemma 3's of 262,144 pieces 4.7 million; the limit bounds the
-# memory and time that a hostile file can cost.
-MAX_FILE_BYTES = 8 << 20
+Wanted = Literal["zip", "JSON", "SentencePiece"]
 
-DOWNLOAD_AGAIN = "download the model's tokenizer.model again"
+HEAD_BYTES = 512  # tell every kind
 
-# First bytes that name another kind of file, and what to say of it.
-OTHER_FORMATS = (
-    (
-        rb"version https://git-lfs",
-        "this is a Git LFS pointer, not the tokenizer itself",
-        "fetch the real file (git lfs pull)",
+_DOWNLOAD_AGAIN = "download it again"
+_BROKEN_DOWNLOAD = "the download failed (often an expired link or a missing login); try it again"
+_ORIGINAL = "use the original file that Meta released"
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """A kind of file that is met in the place of another.
+
+    Attributes:
+        says: What a file of it is.
+        hint: What to do about it.
+        begins: Its first bytes.
+        is_right_as: Where it is not another kind, but what is wanted.
+    """
+
+    says: str
+    hint: str
+    begins: re.Pattern[bytes]
+    is_right_as: Wanted | None = None
+
+
+def _kind(says: str, hint: str, begins: bytes, *, is_right_as: Wanted | None = None) -> FileKind:
+    return FileKind(says, hint, re.compile(begins, re.DOTALL), is_right_as)
+
+
+_BLANK = rb"[\xef\xbb\xbf\s]*"  # a byte order mark and white space
+
+KINDS = (
+    _kind("is an HTML page", _BROKEN_DOWNLOAD, _BLANK + rb"<(?i:!doctype|html|head|body)"),
+    _kind("is an XML or XHTML page (S3's error?)", _BROKEN_DOWNLOAD, _BLANK + rb"<(?i:\?xml)"),
+    _kind("is a Git LFS pointer", "run git lfs pull", rb"version https://git-lfs"),
+    _kind("is a tar archive", "unpack it first", rb".{257}ustar"),
+    _kind("is a gzip file", "unpack it first", rb"\x1f\x8b"),
+    _kind("is a GGUF file", _ORIGINAL, rb"GGUF"),
+    # Eight bytes say the length of its header, under 100 MB; the header is JSON.
+    _kind("is a safetensors file", _ORIGINAL, rb'.{5}\0\0\0\{"'),
+    # torch.serialization.MAGIC_NUMBER, pickled
+    _kind(
+        "is in the legacy (pre-1.6, non-zip) torch format",
+        "re-save it: torch.load(..., weights_only=True), then torch.save",
+        rb".{0,23}\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a",
     ),
-    (rb"GGUF", "this is a GGUF file, not a SentencePiece model", DOWNLOAD_AGAIN),
-    (
+    _kind(
+        "is a zip file (a PyTorch checkpoint?)",
+        _DOWNLOAD_AGAIN,
         rb"PK\x03\x04",
-        "this is a zip file (a PyTorch checkpoint?), not a SentencePiece model",
-        DOWNLOAD_AGAIN,
+        is_right_as="zip",
     ),
-    (
-        rb"\s*[{\[]",
-        "this is JSON (a tokenizer.json?), not a SentencePiece model",
-        "give Meta's tokenizer.model",
-    ),
-    (
-        rb"\s*<(?i:!doctype|html|\?xml)",
-        "this is an HTML page (a login page saved as the file?), not a SentencePiece model",
-        DOWNLOAD_AGAIN,
-    ),
-    (
-        rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n",
-        "this is a tiktoken (Llama 3) vocabulary, not a SentencePiece model",
+    _kind("is JSON (a tokenizer.json?)", _ORIGINAL, _BLANK + rb"[{\[]", is_right_as="JSON"),
+    _kind(
+        "is a tiktoken (Llama 3) vocabulary",
         "Llama 3 is not supported",
+        rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n",
     ),
 )
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    # Without O_NONBLOCK, opening a FIFO that nobody writes to hangs.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a whole tokenizer file.
+def other_kind(head: bytes, wanted: Wanted) -> FileKind | None:
+    """Recognise a file that should have been something else.
 
     Args:
-        path: A regular file of 1 byte to 8 MiB.
+        head: Its first `HEAD_BYTES` bytes, or all of it.
+        wanted: What it should be.
 
     Returns:
-        Its bytes.
+        What it is instead, or None where its beginning does not say.
+    """
+    kinds = (kind for kind in KINDS if kind.is_right_as != wanted)
+    return next((kind for kind in kinds if kind.begins.match(head)), None)
+
+
+def refuse_other_kind(
+    head: bytes, wanted: Wanted, *, path: Path, error: type[ConvertError]
+) -> None:
+    """Refuse a file that is recognised as something else.
+
+    Args:
+        head: Its first `HEAD_BYTES` bytes, or all of it.
+        wanted: What it should be.
+        path: The file, for the message.
+        error: What kind of problem that is.
 
     Raises:
-        TokenizerError: If it cannot be read, is empty, too large, or no regular file.
+        ConvertError: (the given kind) If it is of another kind.
     """
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise TokenizerError(
-                    "not a regular file", path=path, hint="give the tokenizer.model itself"
-                )
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise TokenizerError(
-            reason, path=path, hint="tokenizer.model is downloaded with the weights, or beside them"
-        ) from error
-    if not raw:
-        raise TokenizerError("the file is empty", path=path, hint=DOWNLOAD_AGAIN)
-    if len(raw) > MAX_FILE_BYTES:
-        what, hint = other_format(raw) or (
-            f"the file is larger than {MAX_FILE_BYTES} bytes; a tokenizer.model has about 500,000",
-            DOWNLOAD_AGAIN,
-        )
-        raise TokenizerError(what, path=path, hint=hint)
-    return raw
-
-
-def other_format(raw: bytes) -> tuple[str, str] | None:
-    """Name a well-known kind of file by its first bytes, and say what to do."""
-    head = raw[:4096]
-    for pattern, what, hint in OTHER_FORMATS:
-        if re.match(pattern, head):
-            return what, hint
-    return None
+    kind = other_kind(head, wanted)
+    if kind is not None:
+        raise error(kind.says, path=path, hint=kind.hint)

@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from codellama_convert.errors import TokenizerError
-from codellama_convert.formats.file_kinds import DOWNLOAD_AGAIN, other_format, read_bytes
+from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.protobuf import FIXED32, LENGTH, VARINT, WireError, fields
+from codellama_convert.storage.input_file import InputFile
 
 # Llama 2's file has 499,723 bytes and 32,000 pieces, its longest piece 16 characters (Code Llama's
-# spare pieces 31); Gemma 3's has 262,144 pieces of some 2 million characters, the most in use. The
-# limits bound the memory and time that a hostile file can cost.
+# spare pieces 31); Gemma 3's has 4.7 million bytes and 262,144 pieces of some 2 million characters,
+# the most in use. The limits bound the memory and time that a hostile file can cost.
+MAX_FILE_BYTES = 8 << 20
 MAX_PIECES = 1 << 18
 MAX_PIECE_CHARS = 256
 MAX_ALL_CHARS = 1 << 22
+
+DOWNLOAD_AGAIN = "download the model's tokenizer.model again"
 
 # Field numbers. Source: google/sentencepiece src/sentencepiece_model.proto.
 MODEL_PIECE, MODEL_TRAINER, MODEL_NORMALIZER, MODEL_SELF_TEST, MODEL_DENORMALIZER = 1, 2, 3, 4, 5
@@ -150,13 +154,11 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
         TokenizerError: If the file cannot be read, is damaged or of another kind, or has settings
             that `tokenizer.json` cannot reproduce.
     """
-    raw = read_bytes(path)
+    raw = _read_file(path)
     try:
         message = _parse_model(raw)
     except WireError as error:
-        other = other_format(raw)
-        if other is not None:
-            raise TokenizerError(other[0], path=path, hint=other[1]) from error
+        _refuse_other_kind(raw[:HEAD_BYTES], path)
         raise TokenizerError(
             f"not a SentencePiece model, or a truncated one ({error})",
             path=path,
@@ -175,6 +177,21 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
         bos_id=_special_id(message, ids, "bos", path=path),
         eos_id=_special_id(message, ids, "eos", path=path),
     )
+
+
+def _read_file(path: Path) -> bytes:
+    hint = "give the tokenizer.model that is downloaded with the weights, or beside them"
+    with InputFile(path, error=TokenizerError, hint=hint) as file:
+        if file.n_bytes > MAX_FILE_BYTES:
+            _refuse_other_kind(file.read_exact(0, HEAD_BYTES), path)
+        raw = file.read_whole(MAX_FILE_BYTES, hint=DOWNLOAD_AGAIN)
+    if not raw:
+        raise TokenizerError("the file is empty", path=path, hint=DOWNLOAD_AGAIN)
+    return raw
+
+
+def _refuse_other_kind(head: bytes, path: Path) -> None:
+    refuse_other_kind(head, "SentencePiece", path=path, error=TokenizerError)
 
 
 def _parse_model(raw: bytes) -> _Message:

@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 
 from codellama_convert.errors import CheckpointError
+from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.zip_directory import (
     DAMAGED_HINT,
     HAS_DESCRIPTOR,
@@ -28,21 +29,6 @@ from codellama_convert.storage.input_file import InputFile
 _LOCAL = struct.Struct("<4s5H3I2H")
 _DESCRIPTOR_32 = struct.Struct("<4s3I")
 _DESCRIPTOR_64 = struct.Struct("<4sI2Q")
-
-_MAGIC_BYTES = 512
-_ORIGINAL = "use the original checkpoint that Meta released"
-# Where a file's magic stands, what it is, what such a file is called, what to do.
-_OTHER_KINDS = (
-    (0, b"version https://git-lfs", "is a Git LFS pointer", "run git lfs pull"),
-    (257, b"ustar", "is a tar archive", "unpack it first"),
-    (0, b"\x1f\x8b", "is a gzip file", "unpack it first"),
-    (0, b"GGUF", "is a GGUF file", _ORIGINAL),
-    # Eight bytes tell the length of its header, under 100 MB; the header is JSON.
-    (5, b'\0\0\0{"', "is a safetensors file", _ORIGINAL),
-)
-_LEGACY_MAGIC = (
-    b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.serialization.MAGIC_NUMBER
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,37 +135,11 @@ def read_entry(file: InputFile, entry: Entry, max_bytes: int) -> bytes:
     return content
 
 
-def describe_other_kind(head: bytes) -> tuple[str, str] | None:
-    """Tell what a file is that should have been something else.
-
-    Args:
-        head: Its first 512 bytes, or all of it.
-
-    Returns:
-        What it is and what to do, or None if its beginning tells nothing.
-    """
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
-        return "is an HTML page", "the download failed (often an expired link); download it again"
-    for offset, magic, what, hint in _OTHER_KINDS:
-        if head.startswith(magic, offset):
-            return what, hint
-    return None
-
-
 def _refuse_other_kinds(file: InputFile) -> None:
     if file.n_bytes == 0:
         raise CheckpointError("the file is empty", path=file.path, hint="download it again")
-    head = file.read_exact(0, min(_MAGIC_BYTES, file.n_bytes))
-    other = describe_other_kind(head)
-    if other is not None:
-        raise CheckpointError(other[0], path=file.path, hint=other[1])
-    if _LEGACY_MAGIC[:9] in head[:32]:
-        raise CheckpointError(
-            "is in the legacy (pre-1.6, non-zip) torch format",
-            path=file.path,
-            hint="re-save it: torch.load(..., weights_only=True), then torch.save",
-        )
+    head = file.read_exact(0, min(HEAD_BYTES, file.n_bytes))
+    refuse_other_kind(head, "zip", path=file.path, error=CheckpointError)
     if not head.startswith(b"PK\x03\x04"):
         raise CheckpointError(
             "is not a PyTorch zip archive", path=file.path, hint="download it again"

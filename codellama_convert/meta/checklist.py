@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from codellama_convert.errors import CheckpointError, shown
-from codellama_convert.formats.file_kinds import MAX_FILE_BYTES
+from codellama_convert.formats.sentencepiece import MAX_FILE_BYTES
 from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.input_file import InputFile
@@ -152,9 +152,7 @@ def _read_lists(folders: Sequence[Path]) -> tuple[dict[str, _ListedSum], tuple[s
 def _lines(path: Path) -> dict[str, str]:
     """Read a list; give the sum of each file by its name."""
     with InputFile(path) as file:
-        if file.n_bytes > _MAX_LIST_BYTES:
-            raise CheckpointError("it is too large to be a list", path=path, hint=_AGAIN)
-        text = file.read_exact(0, file.n_bytes).decode("utf-8-sig", "replace")
+        text = file.read_whole(_MAX_LIST_BYTES, hint=_AGAIN).decode("utf-8-sig", "replace")
     sums: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         match = _LINE.fullmatch(line)

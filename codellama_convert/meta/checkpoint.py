@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codellama_convert.errors import ConfigError, LayoutError, TokenizerError
+from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.pth_reader import PickleCache, RankIndex, read_rank, read_vector
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
-from codellama_convert.formats.zip_reader import describe_other_kind
 from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
 from codellama_convert.meta.rank_tensors import check_ranks, measure, require_layers
 from codellama_convert.model.config import ModelConfig, build_config, parse_params
@@ -121,16 +121,8 @@ def open_checkpoint(
 def _read_params(path: Path) -> bytes:
     """Read params.json whole; refuse what is too large for it, or a web page."""
     with InputFile(path, error=ConfigError) as file:
-        if file.n_bytes > _MAX_PARAMS_BYTES:
-            raise ConfigError(
-                f"has {file.n_bytes} bytes, too many for what it should be",
-                path=path,
-                hint="download it again",
-            )
-        content = file.read_exact(0, file.n_bytes)
-    other = describe_other_kind(content[:512])
-    if other is not None:
-        raise ConfigError(other[0], path=path, hint=other[1])
+        content = file.read_whole(_MAX_PARAMS_BYTES, hint="download it again")
+    refuse_other_kind(content[:HEAD_BYTES], "JSON", path=path, error=ConfigError)
     return content
 
 

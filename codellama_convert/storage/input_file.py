@@ -49,6 +49,7 @@ class InputFile:
         *,
         io_mode: IoMode = "buffered",
         error: type[ConvertError] = CheckpointError,
+        hint: str | None = None,
         opener: Opener = open_by_path,
     ) -> None:
         """Open a file.
@@ -57,13 +58,14 @@ class InputFile:
             path: The file; symbolic links are followed.
             io_mode: How `read_window` reads. "auto" takes direct where the file system has it.
             error: What kind of problem an unreadable file is here.
+            hint: What to do where it cannot be opened, if the system's reason does not say it.
             opener: Opens it; that of a held folder follows no links.
 
         Raises:
             ConvertError: (the given kind) If it cannot be opened or is no regular file.
         """
         self.path = path
-        self._error, self._opener = error, opener
+        self._error, self._hint, self._opener = error, hint, opener
         self._lock = threading.Lock()
         self._direct_fd: int | None = None
         self._fd = self._open(0)
@@ -89,15 +91,19 @@ class InputFile:
         try:
             return self._opener(self.path, flags | extra_flags)
         except OSError as problem:
-            raise self._error(f"cannot open: {first_line(problem)}", path=self.path) from problem
+            raise self._error(
+                f"cannot open: {first_line(problem)}", path=self.path, hint=self._hint
+            ) from problem
         except ValueError as problem:  # a NUL in the name
-            raise self._error("is not a usable file name", path=self.path) from problem
+            raise self._error(
+                "is not a usable file name", path=self.path, hint=self._hint
+            ) from problem
 
     def _refuse_irregular(self, mode: int) -> None:
         if stat.S_ISDIR(mode):
-            raise self._error("is a folder, not a file", path=self.path)
+            raise self._error("is a folder, not a file", path=self.path, hint=self._hint)
         if not stat.S_ISREG(mode):
-            raise self._error("is not a regular file", path=self.path)
+            raise self._error("is not a regular file", path=self.path, hint=self._hint)
 
     def _open_direct(self, io_mode: IoMode) -> None:
         if io_mode == "buffered":
@@ -141,6 +147,28 @@ class InputFile:
         target = bytearray(n_bytes)
         self.read_into(memoryview(target), offset)
         return bytes(target)
+
+    def read_whole(self, max_bytes: int, *, hint: str | None = None) -> bytes:
+        """Read a small file whole.
+
+        Args:
+            max_bytes: The largest size that such a file may have.
+            hint: What to do where it is larger.
+
+        Returns:
+            Its bytes.
+
+        Raises:
+            ConvertError: If it is larger, or cannot be read.
+        """
+        if self.n_bytes > max_bytes:
+            raise self._error(
+                f"has {self.n_bytes} bytes, which is too large: a file of this kind is not larger "
+                f"than {max_bytes} bytes",
+                path=self.path,
+                hint=hint,
+            )
+        return self.read_exact(0, self.n_bytes)
 
     def read_window(self, offset: int, n_bytes: int, buffer: memoryview) -> memoryview:
         """Read bytes into a reused buffer, past the page cache where this file was opened so.

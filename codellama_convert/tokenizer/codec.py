@@ -14,8 +14,7 @@ from typing import Any
 import sentencepiece
 
 from codellama_convert.errors import TokenizerError
-from codellama_convert.formats.file_kinds import DOWNLOAD_AGAIN
-from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.formats.sentencepiece import DOWNLOAD_AGAIN, SentencePieceModel
 from codellama_convert.tokenizer.tokenizer_json import INFILLING_PIECES
 
 # Meta puts it before a suffix and drops its ids, so that the suffix gets no leading space of its own.

@@ -12,8 +12,12 @@ from itertools import groupby, islice, starmap, takewhile
 from typing import Any
 
 from codellama_convert.errors import TokenizerError
-from codellama_convert.formats.file_kinds import DOWNLOAD_AGAIN
-from codellama_convert.formats.sentencepiece import Piece, PieceType, SentencePieceModel
+from codellama_convert.formats.sentencepiece import (
+    DOWNLOAD_AGAIN,
+    Piece,
+    PieceType,
+    SentencePieceModel,
+)
 from codellama_convert.storage.contents import Chunked
 
 # Source: meta-llama/codellama llama/tokenizer.py. Their ids differ between models.

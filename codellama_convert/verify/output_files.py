@@ -88,9 +88,7 @@ def read_small(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> bytes:
         VerifyError: If it cannot be read or is too large.
     """
     with InputFile(path, error=VerifyError) as file:
-        if file.n_bytes > max_bytes:
-            raise VerifyError(f"has {file.n_bytes} bytes, too many for what it is", path=path)
-        return file.read_exact(0, file.n_bytes)
+        return file.read_whole(max_bytes)
 
 
 def parse_json(content: bytes, path: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_finds_pieces_by_name(model_of):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     assert "No such file or directory" in refusal(tmp_path / "tokenizer.model")
-    assert "Is a directory" in refusal(tmp_path)
+    assert "is a folder, not a file" in refusal(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")

@@ -18,7 +18,6 @@ from codellama_convert.formats.pth_reader import read_rank
 from codellama_convert.formats.zip_reader import (
     Archive,
     Entry,
-    describe_other_kind,
     read_archive,
     read_entry,
 )
@@ -147,32 +146,6 @@ def test_an_entry_larger_than_plausible_is_not_read(tmp_path: Path) -> None:
         assert read_entry(file, entry, 4) == b"abcd"
         with pytest.raises(CheckpointError, match="4 bytes"):
             read_entry(file, entry, 3)
-
-
-@pytest.mark.parametrize(
-    ("head", "kind"),
-    [
-        (b"<!doctype html>", "HTML"),
-        (b"\xef\xbb\xbf\n\t <html lang='en'>", "HTML"),
-        (b"version https://git-lfs.github.com/spec/v1", "LFS"),
-        (bytes(257) + b"ustar\x0000", "tar"),
-        (b"\x1f\x8b\x08", "gzip"),
-        (b"GGUF\x03\0\0\0", "GGUF"),
-        (b'\x60\x2c\0\0\0\0\0\0{"__metadata__', "safetensors"),
-    ],
-)
-def test_other_kinds_of_file_are_named(head: bytes, kind: str) -> None:
-    told = describe_other_kind(head)
-    assert told is not None
-    assert kind in told[0]
-
-
-@pytest.mark.parametrize(
-    "head",
-    [b"", b"PK\x03\x04", b"{", b"<", bytes(512), b"\x80\x02}.", b'        {"dim": 4096}'],
-)
-def test_nothing_is_said_of_unknown_kinds(head: bytes) -> None:
-    assert describe_other_kind(head) is None
 
 
 # --- more than 4 GiB ------------------------------------------------------------------------------

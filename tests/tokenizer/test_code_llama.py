@@ -68,7 +68,9 @@ def test_loads_a_folder_and_a_bare_file(folder_of, tmp_path):
 
 
 def test_a_name_on_a_hub_is_refused_as_a_missing_file():
-    with pytest.raises(TokenizerError, match="codellama/CodeLlama-7b-hf: No such file"):
+    with pytest.raises(
+        TokenizerError, match="codellama/CodeLlama-7b-hf: cannot open: No such file"
+    ):
         CodeLlamaTokenizer.from_pretrained("codellama/CodeLlama-7b-hf")
 
 
