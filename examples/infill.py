@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 from safetensors import SafetensorError
 
-from codellama_convert import CodeLlamaTokenizer
-from codellama_convert.errors import ConvertError
+from codellama_convert import CodeLlamaTokenizer, ConvertError
 
 if TYPE_CHECKING:
     import torch

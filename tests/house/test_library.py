@@ -1,22 +1,87 @@
-"""The library as a script calls it: what the command line would refuse, it refuses too."""
+"""The library as a script calls it: its names, and what the command line would refuse."""
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import codellama_convert
 from codellama_convert import (
+    ConversionReport,
+    ConvertError,
+    Options,
     RunOptions,
+    VerifyReport,
     convert_checkpoint,
+    plan_conversion,
+    verify_output,
 )
-from codellama_convert.errors import ConvertError
 from tests.witness.checkpoints import GQA, save_checkpoint
+
+NAMES = {
+    "CastError", "CheckpointError", "CodeLlamaTokenizer", "ConfigError", "ConversionReport",
+    "ConvertError", "Interrupted", "Job", "LayoutError", "Options", "OutputError", "RunOptions",
+    "TokenizerError", "VerifyError", "VerifyReport", "convert_checkpoint", "dtype_named",
+    "plan_conversion", "verify_output",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("library") / "in", GQA)
+
+
+def test_every_public_name_is_listed_and_leads_somewhere() -> None:
+    """`dir` showed none of them: a notebook could not complete what the README names."""
+    assert {*dir(codellama_convert)} >= NAMES | {"__version__"}
+    assert {*codellama_convert.__all__} == NAMES | {"__version__"}
+    for name in NAMES:
+        assert getattr(codellama_convert, name).__name__ == name
+
+
+def test_type_checkers_read_the_names_that_a_script_gets() -> None:
+    tree = ast.parse(Path(codellama_convert.__file__).read_bytes())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    told = set()
+    for line in block.body:
+        assert isinstance(line, ast.ImportFrom)
+        (alias,) = line.names
+        assert alias.asname == alias.name, "no re-export without `as`"
+        told.add(alias.name)
+        if isinstance(home := getattr(codellama_convert, alias.name), type):
+            assert home.__module__ == line.module
+    assert told == NAMES
+
+
+def test_every_kind_of_problem_is_public() -> None:
+    from codellama_convert import errors
+
+    kinds = {name for name, one in vars(errors).items() if isinstance(one, type)}
+    assert kinds == {name for name in NAMES if name.endswith("Error")} | {"Interrupted"}
+
+
+def test_a_problem_is_caught_without_a_library() -> None:
+    """A script names the errors before it knows whether it converts."""
+    code = (
+        "import sys\nfrom codellama_convert import ConvertError, Interrupted, Options, RunOptions\n"
+        "heavy = {'sentencepiece', 'numpy', 'torch', 'click'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_is_returned_is_what_is_exported(checkpoint: Path, tmp_path: Path) -> None:
+    assert type(convert_checkpoint(checkpoint, tmp_path / "out")) is ConversionReport
+    assert type(verify_output(tmp_path / "out")) is VerifyReport
+
+
+@pytest.mark.parametrize(
+    "options", [Options(max_shard_bytes=30_000), Options(model_size="tokenizer_only")]
+)
 
 
 def test_overwriting_may_be_asked_for_in_either_place(checkpoint: Path, tmp_path: Path) -> None:
