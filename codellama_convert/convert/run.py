@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from codellama_convert.arguments import FLAG, FUNCTION, as_path, instance_of, or_none
+from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
 from codellama_convert.convert.movers import open_mover
 from codellama_convert.convert.record import CONVERSION_NAME, conversion_json, file_sizes
 from codellama_convert.convert.transfer import Progress, TileSource, write_tensors
@@ -69,7 +69,6 @@ def convert_checkpoint(
     *,
     options: Options | None = None,
     run_options: RunOptions | None = None,
-    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Convert a Meta checkpoint into a Hugging Face folder.
@@ -79,7 +78,6 @@ def convert_checkpoint(
         output_dir: The new folder.
         options: What to write, and how.
         run_options: How to treat the output folder, and what to do besides.
-        overwrite: Whether a model in `output_dir` may be replaced, whatever the run options say.
         progress: Called with the bytes of each tile that was written, from several threads.
 
     Returns:
@@ -90,11 +88,9 @@ def convert_checkpoint(
     """
     chosen = RunOptions() if run_options is None else run_options
     target = _check_run(output_dir, chosen, progress)
-    FLAG.check("overwrite", overwrite)
     asked = Options() if options is None else options
     instance_of(Options).check("options", asked)
     refuse_unused(asked, chosen)
-    chosen = replace(chosen, overwrite=overwrite or chosen.overwrite)
     return run(plan_conversion(input_dir, asked), target, chosen, progress=progress)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from codellama_convert.convert.run import convert_checkpoint
 from codellama_convert.errors import CastError, ConvertError, OutputError
 from codellama_convert.plan.job import Options
+from codellama_convert.plan.run_options import RunOptions
 from codellama_convert.storage.output_file import OutputFile
 from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from tests.witness.checkpoints import (
@@ -34,6 +35,8 @@ from tests.witness.checkpoints import (
     split_ranks,
 )
 from tests.witness.meta_forward import meta_logits
+
+OVERWRITE = RunOptions(overwrite=True)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -373,7 +376,7 @@ def test_a_value_that_would_become_infinite_stops_the_run(tmp_path):
     shutil.rmtree(tmp_path / "in")
     save_checkpoint(tmp_path / "in", MHA, state)
     convert_checkpoint(
-        tmp_path / "in", tmp_path / "out", options=Options(dtype=FLOAT16), overwrite=True
+        tmp_path / "in", tmp_path / "out", options=Options(dtype=FLOAT16), run_options=OVERWRITE
     )
 
 
@@ -517,7 +520,7 @@ def test_a_folder_that_is_not_empty_is_refused_unless_told_to_overwrite(tmp_path
     with pytest.raises(OutputError, match=r"mine\.txt"):
         convert_checkpoint(tmp_path / "in", tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
-    convert_checkpoint(tmp_path / "in", tmp_path / "out", overwrite=True)
+    convert_checkpoint(tmp_path / "in", tmp_path / "out", run_options=OVERWRITE)
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep me"
     assert (tmp_path / "out" / "model.safetensors").exists()
 
@@ -526,7 +529,7 @@ def test_overwriting_leaves_no_file_of_the_old_model(tmp_path):
     save_checkpoint(tmp_path / "in", MHA, random_model(MHA, torch.bfloat16, 1))
     convert_checkpoint(tmp_path / "in", tmp_path / "out", options=Options(max_shard_bytes=30_000))
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
-    convert_checkpoint(tmp_path / "in", tmp_path / "out", overwrite=True)
+    convert_checkpoint(tmp_path / "in", tmp_path / "out", run_options=OVERWRITE)
     left = [p.name for p in (tmp_path / "out").iterdir() if "model" in p.name]
     assert sorted(left) == ["model.safetensors", "tokenizer.model"]
 
@@ -535,7 +538,7 @@ def test_the_checkpoints_own_folder_is_refused_as_output(tmp_path):
     save_checkpoint(tmp_path / "in", MHA, random_model(MHA, torch.bfloat16, 1))
     before = sorted(p.name for p in (tmp_path / "in").iterdir())
     with pytest.raises(OutputError, match="input folder"):
-        convert_checkpoint(tmp_path / "in", tmp_path / "in", overwrite=True)
+        convert_checkpoint(tmp_path / "in", tmp_path / "in", run_options=OVERWRITE)
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == before
 
 

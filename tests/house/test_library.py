@@ -84,12 +84,13 @@ def test_what_is_returned_is_what_is_exported(checkpoint: Path, tmp_path: Path) 
 )
 
 
-def test_overwriting_may_be_asked_for_in_either_place(checkpoint: Path, tmp_path: Path) -> None:
-    """Beside run options it was passed over."""
+
+def test_overwriting_is_asked_for_in_the_run_options(checkpoint: Path, tmp_path: Path) -> None:
+    """It had a second place, an argument of `convert_checkpoint`."""
+    over = RunOptions(overwrite=True, sha256=True)
     for _ in range(2):
-        convert_checkpoint(
-            checkpoint, tmp_path / "out", run_options=RunOptions(sha256=True), overwrite=True
-        )
-    convert_checkpoint(checkpoint, tmp_path / "out", run_options=RunOptions(overwrite=True))
+        convert_checkpoint(checkpoint, tmp_path / "out", run_options=over)
     with pytest.raises(ConvertError, match="not empty"):
         convert_checkpoint(checkpoint, tmp_path / "out", run_options=RunOptions(sha256=True))
+    with pytest.raises(TypeError, match="overwrite"):
+        convert_checkpoint(checkpoint, tmp_path / "out", overwrite=True)

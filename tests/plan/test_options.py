@@ -227,7 +227,6 @@ def test_an_object_of_another_kind_is_refused_by_its_argument(checkpoint, tmp_pa
         ("job", lambda: verify_output(tmp_path, wrong)),
         ("progress", lambda: run(job, target, progress=wrong)),
         ("progress", lambda: convert_checkpoint(checkpoint, target, progress=wrong)),
-        ("overwrite", lambda: convert_checkpoint(checkpoint, target, overwrite=wrong)),
     ):
         with pytest.raises(ConfigError, match=f"^{name} is "):
             call()
