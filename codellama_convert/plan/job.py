@@ -39,7 +39,7 @@ from codellama_convert.tokenizer.tokenizer_json import tokenizer_json
 _MIN_DEFAULT_WORKERS, _MAX_DEFAULT_WORKERS = 2, 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Job:
     """A conversion that was checked and may be run.
 
@@ -58,6 +58,20 @@ class Job:
     plan: ConversionPlan | None
     tokenizer: SentencePieceModel | None
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        # What dataclasses write would be every tensor of the model and every piece of the vocabulary.
+        parts = [f"input_dir={str(self.files.folder)!r}"]
+        if self.checkpoint is not None and self.plan is not None:
+            parts += [
+                f"model={self.checkpoint.identity.name!r}",
+                f"dtype={self.plan.dtype.name!r}",
+                f"n_tensors={len(self.plan.tensors)}",
+                f"n_files={len(self.plan.files)}",
+                f"tensor_bytes={self.plan.tensor_bytes}",
+            ]
+        n_pieces = None if self.tokenizer is None else self.tokenizer.n_pieces
+        return f"Job({', '.join(parts)}, n_pieces={n_pieces}, n_notes={len(self.notes)})"
 
     def identity(self) -> dict[str, Any]:
         """Tell what the output's bytes depend on: inputs and options, as plain values.

@@ -82,7 +82,15 @@ def test_what_is_returned_is_what_is_exported(checkpoint: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     "options", [Options(max_shard_bytes=30_000), Options(model_size="tokenizer_only")]
 )
-
+def test_a_job_is_shown_in_a_line_that_can_be_read(options: Options, tmp_path: Path) -> None:
+    """A notebook printed half a megabyte: every tensor, and every piece of the vocabulary."""
+    source = save_checkpoint(tmp_path / "in", GQA)
+    shown = repr(plan_conversion(source, options))
+    assert shown.startswith("Job(input_dir=")
+    assert shown.endswith(")")
+    assert repr(str(source)) in shown
+    assert len(shown) < 300 + len(str(source))
+    assert "\n" not in shown
 
 
 def test_overwriting_is_asked_for_in_the_run_options(checkpoint: Path, tmp_path: Path) -> None:
