@@ -15,18 +15,18 @@ from codellama_convert import __version__
 from codellama_convert.errors import OutputError
 from codellama_convert.hugging_face.config_json import json_bytes
 from codellama_convert.hugging_face.model_card import CARD_NAME
+from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job
 from codellama_convert.staging.record_values import FileSum, SealedFile
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.watch import Look, look_away
 
-CONVERSION_NAME = "conversion.json"
 # Of that; 70B has 723 tensors and 160 kB.
 _RECORD_BYTES, _RECORD_BYTES_PER_ENTRY = 1 << 13, 1 << 8
 
 
-def conversion_json(
+def record_json(
     job: Job,
     sealed: Mapping[str, SealedFile],
     small_files: Mapping[str, FileSum],
@@ -131,10 +131,10 @@ def file_sizes(
     """
     card = job.model_card() if with_card else None
     sizes = {name: len(content) for name, content in small_files.items()}
-    sizes |= {CONVERSION_NAME: _RECORD_BYTES, CARD_NAME: len(card or b"")}
+    sizes |= {RECORD_NAME: _RECORD_BYTES, CARD_NAME: len(card or b"")}
     if job.plan is not None:
         sizes |= {file.name: file.n_bytes for file in job.plan.files}
-        sizes[CONVERSION_NAME] += _RECORD_BYTES_PER_ENTRY * (
+        sizes[RECORD_NAME] += _RECORD_BYTES_PER_ENTRY * (
             len(job.plan.tensors) + len(job.plan.files)
         )
     return sizes

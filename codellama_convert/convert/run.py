@@ -12,11 +12,12 @@ from pathlib import Path
 
 from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
 from codellama_convert.convert.movers import open_mover
-from codellama_convert.convert.record import CONVERSION_NAME, conversion_json, file_sizes
+from codellama_convert.convert.record import file_sizes, record_json
 from codellama_convert.convert.transfer import Progress, TileSource, write_tensors
 from codellama_convert.errors import CheckpointError, Interrupted
 from codellama_convert.hugging_face.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.plan.options import Options
 from codellama_convert.plan.plan import FilePlan, TensorPlan
@@ -190,11 +191,11 @@ def _stage(
     if card is not None:  # for people, who may edit it: not in the record
         folder.add(CARD_NAME, card)
     written = write.all_files()
-    record = conversion_json(
+    record = record_json(
         job, written.sealed, small_sums, written.rank_crcs,
         sha256_of=folder.staging if chosen.sha256 else None, look=look,
     )  # fmt: skip
-    folder.add(CONVERSION_NAME, record)
+    folder.add(RECORD_NAME, record)
     if chosen.check_staged is not None:
         chosen.check_staged(job, folder.staging, look)
     look()  # for the last time: from here on it goes out

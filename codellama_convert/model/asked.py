@@ -13,6 +13,7 @@ from codellama_convert.errors import shown
 from codellama_convert.model.releases import FLAVORS, Flavor
 from codellama_convert.tensors import DTYPES
 
+RECORD_NAME = "conversion.json"  # of the output; it says what was asked for, and every sum
 TOKENIZER_CLASSES = (
     "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
 )  # fmt: skip

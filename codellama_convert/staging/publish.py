@@ -10,16 +10,15 @@ from collections.abc import Collection
 
 from codellama_convert.errors import OutputError
 from codellama_convert.hugging_face.loader_names import is_entrance, is_saved_by_libraries
+from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.staging.crash_points import step
 from codellama_convert.storage.blocks import first_line
 from codellama_convert.storage.held_folder import HeldFolder
 
-_RECORD_NAME = "conversion.json"
-
 
 def is_replaced(name: str) -> bool:
     """Tell whether a file or folder of this name is an older model's, and goes with it."""
-    return name == _RECORD_NAME or is_saved_by_libraries(name)
+    return name == RECORD_NAME or is_saved_by_libraries(name)
 
 
 def publish(staging: HeldFolder, folder: HeldFolder, names: Collection[str]) -> None:

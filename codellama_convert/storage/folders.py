@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from codellama_convert.errors import OutputError
+from codellama_convert.errors import ConvertError, OutputError
 from codellama_convert.storage.blocks import first_line
 
 
@@ -160,13 +160,17 @@ def names_a_folder(path: Path) -> bool:
         raise OutputError(f"cannot look up: {first_line(problem)}", path=path) from problem
 
 
-def names_in(folder: Path) -> set[str]:
-    """List a folder.
+def names_in(folder: Path, *, error: type[ConvertError] = OutputError) -> set[str]:
+    """List the names in a folder, those of dangling links too.
+
+    Args:
+        folder: The folder.
+        error: What kind of problem it is that it cannot be read.
 
     Raises:
-        OutputError: If it cannot be read.
+        ConvertError: (the given kind) If it cannot be read.
     """
     try:
         return {entry.name for entry in folder.iterdir()}
     except OSError as problem:
-        raise OutputError(f"cannot list: {first_line(problem)}", path=folder) from problem
+        raise error(f"cannot list: {first_line(problem)}", path=folder) from problem

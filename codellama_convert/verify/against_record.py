@@ -14,18 +14,17 @@ from typing import Any
 from codellama_convert import __version__
 from codellama_convert.errors import VerifyError, shown
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
-from codellama_convert.model.asked import Asked
+from codellama_convert.model.asked import RECORD_NAME, Asked
 from codellama_convert.plan.job import Job
 from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.folders import names_in
 from codellama_convert.verify.folder_reader import StoredOutput, read_output
 from codellama_convert.verify.job import class_named
 from codellama_convert.verify.output_files import (
     CONFIG_NAMES,
-    CONVERSION_NAME,
     MODEL_SUFFIX,
     TOKENIZER_NAMES,
     complain_of_strays,
-    names_in,
 )
 from codellama_convert.verify.record_reader import FileSums, Record, TensorSums, read_record
 from codellama_convert.verify.report import Problems, Progress, VerifyReport
@@ -73,11 +72,11 @@ def verify_record(
     record = read_record(output_dir, problems.add)
     if record is None:
         raise VerifyError(
-            f"holds no {CONVERSION_NAME} to compare it with",
+            f"holds no {RECORD_NAME} to compare it with",
             path=output_dir,
             hint="name the checkpoint with --input_dir",
         )
-    names = names_in(output_dir)
+    names = names_in(output_dir, error=VerifyError)
     has_model = bool(record.tensors) or INDEX_NAME in names or SINGLE_FILE_NAME in names
     stored = read_output(output_dir, problems.add) if has_model else {}
     options = {name: record.options.get(name) for name in _option_names(record)}
@@ -129,12 +128,12 @@ def check_record(
         said = record.tensors.get(name)
         if said is not None and one.difference is None:
             for line in _wrong_counts(said, one):
-                problems.add(f"{CONVERSION_NAME}: tensor {name!r} {line}")
+                problems.add(f"{RECORD_NAME}: tensor {name!r} {line}")
     for name in sorted({*record.source, *measured.ranks}):
         told, rank = record.source.get(name), measured.ranks.get(name)
         if told != rank:
             problems.add(
-                f"{CONVERSION_NAME}: says that {name} {_told(told)}; the checkpoint's {_told(rank)}"
+                f"{RECORD_NAME}: says that {name} {_told(told)}; the checkpoint's {_told(rank)}"
             )
 
 
@@ -158,7 +157,7 @@ def _option_names(record: Record) -> set[str]:
 
 
 def _compare_options(record: Record, expected: Mapping[str, Any], problems: Problems) -> None:
-    problems.add_differences(f"{CONVERSION_NAME}: options", record.options, expected)
+    problems.add_differences(f"{RECORD_NAME}: options", record.options, expected)
 
 
 def _expected_options(job: Job, record: Record) -> dict[str, Any]:
@@ -186,7 +185,7 @@ def _compare_model(record: Record, job: Job, problems: Problems) -> None:
     is_a_guess = identity is not None and identity.family is None
     # Another version of this program may call a model otherwise.
     if record.version == __version__ and record.model != expected and not is_a_guess:
-        problems.add(f"{CONVERSION_NAME}: model is {shown(record.model)}, expected {expected!r}")
+        problems.add(f"{RECORD_NAME}: model is {shown(record.model)}, expected {expected!r}")
 
 
 def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems: Problems) -> None:
@@ -206,10 +205,10 @@ def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems
     if record.options.get("skip_tokenizer") is not True:
         needed.update(TOKENIZER_NAMES)
     for name in sorted(needed - set(record.files)):
-        problems.add(f"{CONVERSION_NAME}: files lacks {name}")
+        problems.add(f"{RECORD_NAME}: files lacks {name}")
     for name in sorted(set(record.files) - needed):
         what = "of which no tensor is" if name.endswith(MODEL_SUFFIX) else "which it did not write"
-        problems.add(f"{CONVERSION_NAME}: files names {name}, {what}")
+        problems.add(f"{RECORD_NAME}: files names {name}, {what}")
 
 
 def _place(file: str, dtype: str, shape: tuple[int, ...], n_bytes: int) -> str:

@@ -17,6 +17,7 @@ from codellama_convert.errors import VerifyError, shown
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.formats.strict_json import identical, parse_object
 from codellama_convert.storage.blocks import first_line
+from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tensors import DTYPES, Dtype
 from codellama_convert.verify.output_files import (
@@ -26,7 +27,6 @@ from codellama_convert.verify.output_files import (
     Complain,
     first_other_byte,
     is_plain_name,
-    names_in,
     parse_json,
     read_small,
     sorted_json,
@@ -69,7 +69,7 @@ def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     Raises:
         VerifyError: If there is nothing to verify, or a file cannot be parsed.
     """
-    names = names_in(folder)
+    names = names_in(folder, error=VerifyError)
     if INDEX_NAME in names:
         return _read_indexed(folder, complain)
     if SINGLE_FILE_NAME in names:

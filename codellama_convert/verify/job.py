@@ -18,9 +18,10 @@ from codellama_convert.model.asked import TOKENIZER_CLASSES, Asked
 from codellama_convert.model.recognise import identify
 from codellama_convert.plan.job import Job, plan_weights
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, TOKENIZER_ONLY, Options
+from codellama_convert.storage.folders import names_in
 from codellama_convert.tensors import as_dtype, dtype_named
 from codellama_convert.verify.folder_reader import StoredOutput
-from codellama_convert.verify.output_files import json_file, names_in
+from codellama_convert.verify.output_files import json_file
 from codellama_convert.verify.record_reader import Record, read_record
 from codellama_convert.verify.tokenizer import NO_LIMIT
 
@@ -67,7 +68,8 @@ def options_for(output_dir: Path, options: Options, said: Asked) -> Options:
         record = read_record(output_dir, lambda _: None)
     if record is None:
         return _with(options, said)
-    alone = not record.tensors and names_in(output_dir).isdisjoint({INDEX_NAME, SINGLE_FILE_NAME})
+    names = names_in(output_dir, error=VerifyError)
+    alone = not record.tensors and names.isdisjoint({INDEX_NAME, SINGLE_FILE_NAME})
     if alone and options.model_size is None:
         options = replace(options, model_size=TOKENIZER_ONLY)
     return _with(options, said.or_else(record.asked))

@@ -13,12 +13,11 @@ from typing import Any
 from codellama_convert.errors import VerifyError
 from codellama_convert.formats.strict_json import parse_object
 from codellama_convert.hugging_face.loader_names import is_taken_by_loaders
-from codellama_convert.storage.blocks import first_line
+from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.input_file import InputFile
 
 Complain = Callable[[str], None]
 
-CONVERSION_NAME = "conversion.json"
 MODEL_SUFFIX = ".safetensors"
 CONFIG_NAMES = ("config.json", "generation_config.json")
 TOKENIZER_NAMES = (
@@ -31,18 +30,6 @@ SPELLED_OTHERWISE = "the values are right, the spelling is not"
 MAX_LIST_BYTES = 1 << 20
 _MAX_CONFIG_BYTES = 1 << 16
 _MAX_NAME_BYTES = 255  # of Linux's file systems
-
-
-def names_in(folder: Path) -> frozenset[str]:
-    """List the names in a folder, those of dangling links too.
-
-    Raises:
-        VerifyError: If it cannot be read.
-    """
-    try:
-        return frozenset(path.name for path in folder.iterdir())
-    except OSError as problem:
-        raise VerifyError(f"cannot open: {first_line(problem)}", path=folder) from problem
 
 
 def is_plain_name(name: object) -> bool:
@@ -69,7 +56,7 @@ def complain_of_strays(folder: Path, expected: Collection[str], complain: Compla
     Raises:
         VerifyError: If the folder cannot be read.
     """
-    for name in sorted(names_in(folder).difference(expected)):
+    for name in sorted(names_in(folder, error=VerifyError).difference(expected)):
         if is_taken_by_loaders(name):
             complain(f"{name} is in the folder, but not of the conversion; loaders may take it")
 

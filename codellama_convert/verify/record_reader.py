@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codellama_convert.errors import VerifyError, shown
-from codellama_convert.model.asked import Asked, parse_asked
+from codellama_convert.model.asked import RECORD_NAME, Asked, parse_asked
+from codellama_convert.storage.folders import names_in
 from codellama_convert.verify.output_files import (
-    CONVERSION_NAME,
     MAX_LIST_BYTES,
     Complain,
     is_plain_name,
-    names_in,
     parse_json,
     read_small,
 )
@@ -91,9 +90,9 @@ def read_record(output_dir: Path, complain: Complain) -> Record | None:
     Raises:
         VerifyError: If it is not a record.
     """
-    if CONVERSION_NAME not in names_in(output_dir):
+    if RECORD_NAME not in names_in(output_dir, error=VerifyError):
         return None
-    path = output_dir / CONVERSION_NAME
+    path = output_dir / RECORD_NAME
     raw = read_small(path, MAX_LIST_BYTES)
     content = parse_json(raw, path)
     try:
@@ -111,7 +110,7 @@ def read_record(output_dir: Path, complain: Complain) -> Record | None:
     except ValueError as problem:
         raise VerifyError(f"is not a conversion's record: {problem}", path=path) from problem
     for line in (*_wrong_sum(raw), *_wrong_keys(content), *_missing_digests(record)):
-        complain(f"{CONVERSION_NAME}: {line}")
+        complain(f"{RECORD_NAME}: {line}")
     return record
 
 
