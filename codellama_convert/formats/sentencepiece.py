@@ -6,95 +6,43 @@ It must not know what its pieces become: neither Hugging Face's files nor how te
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from codellama_convert.errors import TokenizerError
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
-from codellama_convert.formats.protobuf import FIXED32, LENGTH, VARINT, WireError, fields
+from codellama_convert.formats.sentencepiece_message import (
+    NORMALIZER_CHARSMAP,
+    NORMALIZER_RULES,
+    NORMALIZER_SWITCHES,
+    TRAINER_BOS_PIECE,
+    TRAINER_BYTE_FALLBACK,
+    TRAINER_EOS_PIECE,
+    TRAINER_MODEL_TYPE,
+    TRAINER_UNK_PIECE,
+    TRAINER_WHITESPACE_SUFFIX,
+    Message,
+    Piece,
+    PieceType,
+    WireError,
+    parse_model,
+)
 from codellama_convert.storage.input_file import InputFile
 
 # Llama 2's file has 499,723 bytes and 32,000 pieces, its longest piece 16 characters (Code Llama's
 # spare pieces 31); Gemma 3's has 4.7 million bytes and 262,144 pieces of some 2 million characters,
 # the most in use. The limits bound the memory and time that a hostile file can cost.
 MAX_FILE_BYTES = 8 << 20
-MAX_PIECES = 1 << 18
 MAX_PIECE_CHARS = 256
 MAX_ALL_CHARS = 1 << 22
 
 DOWNLOAD_AGAIN = "download the model's tokenizer.model again"
 
-# Field numbers. Source: google/sentencepiece src/sentencepiece_model.proto.
-MODEL_PIECE, MODEL_TRAINER, MODEL_NORMALIZER, MODEL_SELF_TEST, MODEL_DENORMALIZER = 1, 2, 3, 4, 5
-PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
-TRAINER_MODEL_TYPE, TRAINER_BYTE_FALLBACK = 3, 35
-TRAINER_WHITESPACE_SUFFIX = 24
-TRAINER_UNK_PIECE, TRAINER_BOS_PIECE, TRAINER_EOS_PIECE = 45, 46, 47
-NORMALIZER_CHARSMAP, NORMALIZER_RULES = 2, 6
-
 BPE = 2
 MODEL_TYPES = ((1, "unigram"), (BPE, "BPE"), (3, "word"), (4, "char"))
-
-# Field, name, SentencePiece's default, and the value with which Hugging Face's files are exact.
-NORMALIZER_SWITCHES = (
-    (3, "add_dummy_prefix", 1, True),
-    (4, "remove_extra_whitespaces", 1, False),
-    (5, "escape_whitespaces", 1, True),
-)
-
-
-_NORMALIZER_WIRES = {
-    NORMALIZER_CHARSMAP: LENGTH,
-    NORMALIZER_RULES: LENGTH,
-    **{number: VARINT for number, *_ in NORMALIZER_SWITCHES},
-}
-_WIRES = {
-    MODEL_TRAINER: {
-        TRAINER_MODEL_TYPE: VARINT,
-        TRAINER_BYTE_FALLBACK: VARINT,
-        TRAINER_WHITESPACE_SUFFIX: VARINT,
-        TRAINER_UNK_PIECE: LENGTH,
-        TRAINER_BOS_PIECE: LENGTH,
-        TRAINER_EOS_PIECE: LENGTH,
-    },
-    MODEL_NORMALIZER: _NORMALIZER_WIRES,
-    MODEL_DENORMALIZER: _NORMALIZER_WIRES,
-}
-
-
-class PieceType(IntEnum):
-    """What a piece is for. Source: google/sentencepiece src/sentencepiece_model.proto."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-PIECE_TYPES = {int(kind): kind for kind in PieceType}
-
-
-class Piece(NamedTuple):
-    """One entry of the vocabulary; its place in the file is its id.
-
-    A named tuple: 32,016 of them are made in 30 ms, frozen dataclasses take twice that.
-
-    Attributes:
-        text: The piece, with U+2581 for a space.
-        score: The higher, the earlier BPE merges it.
-        type: What it is for.
-    """
-
-    text: str
-    score: float
-    type: PieceType
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +77,6 @@ class SentencePieceModel:
         return self.ids.get(text)
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """The three parts of a model file, wire format checked, meaning not."""
-
-    pieces: tuple[Piece, ...]
-    trainer: Mapping[int, int | bytes] | None
-    normalizer: Mapping[int, int | bytes] | None
-    denormalizer: Mapping[int, int | bytes] | None
-
-
 def read_sentencepiece_model(path: Path) -> SentencePieceModel:
     """Read a tokenizer.model and refuse what would not give Meta's ids.
 
@@ -156,7 +94,7 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
     """
     raw = _read_file(path)
     try:
-        message = _parse_model(raw)
+        message = parse_model(raw)
     except WireError as error:
         _refuse_other_kind(raw[:HEAD_BYTES], path)
         raise TokenizerError(
@@ -194,60 +132,7 @@ def _refuse_other_kind(head: bytes, path: Path) -> None:
     refuse_other_kind(head, "SentencePiece", path=path, error=TokenizerError)
 
 
-def _parse_model(raw: bytes) -> _Message:
-    pieces: list[Piece] = []
-    settings: dict[int, dict[int, int | bytes]] = {}
-    for number, wire, _, first, end in fields(raw, 0, len(raw)):
-        # SentencePiece would skip a field it does not know; a flipped bit that hides a piece this
-        # way would shift all later ids.
-        if wire != LENGTH or not MODEL_PIECE <= number <= MODEL_DENORMALIZER:
-            raise WireError(f"unknown field {number} before byte {first}")
-        if number == MODEL_PIECE:
-            if len(pieces) == MAX_PIECES:
-                raise WireError(f"more than {MAX_PIECES} pieces")
-            pieces.append(_parse_piece(raw, first, end))
-        elif number in settings:
-            raise WireError(f"field {number} occurs twice, again at byte {first}")
-        elif number != MODEL_SELF_TEST:
-            settings[number] = _parse_settings(raw, first, end, _WIRES[number])
-    return _Message(
-        pieces=tuple(pieces),
-        trainer=settings.get(MODEL_TRAINER),
-        normalizer=settings.get(MODEL_NORMALIZER),
-        denormalizer=settings.get(MODEL_DENORMALIZER),
-    )
-
-
-def _parse_settings(
-    raw: bytes, start: int, stop: int, wires: Mapping[int, int]
-) -> dict[int, int | bytes]:
-    found: dict[int, int | bytes] = {}
-    for number, wire, value, first, end in fields(raw, start, stop):
-        # SentencePiece takes a field of another wire type for an unknown one: its default holds.
-        if wire != wires.get(number, wire):
-            raise WireError(f"setting {number} of wire type {wire} before byte {first}")
-        found[number] = value if wire == VARINT else raw[first:end]
-    return found
-
-
-def _parse_piece(raw: bytes, start: int, stop: int) -> Piece:
-    text, score, kind = "", 0.0, PieceType.NORMAL
-    for number, wire, value, first, end in fields(raw, start, stop):
-        if (number, wire) == (PIECE_TEXT, LENGTH):
-            try:
-                text = raw[first:end].decode()
-            except UnicodeDecodeError as error:
-                raise WireError(f"the piece at byte {first} is not UTF-8") from error
-        elif (number, wire) == (PIECE_SCORE, FIXED32):
-            score = struct.unpack_from("<f", raw, first)[0]
-        elif (number, wire) == (PIECE_TYPE, VARINT) and value in PIECE_TYPES:
-            kind = PIECE_TYPES[value]
-        else:
-            raise WireError(f"unknown field {number} or type {value} in the piece at byte {start}")
-    return Piece(text, score, kind)
-
-
-def _settings_problems(message: _Message) -> Iterator[tuple[str, str]]:
+def _settings_problems(message: Message) -> Iterator[tuple[str, str]]:
     """Say what is wrong with the settings and what to do, the most telling problem first."""
     other = "this tokenizer belongs to another kind of model"
     trainer, normalizer = message.trainer, message.normalizer
@@ -307,7 +192,7 @@ def _piece_problems(pieces: tuple[Piece, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _special_id(
-    message: _Message, ids: Mapping[str, int], role: Literal["unk", "bos", "eos"], *, path: Path
+    message: Message, ids: Mapping[str, int], role: Literal["unk", "bos", "eos"], *, path: Path
 ) -> int:
     """Find a special piece as SentencePiece does: by the name that the trainer settings give it.
 

@@ -11,11 +11,8 @@ from typing import Any, Literal
 
 from codellama_convert.arguments import as_path
 from codellama_convert.errors import TokenizerError
-from codellama_convert.formats.sentencepiece import (
-    PieceType,
-    SentencePieceModel,
-    read_sentencepiece_model,
-)
+from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
+from codellama_convert.formats.sentencepiece_message import PieceType
 from codellama_convert.tokenizer.batch import PaddingSide, TokenBatch, token_batch
 from codellama_convert.tokenizer.codec import MetaCodec
 from codellama_convert.tokenizer.tokenizer_json import INFILLING_PIECES, STEP_PIECE

@@ -10,7 +10,8 @@ from collections import Counter
 from typing import Any, Literal, get_args
 
 from codellama_convert.errors import TokenizerError
-from codellama_convert.formats.sentencepiece import Piece, PieceType, SentencePieceModel
+from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.formats.sentencepiece_message import Piece, PieceType
 from codellama_convert.model.releases import Flavor
 from codellama_convert.storage.contents import Content
 from codellama_convert.tokenizer.chat_templates import chat_template

@@ -12,12 +12,8 @@ from itertools import groupby, islice, starmap, takewhile
 from typing import Any
 
 from codellama_convert.errors import TokenizerError
-from codellama_convert.formats.sentencepiece import (
-    DOWNLOAD_AGAIN,
-    Piece,
-    PieceType,
-    SentencePieceModel,
-)
+from codellama_convert.formats.sentencepiece import DOWNLOAD_AGAIN, SentencePieceModel
+from codellama_convert.formats.sentencepiece_message import Piece, PieceType
 from codellama_convert.storage.contents import Chunked
 
 # Source: meta-llama/codellama llama/tokenizer.py. Their ids differ between models.

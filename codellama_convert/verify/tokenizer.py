@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import VerifyError, shown
-from codellama_convert.formats.sentencepiece import PieceType, SentencePieceModel
+from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.formats.sentencepiece_message import PieceType
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tokenizer.chat_templates import chat_template
 from codellama_convert.verify.config import META_MARKS, Marks

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from codellama_convert import CodeLlamaTokenizer, Options, plan_conversion
 from codellama_convert.errors import TokenizerError
-from codellama_convert.formats.sentencepiece import PieceType, read_sentencepiece_model
+from codellama_convert.formats.sentencepiece import read_sentencepiece_model
+from codellama_convert.formats.sentencepiece_message import PieceType
 from codellama_convert.tokenizer.codec import MetaCodec
 from tests.refusals import refused
 from tests.witness.vocabularies import (

@@ -1,0 +1,194 @@
+"""Own the protocol buffer that a tokenizer.model is: its wire format, its fields, its pieces.
+
+What the values mean, and which of them fit, is for others to say.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+# Wire types. Source: protobuf.dev/programming-guides/encoding.
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+
+# Field numbers. Source: google/sentencepiece src/sentencepiece_model.proto.
+MODEL_PIECE, MODEL_TRAINER, MODEL_NORMALIZER, MODEL_SELF_TEST, MODEL_DENORMALIZER = 1, 2, 3, 4, 5
+PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
+TRAINER_MODEL_TYPE, TRAINER_BYTE_FALLBACK = 3, 35
+TRAINER_WHITESPACE_SUFFIX = 24
+TRAINER_UNK_PIECE, TRAINER_BOS_PIECE, TRAINER_EOS_PIECE = 45, 46, 47
+NORMALIZER_CHARSMAP, NORMALIZER_RULES = 2, 6
+
+# Field, name, SentencePiece's default, and the value with which Hugging Face's files are exact.
+NORMALIZER_SWITCHES = (
+    (3, "add_dummy_prefix", 1, True),
+    (4, "remove_extra_whitespaces", 1, False),
+    (5, "escape_whitespaces", 1, True),
+)
+
+MAX_PIECES = 1 << 18  # Gemma 3's 262,144 are the most in use
+
+_NORMALIZER_WIRES = {
+    NORMALIZER_CHARSMAP: LENGTH,
+    NORMALIZER_RULES: LENGTH,
+    **{number: VARINT for number, *_ in NORMALIZER_SWITCHES},
+}
+_WIRES = {
+    MODEL_TRAINER: {
+        TRAINER_MODEL_TYPE: VARINT,
+        TRAINER_BYTE_FALLBACK: VARINT,
+        TRAINER_WHITESPACE_SUFFIX: VARINT,
+        TRAINER_UNK_PIECE: LENGTH,
+        TRAINER_BOS_PIECE: LENGTH,
+        TRAINER_EOS_PIECE: LENGTH,
+    },
+    MODEL_NORMALIZER: _NORMALIZER_WIRES,
+    MODEL_DENORMALIZER: _NORMALIZER_WIRES,
+}
+
+
+class WireError(ValueError):
+    """The bytes are not the protocol buffer that they should be."""
+
+
+class PieceType(IntEnum):
+    """What a piece is for. Source: google/sentencepiece src/sentencepiece_model.proto."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+PIECE_TYPES = {int(kind): kind for kind in PieceType}
+
+
+class Piece(NamedTuple):
+    """One entry of the vocabulary; its place in the file is its id.
+
+    A named tuple: 32,016 of them are made in 30 ms, frozen dataclasses take twice that.
+
+    Attributes:
+        text: The piece, with U+2581 for a space.
+        score: The higher, the earlier BPE merges it.
+        type: What it is for.
+    """
+
+    text: str
+    score: float
+    type: PieceType
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The three parts of a model file, wire format checked, meaning not."""
+
+    pieces: tuple[Piece, ...]
+    trainer: Mapping[int, int | bytes] | None
+    normalizer: Mapping[int, int | bytes] | None
+    denormalizer: Mapping[int, int | bytes] | None
+
+
+def parse_model(raw: bytes) -> Message:
+    """Parse a tokenizer.model.
+
+    Args:
+        raw: The whole file.
+
+    Returns:
+        Its pieces, and its settings by field number.
+
+    Raises:
+        WireError: If it is damaged, or has a field that SentencePiece does not know.
+    """
+    pieces: list[Piece] = []
+    settings: dict[int, dict[int, int | bytes]] = {}
+    for number, wire, _, first, end in fields(raw, 0, len(raw)):
+        # SentencePiece would skip a field it does not know; a flipped bit that hides a piece this
+        # way would shift all later ids.
+        if wire != LENGTH or not MODEL_PIECE <= number <= MODEL_DENORMALIZER:
+            raise WireError(f"unknown field {number} before byte {first}")
+        if number == MODEL_PIECE:
+            if len(pieces) == MAX_PIECES:
+                raise WireError(f"more than {MAX_PIECES} pieces")
+            pieces.append(_parse_piece(raw, first, end))
+        elif number in settings:
+            raise WireError(f"field {number} occurs twice, again at byte {first}")
+        elif number != MODEL_SELF_TEST:
+            settings[number] = _parse_settings(raw, first, end, _WIRES[number])
+    return Message(
+        pieces=tuple(pieces),
+        trainer=settings.get(MODEL_TRAINER),
+        normalizer=settings.get(MODEL_NORMALIZER),
+        denormalizer=settings.get(MODEL_DENORMALIZER),
+    )
+
+
+def _parse_settings(
+    raw: bytes, start: int, stop: int, wires: Mapping[int, int]
+) -> dict[int, int | bytes]:
+    found: dict[int, int | bytes] = {}
+    for number, wire, value, first, end in fields(raw, start, stop):
+        # SentencePiece takes a field of another wire type for an unknown one: its default holds.
+        if wire != wires.get(number, wire):
+            raise WireError(f"setting {number} of wire type {wire} before byte {first}")
+        found[number] = value if wire == VARINT else raw[first:end]
+    return found
+
+
+def _parse_piece(raw: bytes, start: int, stop: int) -> Piece:
+    text, score, kind = "", 0.0, PieceType.NORMAL
+    for number, wire, value, first, end in fields(raw, start, stop):
+        if (number, wire) == (PIECE_TEXT, LENGTH):
+            try:
+                text = raw[first:end].decode()
+            except UnicodeDecodeError as error:
+                raise WireError(f"the piece at byte {first} is not UTF-8") from error
+        elif (number, wire) == (PIECE_SCORE, FIXED32):
+            score = struct.unpack_from("<f", raw, first)[0]
+        elif (number, wire) == (PIECE_TYPE, VARINT) and value in PIECE_TYPES:
+            kind = PIECE_TYPES[value]
+        else:
+            raise WireError(f"unknown field {number} or type {value} in the piece at byte {start}")
+    return Piece(text, score, kind)
+
+
+def _varint(raw: bytes, offset: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    for position in range(offset, min(offset + 10, end)):
+        byte = raw[position]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position + 1
+        shift += 7
+    raise WireError(f"the number at byte {offset} does not end")
+
+
+def fields(raw: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Walk one message: (field number, wire type, varint value, first byte, byte after it)."""
+    offset = start
+    while offset < end:
+        tag_at = offset
+        tag, offset = _varint(raw, offset, end)
+        number, wire = tag >> 3, tag & 7
+        value = 0
+        first = offset
+        if wire == VARINT:
+            value, offset = _varint(raw, offset, end)
+        elif wire == LENGTH:
+            size, first = _varint(raw, offset, end)
+            offset = first + size
+        elif wire in (FIXED32, FIXED64):
+            offset += 4 if wire == FIXED32 else 8
+        else:
+            raise WireError(f"wire type {wire} at byte {tag_at}")
+        if number == 0:
+            raise WireError(f"field number 0 at byte {tag_at}")
+        if offset > end:
+            raise WireError(f"the field at byte {tag_at} runs {offset - end} bytes past the end")
+        yield number, wire, value, first, offset
