@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 from typing import Literal
@@ -126,6 +126,43 @@ class StoredTensor:
         row_step, column_step = self.steps
         reach = (rows - 1) * row_step + (columns - 1) * column_step + 1
         return self.n_pieces * reach * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Elements of a storage, some of which, at the tensor's steps, go to `target` of the rows."""
+
+    first_element: int
+    reach: int
+    shape: tuple[int, int]
+    target: tuple[slice, slice]
+
+
+def segments(tensor: StoredTensor, start_row: int, n_rows: int) -> Iterator[Segment]:
+    """Cut rows of a strided view into segments of the storage.
+
+    Args:
+        tensor: Whose elements do not lie in order.
+        start_row: The first row.
+        n_rows: How many.
+
+    Yields:
+        Segments; those of all tiles of a tensor are disjoint, so each byte is read once.
+    """
+    n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
+    row_step, column_step = tensor.steps
+    first = tensor.storage_offset + start_row * row_step
+    rows_at_once, columns_at_once = tensor.segment
+    for row in range(0, n_rows, rows_at_once):
+        rows = min(rows_at_once, n_rows - row)
+        for column in range(0, n_columns, columns_at_once):
+            columns = min(columns_at_once, n_columns - column)
+            yield Segment(
+                first + row * row_step + column * column_step,
+                (rows - 1) * row_step + (columns - 1) * column_step + 1,
+                (rows, columns),
+                (slice(row, row + rows), slice(column, column + columns)),
+            )
 
 
 def elements_are_distinct(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -8,8 +8,7 @@ end, to finish the sum.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth_reader import RankIndex
-from codellama_convert.formats.stored_tensor import Storage, StoredTensor
+from codellama_convert.formats.stored_tensor import Storage, StoredTensor, segments
 from codellama_convert.meta.source_sums import add_sums, assign_passes, fits, new_ledgers, sums_in
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.checksums import CrcLedger, SourceSums, combine
@@ -117,7 +116,7 @@ class RankReader:
         dtype = UNSIGNED[itemsize]
         rows = np.frombuffer(buffer[: n_rows * n_columns * itemsize], dtype)
         rows = rows.reshape(n_rows, n_columns)
-        for segment in _segments(tensor, start_row, n_rows):
+        for segment in segments(tensor, start_row, n_rows):
             start = segment.first_element * itemsize
             piece = self._file.read_exact(tensor.storage.offset + start, segment.reach * itemsize)
             self._add(tensor, start, memoryview(piece))
@@ -297,34 +296,3 @@ class RankReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """Elements of a storage, some of which, at the tensor's steps, go to `target` of the rows."""
-
-    first_element: int
-    reach: int
-    shape: tuple[int, int]
-    target: tuple[slice, slice]
-
-
-def _segments(tensor: StoredTensor, start_row: int, n_rows: int) -> Iterator[_Segment]:
-    """Cut rows of a strided view into segments of the storage.
-
-    The segments of all tiles of a tensor are disjoint, so each byte is read once.
-    """
-    n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
-    row_step, column_step = tensor.steps
-    first = tensor.storage_offset + start_row * row_step
-    rows_at_once, columns_at_once = tensor.segment
-    for row in range(0, n_rows, rows_at_once):
-        rows = min(rows_at_once, n_rows - row)
-        for column in range(0, n_columns, columns_at_once):
-            columns = min(columns_at_once, n_columns - column)
-            yield _Segment(
-                first + row * row_step + column * column_step,
-                (rows - 1) * row_step + (columns - 1) * column_step + 1,
-                (rows, columns),
-                (slice(row, row + rows), slice(column, column + columns)),
-            )
