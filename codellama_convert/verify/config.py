@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codellama_convert.model.config import ModelConfig
-from codellama_convert.verify.json_files import check_json
-from codellama_convert.verify.report import Problems
+from codellama_convert.verify.report import Problems, check_json
 
 
 @dataclass(frozen=True, slots=True)

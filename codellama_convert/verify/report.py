@@ -10,9 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.errors import one_line, shown
+from codellama_convert.errors import VerifyError, one_line, shown
 from codellama_convert.formats.strict_json import identical
-from codellama_convert.verify.output_files import SPELLED_OTHERWISE, first_other_byte
+from codellama_convert.verify.output_files import (
+    SPELLED_OTHERWISE,
+    first_other_byte,
+    parse_json,
+    read_small,
+    sorted_json,
+)
 
 Progress = Callable[[int], None]
 
@@ -104,6 +110,27 @@ class Problems:
         """Return them, and how many more there were."""
         more = (f"... and {self._n_more} more",) if self._n_more else ()
         return (*self._texts, *more)
+
+
+def check_json(path: Path, expected: Mapping[str, Any], problems: Problems) -> None:
+    """Compare a file with what should stand in it.
+
+    A value that differs is reported with both values, else the first byte that differs: a byte
+    order mark, other white space, another order.
+
+    Args:
+        path: The file.
+        expected: What it should hold.
+        problems: Gets what differs.
+    """
+    try:
+        raw = read_small(path)
+        found = parse_json(raw, path)
+    except VerifyError as problem:
+        problems.add(str(problem))
+        return
+    if not problems.add_differences(path.name, found, expected):
+        problems.add_spelling(path.name, raw, [sorted_json(expected)])
 
 
 def _as_json(value: object) -> str:

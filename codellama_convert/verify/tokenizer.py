@@ -18,10 +18,9 @@ from codellama_convert.formats.sentencepiece_message import PieceType
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tokenizer.chat_templates import chat_template
 from codellama_convert.verify.config import META_MARKS, Marks
-from codellama_convert.verify.json_files import check_json
 from codellama_convert.verify.long_json import what_differs
 from codellama_convert.verify.output_files import parse_json
-from codellama_convert.verify.report import Problems
+from codellama_convert.verify.report import Problems, check_json
 
 _SPACE = "\u2581"
 _INFILLING = tuple(f"{_SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
