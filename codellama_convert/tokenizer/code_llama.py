@@ -12,13 +12,12 @@ from typing import Any, Literal
 from codellama_convert.arguments import as_path
 from codellama_convert.errors import TokenizerError
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
-from codellama_convert.formats.sentencepiece_message import PieceType
 from codellama_convert.tokenizer.batch import PaddingSide, TokenBatch, token_batch
 from codellama_convert.tokenizer.codec import MetaCodec
-from codellama_convert.tokenizer.tokenizer_json import INFILLING_PIECES, STEP_PIECE
+from codellama_convert.tokenizer.special_tokens import SpecialTokens
 
 
-class CodeLlamaTokenizer:
+class CodeLlamaTokenizer(SpecialTokens):
     """Encode and decode exactly as Meta's tokenizer does, under any version of transformers.
 
     Text is text: `<s>` or `▁<PRE>` in it never becomes a special token. Where the text holds
@@ -28,12 +27,9 @@ class CodeLlamaTokenizer:
         fill_token: What marks the place to fill; it is not a piece.
         suffix_first: Whether the suffix goes before the prefix in infilling prompts.
         padding_side: Where a batch is padded; left, so that generation continues the text.
-        add_bos_token: Whether special tokens include the one that begins a sequence.
-        add_eos_token: Whether they include the one that ends it.
         pad_token: None, as Meta trained with none: a batch is padded with `eos_token` and masked.
-        bos_token, eos_token, unk_token: Names of the special pieces; `bos_token_id` and so on.
-        prefix_token, middle_token, suffix_token, eot_token, step_token: The same for infilling and
-            for 70B Instruct's dialogues, `prefix_id` and so on; None where the model lacks them.
+
+    The special tokens are those of `SpecialTokens`.
 
     Source:
         meta-llama/codellama llama/tokenizer.py and llama/generation.py, `infilling_prompt_tokens`.
@@ -49,27 +45,13 @@ class CodeLlamaTokenizer:
         add_bos_token: bool = True,
         add_eos_token: bool = False,
     ) -> None:
+        super().__init__(model, add_bos_token=add_bos_token, add_eos_token=add_eos_token)
         self._model = model
         self._codec = MetaCodec(model)
         self.fill_token = fill_token
         self.suffix_first = suffix_first
         self.padding_side: PaddingSide = padding_side
-        self.add_bos_token = add_bos_token
-        self.add_eos_token = add_eos_token
         self.pad_token: str | None = None
-        self.bos_token_id, self.bos_token = model.bos_id, model.pieces[model.bos_id].text
-        self.eos_token_id, self.eos_token = model.eos_id, model.pieces[model.eos_id].text
-        self.unk_token_id, self.unk_token = model.unk_id, model.pieces[model.unk_id].text
-        named = [(name, model.id_of(name)) for name in (*INFILLING_PIECES, STEP_PIECE)]
-        tokens = [None if number is None else name for name, number in named]
-        self.prefix_token, self.suffix_token, self.middle_token, self.eot_token = tokens[:4]
-        self.prefix_id, self.suffix_id, self.middle_id, self.eot_id = (n for _, n in named[:4])
-        self.step_token, self.step_id = tokens[4], named[4][1]
-        self.all_special_ids: tuple[int, ...] = tuple(
-            number
-            for number, piece in enumerate(model.pieces)
-            if piece.type in (PieceType.UNKNOWN, PieceType.CONTROL) or piece.text in tokens
-        )
 
     @classmethod
     def from_pretrained(
@@ -289,45 +271,6 @@ class CodeLlamaTokenizer:
             return None
         begin = min(prompts, default=-1)
         return next((n for n in range(begin + 1, len(ids)) if ids[n] == self.eot_id), None)
-
-    def _text_ids(self, ids: Sequence[int]) -> list[int]:
-        special = frozenset(self.all_special_ids)
-        return [number for number in ids if number not in special]
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
-    ) -> list[int]:
-        """Put the special tokens around one or two sequences of ids."""
-        ids = [*self._begin(), *token_ids_0, *self._end()]
-        return ids if token_ids_1 is None else [*ids, *self._begin(), *token_ids_1, *self._end()]
-
-    def get_special_tokens_mask(
-        self,
-        token_ids_0: Sequence[int],
-        token_ids_1: Sequence[int] | None = None,
-        *,
-        already_has_special_tokens: bool = False,
-    ) -> list[int]:
-        """Mark special tokens with 1: those that would be added, or those that are there already."""
-        if already_has_special_tokens:
-            return [int(number in self.all_special_ids) for number in token_ids_0]
-        sequences = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]
-        begin, end = [1] * len(self._begin()), [1] * len(self._end())
-        return [bit for ids in sequences for bit in (*begin, *([0] * len(ids)), *end)]
-
-    def create_token_type_ids_from_sequences(
-        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
-    ) -> list[int]:
-        """Give 0 for each token of the first sequence, its special tokens included, 1 for the second."""
-        n_first = len(self.build_inputs_with_special_tokens(token_ids_0))
-        n_all = len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
-        return [0] * n_first + [1] * (n_all - n_first)
-
-    def _begin(self) -> list[int]:
-        return [self.bos_token_id] if self.add_bos_token else []
-
-    def _end(self) -> list[int]:
-        return [self.eos_token_id] if self.add_eos_token else []
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
