@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, Protocol
@@ -103,6 +104,19 @@ def dtype_named(name: str) -> Dtype:
     raise ValueError(f"unknown dtype {name!r}; known are {', '.join(d.name for d in DTYPES)}")
 
 
+def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
+    """Count a tensor's rows and columns.
+
+    Args:
+        shape: Elements along each dimension, of which there are two at most.
+
+    Returns:
+        Both; a vector has one column, and a scalar one row.
+    """
+    n_rows, n_columns = (*shape, 1, 1)[:2]
+    return n_rows, n_columns
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A tensor's name, element type and shape.
@@ -116,6 +130,16 @@ class TensorSpec:
     name: str
     dtype: Dtype
     shape: tuple[int, ...]
+
+    @property
+    def n_rows(self) -> int:
+        """Its rows."""
+        return rows_and_columns(self.shape)[0]
+
+    @property
+    def n_columns(self) -> int:
+        """Its columns; a vector has one."""
+        return rows_and_columns(self.shape)[1]
 
     @property
     def n_elements(self) -> int:

@@ -98,7 +98,7 @@ class TileSource:
             ConvertError: If reading or casting fails.
         """
         elements = np.frombuffer(target, UNSIGNED[tensor.spec.dtype.itemsize])
-        elements = elements.reshape(tile.n_rows, tensor.n_columns)
+        elements = elements.reshape(tile.n_rows, tensor.spec.n_columns)
         name, head_dim = tensor.spec.name, tensor.layout.head_dim
         crcs = []
         for rows, part, crc in self._parts(tensor, tile, elements, read_buffer):
@@ -118,7 +118,7 @@ class TileSource:
         """Yield each rank's rows of a tile, the part of the tile that they fill, and their sum."""
         name = tensor.layout.meta_name
         if tensor.layout.tp_dim == 1:
-            width = tensor.n_columns // len(self.readers)
+            width = tensor.spec.n_columns // len(self.readers)
             for rank, reader in enumerate(self.readers):
                 rows, crc = reader.read_rows(name, tile.start_row, tile.n_rows, read_buffer)
                 yield rows, target[:, rank * width : (rank + 1) * width], crc

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import gcd, prod
 from typing import Literal
 
-from codellama_convert.tensors import Dtype
+from codellama_convert.tensors import Dtype, rows_and_columns
 
 Order = Literal["rows", "columns", "scattered"]
 
@@ -64,10 +64,15 @@ class StoredTensor:
         return self.storage_offset * itemsize, (self.storage_offset + reach + 1) * itemsize
 
     @property
+    def n_columns(self) -> int:
+        """Its columns; a vector has one."""
+        return rows_and_columns(self.shape)[1]
+
+    @property
     def steps(self) -> tuple[int, int]:
         """Elements from row to row and from column to column; a vector has one column."""
-        n_rows, n_columns = (*self.shape, 1)[:2]
-        row_step, column_step = (*self.strides, 1)[:2]
+        n_rows, n_columns = rows_and_columns(self.shape)
+        row_step, column_step = (*self.strides, 1, 1)[:2]
         # The stride along a dimension of one element means nothing.
         column_step = column_step if n_columns > 1 else 1
         row_step = row_step if n_rows > 1 else (n_columns - 1) * column_step + 1
@@ -76,7 +81,7 @@ class StoredTensor:
     @property
     def order(self) -> Order:
         """What lies apart in the storage: whole rows, whole columns, or neither."""
-        n_rows, n_columns = (*self.shape, 1)[:2]
+        n_rows, n_columns = rows_and_columns(self.shape)
         row_step, column_step = self.steps
         if row_step > (n_columns - 1) * column_step:
             return "rows"
@@ -95,7 +100,7 @@ class StoredTensor:
     @property
     def segment(self) -> tuple[int, int]:
         """How many rows and columns are read at once where they do not lie in order."""
-        n_rows, n_columns = (*self.shape, 1)[:2]
+        n_rows, n_columns = rows_and_columns(self.shape)
         row_step, column_step = self.steps
         limit = _MAX_SEGMENT_BYTES // self.dtype.itemsize
         row_reach = (n_columns - 1) * column_step + 1
@@ -113,7 +118,7 @@ class StoredTensor:
         """In how many pieces it is read; 1 where its elements lie in order."""
         if self.row_major or 0 in self.shape:
             return 1
-        n_rows, n_columns = (*self.shape, 1)[:2]
+        n_rows, n_columns = rows_and_columns(self.shape)
         rows, columns = self.segment
         return -(-n_rows // rows) * -(-n_columns // columns)
 
@@ -149,7 +154,7 @@ def segments(tensor: StoredTensor, start_row: int, n_rows: int) -> Iterator[Segm
     Yields:
         Segments; those of all tiles of a tensor are disjoint, so each byte is read once.
     """
-    n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
+    n_columns = tensor.n_columns
     row_step, column_step = tensor.steps
     first = tensor.storage_offset + start_row * row_step
     rows_at_once, columns_at_once = tensor.segment

@@ -86,7 +86,7 @@ class RankReader:
             CheckpointError: If the file ends before, cannot be read, or a CRC-32 differs.
         """
         tensor = self.index.tensors[name]
-        n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
+        n_columns = tensor.n_columns
         if tensor.row_major:
             first, n_elements = start_row * n_columns, n_rows * n_columns
             rows, crc = self._read_window(tensor, first, n_elements, buffer)
@@ -112,7 +112,7 @@ class RankReader:
     ) -> Rows:
         """Read rows of a transposed or stepped view: segment by segment, each byte once."""
         itemsize = tensor.dtype.itemsize
-        n_columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
+        n_columns = tensor.n_columns
         dtype = UNSIGNED[itemsize]
         rows = np.frombuffer(buffer[: n_rows * n_columns * itemsize], dtype)
         rows = rows.reshape(n_rows, n_columns)

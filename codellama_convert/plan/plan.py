@@ -53,25 +53,15 @@ class TensorPlan:
     tile_rows: int
 
     @property
-    def n_rows(self) -> int:
-        """Rows of the whole tensor."""
-        return self.spec.shape[0]
-
-    @property
-    def n_columns(self) -> int:
-        """Columns of the whole tensor; a vector has one."""
-        return self.spec.shape[1] if len(self.spec.shape) == 2 else 1
-
-    @property
     def row_bytes(self) -> int:
         """Bytes of one output row."""
-        return self.n_columns * self.spec.dtype.itemsize
+        return self.spec.n_columns * self.spec.dtype.itemsize
 
     @property
     def read_bytes(self) -> int:
         """Most bytes that are read into one buffer: a rank's part of a tile."""
         n_parts = self.layout.n_ranks if self.layout.tp_dim == 1 else 1
-        return self.tile_rows * (self.n_columns // n_parts) * self.layout.spec.dtype.itemsize
+        return self.tile_rows * (self.spec.n_columns // n_parts) * self.layout.spec.dtype.itemsize
 
     @property
     def write_bytes(self) -> int:
@@ -81,8 +71,8 @@ class TensorPlan:
     def tiles(self) -> Iterator[Tile]:
         """Cut the rows into tiles; where ranks split the rows, a tile lies inside one rank."""
         n_parts = self.layout.n_ranks if self.layout.tp_dim == 0 else 1
-        part_rows = self.n_rows // n_parts
-        for part_start in range(0, self.n_rows, part_rows):
+        part_rows = self.spec.n_rows // n_parts
+        for part_start in range(0, self.spec.n_rows, part_rows):
             for row in range(part_start, part_start + part_rows, self.tile_rows):
                 yield Tile(row, min(self.tile_rows, part_start + part_rows - row))
 
@@ -291,9 +281,8 @@ def fit_plan(
 
 def _tile_rows(layout: TensorLayout, spec: TensorSpec, tile_bytes: int) -> int:
     """Choose how many rows make a tile: at least one row, or one head where rows are rotary."""
-    n_columns = spec.shape[1] if len(spec.shape) == 2 else 1
     itemsize = max(spec.dtype.itemsize, layout.spec.dtype.itemsize)
     unit = layout.head_dim or 1
-    wanted = unit * max(1, tile_bytes // (unit * n_columns * itemsize))
+    wanted = unit * max(1, tile_bytes // (unit * spec.n_columns * itemsize))
     rows_in_a_rank = layout.part_shape[0]
     return min(wanted, rows_in_a_rank)

@@ -59,7 +59,7 @@ class TensorComparer:
     ) -> Compared:
         """Compare tile by tile, up to the first element that differs; sum and count on the way."""
         tensor, dtype = self._tensor, self._stored.dtype
-        row_bytes = tensor.n_columns * dtype.itemsize
+        row_bytes = tensor.spec.n_columns * dtype.itemsize
         found = Compared()
         for tile in tensor.tiles():
             n_bytes = tile.n_rows * row_bytes
@@ -67,7 +67,7 @@ class TensorComparer:
             window = self._file.read_window(at, n_bytes, output_buffer)
             found.crc32 = zlib.crc32(window, found.crc32)
             written = np.frombuffer(window, UNSIGNED[dtype.itemsize])
-            written = written.reshape(tile.n_rows, tensor.n_columns)
+            written = written.reshape(tile.n_rows, tensor.spec.n_columns)
             if _holds_nonfinite(written, dtype):
                 found.nonfinite += _n_nonfinite(written, dtype)
             self._compare_tile(tile, written, read_buffer, found)

@@ -138,5 +138,6 @@ def _sums(reader: RankReader, buffer: memoryview) -> FileSums:
 
 def _output_tile_bytes(plans: Sequence[TensorPlan], stored: Mapping[str, StoredOutput]) -> int:
     return max(
-        (p.tile_rows * p.n_columns * stored[p.spec.name].dtype.itemsize for p in plans), default=1
+        (p.tile_rows * p.spec.n_columns * stored[p.spec.name].dtype.itemsize for p in plans),
+        default=1,
     )

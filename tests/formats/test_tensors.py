@@ -1,10 +1,10 @@
-"""The names of element types."""
+"""The names of element types, and what a shape says."""
 
 from __future__ import annotations
 
 import pytest
 
-from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype, dtype_named
+from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype, TensorSpec, dtype_named
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,12 @@ def test_a_dtype_is_found_by_every_name_it_has(dtype: Dtype, names: list[str]) -
 def test_an_unknown_name_is_told_beside_those_that_are_known(name: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}'; known are bfloat16, float16, float32$"):
         dtype_named(name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_rows", "n_columns"), [((3, 5), 3, 5), ((5, 3), 5, 3), ((7,), 7, 1), ((), 1, 1)]
+)
+def test_a_vector_has_one_column_and_a_scalar_one_row_too(shape, n_rows, n_columns) -> None:
+    spec = TensorSpec("t", BFLOAT16, shape)
+    assert (spec.n_rows, spec.n_columns) == (n_rows, n_columns)
+    assert spec.n_bytes == 2 * n_rows * n_columns

@@ -109,12 +109,12 @@ def test_tiles_cover_every_row_once_and_stay_in_one_rank(tile_bytes, n_ranks, ta
         for tile in tensor.tiles():
             rows += range(tile.start_row, tile.start_row + tile.n_rows)
             if tensor.layout.tp_dim == 0:
-                part = tensor.n_rows // n_ranks
+                part = tensor.spec.n_rows // n_ranks
                 assert tile.start_row // part == (tile.start_row + tile.n_rows - 1) // part
             if tensor.layout.head_dim:
                 assert tile.start_row % 2 == tile.n_rows % 2 == 0
             assert tile.n_rows * tensor.row_bytes <= max(tile_bytes, tensor.row_bytes * 2)
-        assert rows == list(range(tensor.n_rows))
+        assert rows == list(range(tensor.spec.n_rows))
 
 
 @pytest.mark.parametrize(
