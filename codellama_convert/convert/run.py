@@ -358,4 +358,8 @@ def _refuse_to_go_on(stop: StopRequest, staging: Path) -> None:
 
 def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:
     """Name the tensors whose rows are taken from a rank: copies are taken from the first."""
-    return [t.layout.meta_name for t in tensors if rank == 0 or t.layout.tp_dim is not None]
+    return [
+        tensor.layout.meta_name
+        for tensor in tensors
+        if any(part.rank == rank for part in tensor.layout.sources)
+    ]

@@ -117,12 +117,8 @@ class TileSource:
     ) -> Iterator[tuple[Rows, Rows, int | None]]:
         """Yield each rank's rows of a tile, the part of the tile that they fill, and their sum."""
         name = tensor.layout.meta_name
-        if tensor.layout.tp_dim == 1:
-            width = tensor.spec.n_columns // len(self.readers)
-            for rank, reader in enumerate(self.readers):
-                rows, crc = reader.read_rows(name, tile.start_row, tile.n_rows, read_buffer)
-                yield rows, target[:, rank * width : (rank + 1) * width], crc
-        else:
-            rank, row = divmod(tile.start_row, tensor.layout.part_shape[0])
-            rows, crc = self.readers[rank].read_rows(name, row, tile.n_rows, read_buffer)
-            yield rows, target, crc
+        for part in tensor.layout.sources:
+            if tile.start_row in part.rows:
+                row = tile.start_row - part.rows.start
+                rows, crc = self.readers[part.rank].read_rows(name, row, tile.n_rows, read_buffer)
+                yield rows, target[:, part.columns.start : part.columns.stop], crc

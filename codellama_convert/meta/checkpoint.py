@@ -21,7 +21,7 @@ from codellama_convert.meta.rank_tensors import check_ranks, measure, require_la
 from codellama_convert.model.config import ModelConfig, build_config, parse_params
 from codellama_convert.model.recognise import Identity, check_model_size, identify
 from codellama_convert.model.releases import Flavor
-from codellama_convert.model.tensor_table import TensorLayout, build_layout
+from codellama_convert.model.tensor_table import TensorLayout, build_layout, meta_name_of
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tensors import Dtype
 from codellama_convert.tokenizer.hf_files import check_embedding_rows
@@ -93,7 +93,7 @@ def open_checkpoint(
         params, intermediate_size=intermediate_size, vocab_size=vocab_size, path=files.params
     )
     require_layers(ranks[0], config.num_hidden_layers)
-    dtype = ranks[0].tensors["tok_embeddings.weight"].dtype
+    dtype = ranks[0].tensors[meta_name_of("embedding")].dtype
     layout = build_layout(config, n_ranks=len(ranks), dtype=dtype)
     dropped = check_ranks(layout, ranks)
     _refuse_copied_ranks(ranks)
@@ -197,7 +197,7 @@ def _refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
 
 def _compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> None:
     """Compare the tensors that every rank has a copy of, bit for bit, with rank 0's."""
-    replicated = [tensor for tensor in layout if tensor.tp_dim is None]
+    replicated = [tensor for tensor in layout if tensor.is_copied]
     if len(ranks) == 1:
         return
     with InputFile(ranks[0].path) as first:

@@ -11,11 +11,12 @@ from codellama_convert.errors import LayoutError
 from codellama_convert.formats.pth_reader import RankIndex
 from codellama_convert.formats.stored_tensor import StoredTensor
 from codellama_convert.model.config import SAME_FOLDER_HINT
-from codellama_convert.model.tensor_table import DROPPED_SUFFIX, TensorLayout, rules_in_order
-
-_EMBEDDING = "tok_embeddings.weight"
-_QUERY = "layers.0.attention.wq.weight"
-_GATE = "layers.0.feed_forward.w1.weight"
+from codellama_convert.model.tensor_table import (
+    DROPPED_SUFFIX,
+    TensorLayout,
+    meta_name_of,
+    rules_in_order,
+)
 
 
 def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
@@ -31,7 +32,9 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
     Raises:
         LayoutError: If a tensor that tells it is missing or no matrix, or ranks are missing.
     """
-    query, gate, embedding = (_matrix(ranks[0], name) for name in (_QUERY, _GATE, _EMBEDDING))
+    query, gate, embedding = (
+        _matrix(ranks[0], meta_name_of(role)) for role in ("query", "gate", "embedding")
+    )
     if query.shape[1] == hidden_size and hidden_size % query.shape[0] == 0:
         n_expected = hidden_size // query.shape[0]
         if n_expected != len(ranks):
@@ -41,7 +44,7 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
                 hint = "download " + ", ".join(f"consolidated.{n:02d}.pth" for n in missing[:8])
             ranks_expected = f"{n_expected} rank" if n_expected == 1 else f"{n_expected} ranks"
             raise LayoutError(
-                f"tensor {_QUERY!r} has {query.shape[0]} rows, so the checkpoint has "
+                f"tensor {query.name!r} has {query.shape[0]} rows, so the checkpoint has "
                 f"{ranks_expected}, but {len(ranks)} were found",
                 path=ranks[0].path,
                 hint=hint,

@@ -1,7 +1,9 @@
 """Own the table of a model's tensors.
 
 One row of `RULES` states everything about a tensor: both names, its shape, the dimension that is
-split over ranks, and whether its rows rotate. Nothing else in the package tests a tensor's name.
+split over ranks, whether its rows rotate, and what a checkpoint is measured on. Nothing else in the
+package tests a tensor's name, and nothing else asks which dimension is split: `TensorLayout.parts`
+says which rows and columns each rank holds.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from typing import Literal
 
 from codellama_convert.errors import LayoutError
 from codellama_convert.model.config import SAME_FOLDER_HINT, ModelConfig
-from codellama_convert.tensors import Dtype, TensorSpec
+from codellama_convert.tensors import Dtype, TensorSpec, rows_and_columns
 
 Dimension = Literal["vocab_size", "hidden_size", "intermediate_size", "key_value_size"]
+Role = Literal["embedding", "query", "gate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Rule:
         shape: The whole tensor's shape, as properties of `ModelConfig`.
         tp_dim: The dimension that is split over ranks; None where every rank has a copy.
         rotary: Whether its rows are rotary, to be reordered head by head.
+        role: What it is to those who measure a checkpoint; None where nobody asks.
     """
 
     meta_name: str
@@ -34,18 +38,19 @@ class Rule:
     shape: tuple[Dimension, ...]
     tp_dim: int | None
     rotary: bool = False
+    role: Role | None = None
 
 
 # Names: meta-llama/codellama llama/model.py; transformers modeling_llama.py. Split dimensions:
 # fairscale nn/model_parallel/layers.py (ColumnParallelLinear: 0; RowParallelLinear and
 # ParallelEmbedding: 1). The order is that of Hugging Face's state dict.
 RULES: tuple[Rule, ...] = (
-    Rule("tok_embeddings.weight", "model.embed_tokens.weight", ("vocab_size", "hidden_size"), 1),
-    Rule("layers.{layer}.attention.wq.weight", "model.layers.{layer}.self_attn.q_proj.weight", ("hidden_size", "hidden_size"), 0, rotary=True),
+    Rule("tok_embeddings.weight", "model.embed_tokens.weight", ("vocab_size", "hidden_size"), 1, role="embedding"),
+    Rule("layers.{layer}.attention.wq.weight", "model.layers.{layer}.self_attn.q_proj.weight", ("hidden_size", "hidden_size"), 0, rotary=True, role="query"),
     Rule("layers.{layer}.attention.wk.weight", "model.layers.{layer}.self_attn.k_proj.weight", ("key_value_size", "hidden_size"), 0, rotary=True),
     Rule("layers.{layer}.attention.wv.weight", "model.layers.{layer}.self_attn.v_proj.weight", ("key_value_size", "hidden_size"), 0),
     Rule("layers.{layer}.attention.wo.weight", "model.layers.{layer}.self_attn.o_proj.weight", ("hidden_size", "hidden_size"), 1),
-    Rule("layers.{layer}.feed_forward.w1.weight", "model.layers.{layer}.mlp.gate_proj.weight", ("intermediate_size", "hidden_size"), 0),
+    Rule("layers.{layer}.feed_forward.w1.weight", "model.layers.{layer}.mlp.gate_proj.weight", ("intermediate_size", "hidden_size"), 0, role="gate"),
     Rule("layers.{layer}.feed_forward.w3.weight", "model.layers.{layer}.mlp.up_proj.weight", ("intermediate_size", "hidden_size"), 0),
     Rule("layers.{layer}.feed_forward.w2.weight", "model.layers.{layer}.mlp.down_proj.weight", ("hidden_size", "intermediate_size"), 1),
     Rule("layers.{layer}.attention_norm.weight", "model.layers.{layer}.input_layernorm.weight", ("hidden_size",), None),
@@ -57,6 +62,26 @@ RULES: tuple[Rule, ...] = (
 # The rotary frequencies follow from rope_theta, and Hugging Face computes them: dropped. Llama 1 7B
 # has them in every layer, later releases at the top, some not at all.
 DROPPED_SUFFIX = "rope.freqs"
+
+
+def meta_name_of(role: Role) -> str:
+    """Name the tensor that has a role, in Meta's spelling; in layers, that of the first one."""
+    return next(rule.meta_name.format(layer=0) for rule in RULES if rule.role == role)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one rank holds of a tensor: a block of the whole one.
+
+    Attributes:
+        rank: Its number.
+        rows: Of the whole tensor.
+        columns: Of the whole tensor.
+    """
+
+    rank: int
+    rows: range
+    columns: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +109,33 @@ class TensorLayout:
             size // self.n_ranks if dimension == self.tp_dim else size
             for dimension, size in enumerate(self.spec.shape)
         )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What each rank holds of it, in order: some rows, some columns, or a copy of all."""
+        n_rows, n_columns = rows_and_columns(self.part_shape)
+        return tuple(
+            Part(
+                rank,
+                _block(rank if self.tp_dim == 0 else 0, n_rows),
+                _block(rank if self.tp_dim == 1 else 0, n_columns),
+            )
+            for rank in range(self.n_ranks)
+        )
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether every rank holds all of it."""
+        return self.tp_dim is None
+
+    @property
+    def sources(self) -> tuple[Part, ...]:
+        """The parts that hold each element once: of copies, the first."""
+        return self.parts[:1] if self.is_copied else self.parts
+
+
+def _block(number: int, size: int) -> range:
+    return range(number * size, (number + 1) * size)
 
 
 def build_layout(config: ModelConfig, *, n_ranks: int, dtype: Dtype) -> tuple[TensorLayout, ...]:

@@ -60,8 +60,8 @@ class TensorPlan:
     @property
     def read_bytes(self) -> int:
         """Most bytes that are read into one buffer: a rank's part of a tile."""
-        n_parts = self.layout.n_ranks if self.layout.tp_dim == 1 else 1
-        return self.tile_rows * (self.spec.n_columns // n_parts) * self.layout.spec.dtype.itemsize
+        n_columns = len(self.layout.parts[0].columns)
+        return self.tile_rows * n_columns * self.layout.spec.dtype.itemsize
 
     @property
     def write_bytes(self) -> int:
@@ -70,11 +70,9 @@ class TensorPlan:
 
     def tiles(self) -> Iterator[Tile]:
         """Cut the rows into tiles; where ranks split the rows, a tile lies inside one rank."""
-        n_parts = self.layout.n_ranks if self.layout.tp_dim == 0 else 1
-        part_rows = self.spec.n_rows // n_parts
-        for part_start in range(0, self.spec.n_rows, part_rows):
-            for row in range(part_start, part_start + part_rows, self.tile_rows):
-                yield Tile(row, min(self.tile_rows, part_start + part_rows - row))
+        for rows in dict.fromkeys(part.rows for part in self.layout.parts):
+            for row in rows[:: self.tile_rows]:
+                yield Tile(row, min(self.tile_rows, rows.stop - row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,5 +282,4 @@ def _tile_rows(layout: TensorLayout, spec: TensorSpec, tile_bytes: int) -> int:
     itemsize = max(spec.dtype.itemsize, layout.spec.dtype.itemsize)
     unit = layout.head_dim or 1
     wanted = unit * max(1, tile_bytes // (unit * spec.n_columns * itemsize))
-    rows_in_a_rank = layout.part_shape[0]
-    return min(wanted, rows_in_a_rank)
+    return min(wanted, len(layout.parts[0].rows))

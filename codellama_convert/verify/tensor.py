@@ -14,6 +14,7 @@ import numpy as np
 
 from codellama_convert.meta.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.model.rope import to_interleaved
+from codellama_convert.model.tensor_table import Part
 from codellama_convert.plan.plan import TensorPlan, Tile
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tensors import Dtype
@@ -79,15 +80,14 @@ class TensorComparer:
     def _compare_tile(
         self, tile: Tile, written: Rows, read_buffer: memoryview, found: Compared
     ) -> None:
-        for first_column, rank, row, rows in self._parts(tile, read_buffer):
+        for part, row, rows in self._parts(tile, read_buffer):
             expected = self._as_written(rows)
-            piece = written[:, first_column : first_column + expected.shape[1]]
+            piece = written[:, part.columns.start : part.columns.stop]
             unequal = self._first_unequal(piece, expected)
             if unequal is not None:
-                found.difference = self._describe(rank, row, unequal, piece, expected)
+                found.difference = self._describe(part.rank, row, unequal, piece, expected)
                 return
-            is_copy = self._tensor.layout.tp_dim is None and rank > 0
-            if self._may_become_zero and not is_copy:
+            if self._may_become_zero and part in self._tensor.layout.sources:
                 found.became_zero += _n_zeros(piece) - _n_zeros(rows)
 
     def _first_unequal(self, piece: Rows, expected: Rows) -> tuple[int, int] | None:
@@ -101,20 +101,14 @@ class TensorComparer:
         row, column = np.unravel_index(int(unequal.argmax()), unequal.shape)
         return int(row), int(column)
 
-    def _parts(self, tile: Tile, read_buffer: memoryview) -> Iterator[tuple[int, int, int, Rows]]:
-        """Yield first column, rank, rank's first row and the rank's elements, rank by rank."""
-        layout = self._tensor.layout
-        name = layout.meta_name
-        if layout.tp_dim == 0:
-            rank, row = divmod(tile.start_row, layout.part_shape[0])
-            rows, _ = self._readers[rank].read_rows(name, row, tile.n_rows, read_buffer)
-            yield 0, rank, row, rows
-            return
-        width = layout.part_shape[1] if len(layout.part_shape) == 2 else 1
-        for rank, reader in enumerate(self._readers):
-            rows, _ = reader.read_rows(name, tile.start_row, tile.n_rows, read_buffer)
-            first_column = rank * width if layout.tp_dim == 1 else 0
-            yield first_column, rank, tile.start_row, rows
+    def _parts(self, tile: Tile, read_buffer: memoryview) -> Iterator[tuple[Part, int, Rows]]:
+        """Yield each part that has rows of a tile, its own first one of them, and their elements."""
+        name = self._tensor.layout.meta_name
+        for part in self._tensor.layout.parts:
+            if tile.start_row in part.rows:
+                row = tile.start_row - part.rows.start
+                rows, _ = self._readers[part.rank].read_rows(name, row, tile.n_rows, read_buffer)
+                yield part, row, rows
 
     def _as_written(self, rows: Rows) -> Rows:
         """Return what the output must hold: the same bits, or torch's cast of the numbers."""
