@@ -28,7 +28,7 @@ from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted
 from codellama_convert.storage.watch import StopRequest
 from codellama_convert.tensors import FLOAT16
-from tests.faults.hostile import RANK, SECOND
+from tests.faults.hostile.rank_bytes import RANK, SECOND
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -29,7 +29,8 @@ from codellama_convert.cli.commands import main
 from codellama_convert.convert.run import run
 from codellama_convert.errors import CheckpointError, VerifyError
 from codellama_convert.storage.blocks import IoMode
-from tests.faults.hostile import CASES, RANK, Case
+from tests.faults.hostile import CASES, Case
+from tests.faults.hostile.rank_bytes import RANK
 from tests.fuzzers.fuzz import time_limit
 from tests.witness.checkpoints import expected_state_dict, read_output, same_bits
 

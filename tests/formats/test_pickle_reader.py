@@ -17,7 +17,7 @@ from codellama_convert.formats.pickle_names import (
 )
 from codellama_convert.formats.pickle_reader import parse_pickle
 from codellama_convert.tensors import DTYPES
-from tests.faults.hostile import (
+from tests.faults.hostile.rank_bytes import (
     P_FALSE,
     P_NONE,
     P_ORDERED_DICT,

@@ -16,12 +16,11 @@ from codellama_convert.formats import pth_reader as pth
 from codellama_convert.formats.pth_reader import RankIndex, read_rank, read_vector
 from codellama_convert.formats.zip_reader import read_archive, read_entry
 from codellama_convert.storage.input_file import InputFile
-from tests.faults.hostile import (
+from tests.faults.hostile.rank_bytes import (
     P_FALSE,
     P_NONE,
     P_ORDERED_DICT,
     Declared,
-    Member,
     RankFile,
     p_call,
     p_dict,
@@ -29,8 +28,8 @@ from tests.faults.hostile import (
     p_int,
     p_pickle,
     p_str,
-    write_zip,
 )
+from tests.faults.hostile.zip_bytes import Member, write_zip
 from tests.refusals import refused
 
 N_ELEMENTS = 64

@@ -23,19 +23,8 @@ from codellama_convert.formats.zip_reader import (
 )
 from codellama_convert.plan.job import Options
 from codellama_convert.storage.input_file import InputFile
-from tests.faults.hostile import (
-    N_RECORDS,
-    RANK,
-    STATE,
-    TINY,
-    Member,
-    bits_of,
-    rank_file,
-    stream_member,
-    write_zip,
-    zip64_extra,
-    zip_offset,
-)
+from tests.faults.hostile.rank_bytes import N_RECORDS, RANK, STATE, TINY, bits_of, rank_file
+from tests.faults.hostile.zip_bytes import Member, stream_member, write_zip, zip64_extra, zip_offset
 from tests.witness.checkpoints import expected_state_dict, read_output, same_bits, save_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -49,7 +49,7 @@ from codellama_convert.formats.pickle_reader import _Machine
 from codellama_convert.formats.pth_reader import read_rank
 from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.plan.job import Options, plan_conversion
-from tests.faults import hostile
+from tests.faults.hostile import rank_bytes, zip_bytes
 from tests.faults.resumes import replace_ranks, spoiled_records, stop_and_damage
 from tests.outputs import content, flip_bit, loads
 from tests.witness.checkpoints import (
@@ -151,12 +151,12 @@ def subjects(scratch: Path) -> list[Subject]:
         made.append(Subject(name, folder, expected))
 
     for name, shape, how in (
-        ("own", hostile.TINY, {}),
+        ("own", rank_bytes.TINY, {}),
         ("two-ranks", _TWO, {"n_ranks": 2}),
-        ("flat", hostile.TINY, {"storage": "flat"}),
+        ("flat", rank_bytes.TINY, {"storage": "flat"}),
         ("shared", _TWO, {"storage": "shared-offset", "n_ranks": 2}),
-        ("transposed", hostile.TINY, {"storage": "transposed", "pickle_protocol": 4}),
-        ("strided", hostile.TINY, {"storage": "strided", "rope": "inner"}),
+        ("transposed", rank_bytes.TINY, {"storage": "transposed", "pickle_protocol": 4}),
+        ("strided", rank_bytes.TINY, {"storage": "strided", "rope": "inner"}),
     ):
         state = random_model(shape, seed=11, special_values=True)
 
@@ -166,16 +166,18 @@ def subjects(scratch: Path) -> list[Subject]:
         add(name, shape, state, write)
 
     def rezipped(folder: Path) -> None:
-        save_checkpoint(folder, hostile.TINY, hostile.STATE, tokenizer=False)
-        hostile.put(folder, hostile.rank_file().members())
+        save_checkpoint(folder, rank_bytes.TINY, rank_bytes.STATE, tokenizer=False)
+        rank_bytes.put(folder, rank_bytes.rank_file().members())
 
     def streamed(folder: Path) -> None:
-        save_checkpoint(folder, hostile.TINY, hostile.STATE, tokenizer=False)
-        members = hostile.rank_file().members()
-        hostile.put(folder, [hostile.stream_member(m.name, m.content) for m in members], end64={})
+        save_checkpoint(folder, rank_bytes.TINY, rank_bytes.STATE, tokenizer=False)
+        members = rank_bytes.rank_file().members()
+        rank_bytes.put(
+            folder, [zip_bytes.stream_member(m.name, m.content) for m in members], end64={}
+        )
 
-    add("rezipped", hostile.TINY, hostile.STATE, rezipped)
-    add("streamed", hostile.TINY, hostile.STATE, streamed)
+    add("rezipped", rank_bytes.TINY, rank_bytes.STATE, rezipped)
+    add("streamed", rank_bytes.TINY, rank_bytes.STATE, streamed)
     return made
 
 
@@ -250,13 +252,15 @@ def _no_check(*_: object) -> None:
 
 _ANY_OPCODE = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 _SPLICES = [
-    hostile.p_call(hostile.p_global("os", "system"), hostile.p_str("touch /nowhere/canary")),
-    hostile.p_storage("FloatStorage", "0", 1 << 40),
-    hostile.p_str("x" * 70_000),
-    hostile.p_int(-1),
-    hostile.p_int(1 << 62),
-    hostile.P_ORDERED_DICT,
-    hostile.P_NONE,
+    rank_bytes.p_call(
+        rank_bytes.p_global("os", "system"), rank_bytes.p_str("touch /nowhere/canary")
+    ),
+    rank_bytes.p_storage("FloatStorage", "0", 1 << 40),
+    rank_bytes.p_str("x" * 70_000),
+    rank_bytes.p_int(-1),
+    rank_bytes.p_int(1 << 62),
+    rank_bytes.P_ORDERED_DICT,
+    rank_bytes.P_NONE,
     b"(" * 50,
     b")" + b"\x85" * 3000,
     b"]" * 3000 + b"q\x00",
@@ -312,7 +316,7 @@ def _other_number(step: bytes, rng: random.Random) -> bytes:
     if step[:1] not in b"KMJ":
         return rng.choice(_SPLICES)
     interesting = (0, 1, 2, 7, 8, 9, 63, 64, 65, -1, -8, 255, 1 << 16, 1 << 31, 1 << 40, 1 << 63)
-    return hostile.p_int(rng.choice(interesting))
+    return rank_bytes.p_int(rng.choice(interesting))
 
 
 def fuzz_pickles(n_mutants: int, *, seed: int = 0) -> Counter[str]:
@@ -320,16 +324,16 @@ def fuzz_pickles(n_mutants: int, *, seed: int = 0) -> Counter[str]:
     tally: Counter[str] = Counter()
     with scratch_folder() as scratch:
         folder = scratch / "checkpoint"
-        save_checkpoint(folder, hostile.TINY, hostile.STATE, tokenizer=False)
-        rank = hostile.rank_file()
+        save_checkpoint(folder, rank_bytes.TINY, rank_bytes.STATE, tokenizer=False)
+        rank = rank_bytes.rank_file()
         pickles = [rank.pickled(), *(_torch_pickle(protocol) for protocol in (2, 4))]
         for pickled in pickles:
-            hostile.put(folder, rank.members(pickled))
+            rank_bytes.put(folder, rank.members(pickled))
             found = outcome(folder, scratch / "out", None)
             assert found == "converted", found
         for number in range(n_mutants):
             rng = random.Random(f"pickles {seed} {number}")
-            hostile.put(folder, rank.members(forge(rng.choice(pickles), rng)))
+            rank_bytes.put(folder, rank.members(forge(rng.choice(pickles), rng)))
             _count(tally, outcome(folder, scratch / "out", None), number)
     return tally
 
@@ -339,8 +343,8 @@ def _torch_pickle(protocol: int) -> bytes:
     import zipfile
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / hostile.RANK
-        torch.save(hostile.STATE, path, pickle_protocol=protocol)
+        path = Path(folder) / rank_bytes.RANK
+        torch.save(rank_bytes.STATE, path, pickle_protocol=protocol)
         with zipfile.ZipFile(path) as archive:
             return archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from safetensors.torch import save
 
-from tests.faults import hostile
-from tests.faults.hostile import p_dict, p_int, p_pickle, p_str, write_zip, zip64_extra
+from tests.faults.hostile import rank_bytes
+from tests.faults.hostile.rank_bytes import p_dict, p_int, p_pickle, p_str
+from tests.faults.hostile.zip_bytes import write_zip, zip64_extra
 from tests.fuzzers.fuzz import contiguous, scratch_folder
 from tests.fuzzers.fuzz_child import Child
 from tests.witness.checkpoints import expected_state_dict, save_checkpoint, tokenizer_model
@@ -51,7 +52,7 @@ Case = tuple[str, Path, str]
 
 def _zip(place: Place, rng: random.Random) -> Case:
     """Say another number in a header, a descriptor or an end record."""
-    members = hostile.rank_file().members()
+    members = rank_bytes.rank_file().members()
     number = rng.choice(NUMBERS)
     lies: dict[str, Any] = {}
     where = rng.randrange(4)
@@ -79,13 +80,13 @@ def _zip(place: Place, rng: random.Random) -> Case:
         lies["end64"] = {key: number % (1 << 64)}
         if rng.random() < 0.5:
             lies["end"] = {"n_bytes": 0xFFFFFFFF, "offset": 0xFFFFFFFF}
-    (place.source / hostile.RANK).write_bytes(write_zip(members, **lies))
+    (place.source / rank_bytes.RANK).write_bytes(write_zip(members, **lies))
     return rng.choice(("plan weights", "convert weights")), place.source, "exact"
 
 
 def _pickle(place: Place, rng: random.Random) -> Case:
     """Declare another storage, shape, stride, offset or key, or put an int anywhere."""
-    rank = hostile.rank_file()
+    rank = rank_bytes.rank_file()
     number = rng.choice(NUMBERS)
     tensor = rng.choice(rank.tensors)
     at = rng.randrange(len(tensor.shape))
@@ -104,12 +105,12 @@ def _pickle(place: Place, rng: random.Random) -> Case:
     pickled = p_pickle(p_dict(rank.items()))
     if rng.random() < 0.2:
         pickled = p_pickle(p_dict([*rank.items(), (p_str("more"), p_int(number))]))
-    (place.source / hostile.RANK).write_bytes(write_zip(rank.members(pickled)))
+    (place.source / rank_bytes.RANK).write_bytes(write_zip(rank.members(pickled)))
     return rng.choice(("plan weights", "convert weights")), place.source, "done"
 
 
 def _params(place: Place, rng: random.Random) -> Case:
-    path = place.source / hostile.PARAMS
+    path = place.source / rank_bytes.PARAMS
     content = json.loads(place.files[path])
     keys = (*content, "vocab_size", "n_kv_heads", "rope_theta", "ffn_dim_multiplier", "max_seq_len")
     content[rng.choice(keys)] = _json_number(rng)
@@ -223,16 +224,17 @@ def _judge(how: str, entrance: str, right: str, model: Path, expected: bytes) ->
 def _make_place(folder: Path, child: Child) -> Place:
     """Write the good files, and see that they are let in."""
     source = folder / "in"
-    tokenizer = tokenizer_model(hostile.TINY.vocab)
-    save_checkpoint(source, hostile.TINY, hostile.STATE, tokenizer=tokenizer)
-    hostile.put(source, hostile.rank_file().members())
+    tokenizer = tokenizer_model(rank_bytes.TINY.vocab)
+    save_checkpoint(source, rank_bytes.TINY, rank_bytes.STATE, tokenizer=tokenizer)
+    rank_bytes.put(source, rank_bytes.rank_file().members())
     one, many = folder / "one", folder / "many"
     for entrance, output in (("convert", one), ("convert into several", many)):
         good = child.run(entrance, source, output)
         assert good.how == "done", good
         assert child.run("verify alone", source, output).how == "equal"
     expected = save(
-        contiguous(expected_state_dict(hostile.STATE, hostile.TINY)), metadata={"format": "pt"}
+        contiguous(expected_state_dict(rank_bytes.STATE, rank_bytes.TINY)),
+        metadata={"format": "pt"},
     )
     assert (one / MODEL).read_bytes() == expected
     files = {path: path.read_bytes() for place in (source, one, many) for path in place.iterdir()}

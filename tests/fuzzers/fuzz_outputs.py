@@ -23,7 +23,7 @@ from unittest import mock
 from codellama_convert import Options, convert_checkpoint, plan_conversion, verify_output
 from codellama_convert.errors import ConvertError
 from codellama_convert.plan.job import Job
-from tests.faults import hostile
+from tests.faults.hostile import rank_bytes
 from tests.fuzzers.fuzz import CASE_SECONDS, damage, time_limit
 from tests.witness.checkpoints import save_checkpoint, tokenizer_model
 
@@ -81,8 +81,8 @@ def _subject() -> Iterator[_Subject]:
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         place = Path(name)
         checkpoint = place / "in"
-        tokenizer = tokenizer_model(hostile.TINY.vocab)
-        save_checkpoint(checkpoint, hostile.TINY, hostile.STATE, tokenizer=tokenizer)
+        tokenizer = tokenizer_model(rank_bytes.TINY.vocab)
+        save_checkpoint(checkpoint, rank_bytes.TINY, rank_bytes.STATE, tokenizer=tokenizer)
         (checkpoint / "checklist.chk").write_text(f"{'0' * 32}  params.json\n")
         convert_checkpoint(checkpoint, place / "one", options=Options(**_OPTIONS))
         several = Options(**_OPTIONS, max_shard_bytes=5000)

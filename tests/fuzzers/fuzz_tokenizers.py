@@ -14,14 +14,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from tests.faults import hostile
+from tests.faults.hostile import rank_bytes
 from tests.fuzzers.fuzz import damage, scratch_folder
 from tests.fuzzers.fuzz_child import Child, Ended
 from tests.witness.checkpoints import save_checkpoint, tokenizer_model
 from tests.witness.vocabularies import model_bytes
 
 RIGHT = {"done", "refused", "found", "equal"}
-_N_PIECES = hostile.TINY.vocab
+_N_PIECES = rank_bytes.TINY.vocab
 _ENTRANCES = ("plan", "convert", "tokenizer_only", "verify tokenizer", "CodeLlamaTokenizer")
 
 _TEXTS = (
@@ -198,7 +198,7 @@ def fuzz_tokenizers(
     with scratch_folder() as place, Child(plant) as child:
         source, output = place / "in", place / "out"
         models = [tokenizer_model(_N_PIECES), model_bytes("plain"), model_bytes("step")]
-        save_checkpoint(source, hostile.TINY, hostile.STATE, tokenizer=models[0])
+        save_checkpoint(source, rank_bytes.TINY, rank_bytes.STATE, tokenizer=models[0])
         for name in ("alone", "good"):
             (place / name).mkdir()
         path = source / "tokenizer.model"

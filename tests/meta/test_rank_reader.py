@@ -16,7 +16,8 @@ from codellama_convert.formats import stored_tensor
 from codellama_convert.formats.pth_reader import RankIndex, read_rank
 from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.storage.blocks import aligned_buffer
-from tests.faults.hostile import Declared, RankFile, write_zip
+from tests.faults.hostile.rank_bytes import Declared, RankFile
+from tests.faults.hostile.zip_bytes import write_zip
 
 N_ELEMENTS = 700
 CONTENT = random.Random(4).randbytes(2 * N_ELEMENTS)

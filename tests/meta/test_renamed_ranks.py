@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from codellama_convert import Options, plan_conversion
 from codellama_convert.cli.commands import main
-from tests.faults.hostile import RANK, SECOND
+from tests.faults.hostile.rank_bytes import RANK, SECOND
 from tests.witness.checkpoints import GQA, save_checkpoint
 
 WRONG = f"{RANK} and 1 more: saved as consolidated.01.pth and renamed; if ranks changed places"

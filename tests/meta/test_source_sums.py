@@ -16,7 +16,8 @@ from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.meta.source_sums import assign_passes, fits
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.checksums import SourceSums
-from tests.faults.hostile import Declared, RankFile, write_zip
+from tests.faults.hostile.rank_bytes import Declared, RankFile
+from tests.faults.hostile.zip_bytes import write_zip
 from tests.meta.test_rank_reader import CONTENT, N_ELEMENTS, views, write_rank
 
 N_BYTES = 2 * N_ELEMENTS

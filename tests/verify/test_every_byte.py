@@ -24,7 +24,7 @@ from codellama_convert.errors import VerifyError
 from codellama_convert.model.releases import VARIANTS, Shape, Variant
 from codellama_convert.plan.job import Job
 from codellama_convert.tensors import FLOAT16
-from tests.faults.hostile import TINY
+from tests.faults.hostile.rank_bytes import TINY
 from tests.witness.checkpoints import random_model, save_checkpoint, tokenizer_model
 
 RECORD, CARD = "conversion.json", "README.md"

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from tests.faults.differential.bits import Bits, Kind
-from tests.faults.hostile import Declared, Member, RankFile, write_zip, zip64_extra
+from tests.faults.hostile.rank_bytes import Declared, RankFile
+from tests.faults.hostile.zip_bytes import Member, write_zip, zip64_extra
 
 
 @dataclass(frozen=True)
