@@ -157,7 +157,7 @@ def main() -> None:
 @click.option(
     "--output_dir",
     type=NEW_FOLDER,
-    help="The new folder; by default the input folder's name with -hf added, beside it.",
+    help="The new folder; by default the checkpoint's name with -hf added, beside it.",
 )
 @MODEL_OPTIONS
 @SPEED_OPTIONS
@@ -193,6 +193,7 @@ def convert(
     """  # noqa: D301
     check_memory()
     from codellama_convert.convert.run import run
+    from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.run_options import RunOptions, refuse_unused
     from codellama_convert.storage.watch import stop_on_signals
 
@@ -208,8 +209,8 @@ def convert(
     options = _to_options(choices)
     with _usage_errors():
         refuse_unused(options, run_options)
-    output_dir = output_dir or default_output_dir(input_dir)
     job = _plan(input_dir, options)
+    output_dir = output_dir or default_output_dir(job.files.folder)
     started = time.monotonic()
     with (
         stop_on_signals() as stop,
@@ -326,11 +327,13 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
       codellama-convert plan --input_dir CodeLlama-70b
     """  # noqa: D301
     from codellama_convert.convert.record import file_sizes
+    from codellama_convert.meta.places import default_output_dir
     from codellama_convert.staging.output_state import look_at_output
 
     job = _plan_and_check(input_dir, _to_options(choices), hidden=as_json)
     sizes = file_sizes(job, job.small_files())
-    output = look_at_output(output_dir or default_output_dir(input_dir), job.identity(), sizes)
+    output_dir = output_dir or default_output_dir(job.files.folder)
+    output = look_at_output(output_dir, job.identity(), sizes)
     description = describe_job(job, output)
     if as_json:
         _say_json(description)
@@ -363,19 +366,6 @@ def _md5_bar(
     options: Options, *, hidden: bool
 ) -> AbstractContextManager[Callable[[int], None] | None]:
     return progress_bar("checking MD5", None, hidden=hidden or options.checksums == "off")
-
-
-def default_output_dir(input_dir: Path) -> Path:
-    """Give the input folder's name with -hf added, beside it.
-
-    Args:
-        input_dir: As the user gave it; "." is resolved to its name.
-
-    Returns:
-        The folder.
-    """
-    folder = input_dir if input_dir.name not in ("", "..") else input_dir.resolve()
-    return folder.with_name(f"{folder.name}-hf")
 
 
 @contextmanager

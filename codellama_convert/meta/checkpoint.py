@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codellama_convert.errors import ConfigError, LayoutError, TokenizerError
+from codellama_convert.errors import ConfigError, LayoutError
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.pth_reader import PickleCache, RankIndex, read_rank, read_vector
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
-from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
+from codellama_convert.meta.find import CheckpointFiles, missing_tokenizer
+from codellama_convert.meta.places import model_name
 from codellama_convert.meta.rank_tensors import check_ranks, measure, require_layers
 from codellama_convert.model.config import ModelConfig, build_config, parse_params
 from codellama_convert.model.recognise import Identity, check_model_size, identify
@@ -102,7 +103,7 @@ def open_checkpoint(
     size_note = check_model_size(model_size, config, len(ranks)) if model_size else None
     identity = identify(
         config,
-        folder_name=files.folder.resolve().name,
+        folder_name=model_name(files.folder),
         flavor=flavor or ("chat" if model_size and model_size.endswith("f") else None),
         max_position_embeddings=max_position_embeddings,
     )
@@ -128,9 +129,8 @@ def _read_params(path: Path) -> bytes:
 
 def _open_tokenizer(files: CheckpointFiles, config: ModelConfig) -> SentencePieceModel:
     if files.tokenizer is None:
-        raise TokenizerError(
-            f"no {TOKENIZER_NAME} in the folder or beside it",
-            path=files.folder,
+        raise missing_tokenizer(
+            files.folder,
             hint="name it with --tokenizer_model, or convert the weights alone with --skip_tokenizer",
         )
     model = read_sentencepiece_model(files.tokenizer)
@@ -161,8 +161,8 @@ def _renamed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
         return ()
     renamed = [
         rank
-        for rank in ranks
-        if re.fullmatch(r"consolidated\.\d\d", rank.root) and rank.root != rank.path.stem
+        for index, rank in enumerate(ranks)
+        if re.fullmatch(r"consolidated\.\d\d", rank.root) and int(rank.root[-2:]) != index
     ]
     if not renamed:
         return ()

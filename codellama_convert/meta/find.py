@@ -1,20 +1,25 @@
-"""Own which files of a folder make a checkpoint; know nothing of what they hold."""
+"""Own which files of a folder make a checkpoint."""
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from codellama_convert.errors import CheckpointError, ConfigError
-from codellama_convert.storage.blocks import first_line
+from codellama_convert.errors import CheckpointError, ConfigError, TokenizerError
+from codellama_convert.meta.other_layouts import look_alike, other_layout
+from codellama_convert.meta.rank_names import choose_ranks, is_meta_name, is_of_weights
+from codellama_convert.meta.search import Listing, open_listing, search_below
+from codellama_convert.meta.unfinished import refuse_unfinished
+from codellama_convert.model.releases import Flavor
 
 PARAMS_NAME = "params.json"
 TOKENIZER_NAME = "tokenizer.model"
-_RANK_NAME = re.compile(r"consolidated\.([0-9]{2})\.pth")
-_OTHER_WEIGHTS = (".safetensors", ".gguf", ".bin", ".index.json")
-_MAX_RANKS = 8  # Llama 1 65B, Llama 2 70B and Code Llama 70B
+_RENAMED = (
+    "Meta's ranks are named consolidated.00.pth, consolidated.01.pth and so on; "
+    "was the download finished, or a file renamed?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +29,9 @@ class CheckpointFiles:
     Attributes:
         folder: Where the ranks lie.
         params: params.json.
-        ranks: consolidated.NN.pth in order.
+        ranks: The ranks in order.
         tokenizer: tokenizer.model, inside the folder or beside it; None where there is none.
-        notes: What was passed over.
+        notes: Where it was found, what was taken under another name, and what was passed over.
     """
 
     folder: Path
@@ -41,71 +46,130 @@ class CheckpointFiles:
         return (self.params, *self.ranks, *tokenizer)
 
 
-def find_model_folder(input_dir: Path, model_size: str | None) -> Path:
-    """Find the folder that holds the checkpoint: the given one, or one inside it.
+def find_files(
+    input_dir: Path,
+    *,
+    model_size: str | None = None,
+    flavor: Flavor | None = None,
+    tokenizer_model: str | os.PathLike[str] | None = None,
+) -> CheckpointFiles:
+    """Find the files of a checkpoint.
 
     Args:
-        input_dir: The model's folder, or one that holds it as Meta's download scripts lay it.
-        model_size: Such as "7B"; chooses among several.
+        input_dir: The model's folder, or one that holds it, up to five levels down.
+        model_size: Such as "7B"; chooses among several models.
+        flavor: What the model was tuned for; chooses among several models.
+        tokenizer_model: Where tokenizer.model is, if elsewhere.
 
     Returns:
-        The folder with the ranks.
+        The files.
 
     Raises:
-        CheckpointError: If none or several are found.
+        CheckpointError: If there is none, or several, or a rank is missing in the middle, or a
+            download is unfinished.
+        ConfigError: If there is no params.json.
     """
-    if _holds_checkpoint(input_dir):
-        return input_dir
-    try:
-        inside = sorted(path for path in input_dir.iterdir() if path.is_dir())
-    except OSError as problem:
-        raise CheckpointError(f"cannot open: {first_line(problem)}", path=input_dir) from problem
-    found = held = [path for path in inside if _holds_checkpoint(path)]
-    if model_size is not None:
-        size = re.escape(model_size.removesuffix("f"))
-        found = [
-            p for p in found if re.search(rf"(?<![0-9]){size}(?![a-z])", p.name, re.IGNORECASE)
-        ]
-        exact = [path for path in found if path.name.lower() == model_size.lower()]
-        found = exact or found
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(path.name for path in found or held)
-    if found:
-        raise CheckpointError(
-            f"holds several checkpoints ({names})",
-            path=input_dir,
-            hint="choose one with --model_size, or name its folder with --input_dir",
-        )
-    if held:
-        raise CheckpointError(
-            f"holds no checkpoint whose folder's name says {model_size}, but {names}",
-            path=input_dir,
-            hint="name one with --input_dir",
-        )
-    raise _holds_none(input_dir)
+    listing = _find_folder(open_listing(input_dir), model_size, flavor)
+    folder = listing.path
+    # A folder of such a name is in a file's place, and refused as what it is when it is opened.
+    names = [n for n in listing.names if n in listing.files or n == PARAMS_NAME or is_meta_name(n)]
+    ranks = choose_ranks(folder, names)
+    if not ranks.names:
+        raise _without_ranks(folder, names)
+    if PARAMS_NAME not in names:
+        raise _without_params(folder, names)
+    notes = ranks.notes
+    if folder != input_dir:
+        notes = (f"the checkpoint was found in {folder.relative_to(input_dir)}", *notes)
+    files = CheckpointFiles(
+        folder=folder,
+        params=folder / PARAMS_NAME,
+        ranks=tuple(folder / name for name in ranks.names),
+        tokenizer=find_tokenizer(input_dir, folder, tokenizer_model),
+        notes=notes,
+    )
+    refuse_unfinished(files.all())
+    _refuse_dangling(files.all())
+    return files
 
 
-def _holds_none(folder: Path) -> CheckpointError:
-    """Say that a folder is none of Meta's, and what it is instead where that can be told."""
-    what = "holds no consolidated.NN.pth and no params.json"
-    names = sorted(path.name for path in folder.iterdir())
-    if "config.json" in names or any(name.endswith(_OTHER_WEIGHTS) for name in names):
-        example = next((n for n in names if n.endswith(_OTHER_WEIGHTS)), "config.json")
-        what += f", but {example}: it is no checkpoint in Meta's layout (a converted one?)"
-    return CheckpointError(
-        what,
-        path=folder,
-        hint="--input_dir is the folder that Meta's download script made, such as CodeLlama-7b",
+def _find_folder(given: Listing, model_size: str | None, flavor: Flavor | None) -> Listing:
+    """Find the folder that holds the checkpoint: the given one, or one below it."""
+    if _has_params_or_ranks(given):
+        return given
+    for holds in (_has_params_and_weights, _has_params_or_ranks):
+        found = search_below(given, holds, model_size=model_size, flavor=flavor)
+        if found is not None:
+            return found
+    weights = [name for name in given.files if is_of_weights(name)]
+    if weights:
+        raise _without_params(given.path, given.files)
+    other = other_layout(given.files)
+    raise CheckpointError(
+        f"holds no consolidated.NN.pth and no {PARAMS_NAME}"
+        + (f", but {other[0]}" if other else ""),
+        path=given.path,
+        hint=other[1]
+        if other
+        else "--input_dir is the folder that Meta's download script made, such as CodeLlama-7b",
     )
 
 
-def _holds_checkpoint(folder: Path) -> bool:
+def _has_params_or_ranks(listing: Listing) -> bool:
+    return PARAMS_NAME in listing.names or any(map(is_meta_name, listing.names))
+
+
+def _has_params_and_weights(listing: Listing) -> bool:
+    """Many programs call a file params.json: alone it is not yet a checkpoint."""
+    if any(map(is_meta_name, listing.names)):
+        return True
+    return PARAMS_NAME in listing.files and (
+        any(map(is_of_weights, listing.files)) or other_layout(listing.files) is not None
+    )
+
+
+def _without_ranks(folder: Path, names: list[str]) -> CheckpointError:
+    other = other_layout(names)
+    alike = [name for name in names if ".pth" in name.lower()]
+    what, hint = other or (", ".join(alike), _RENAMED)
+    return CheckpointError(
+        "holds no consolidated.NN.pth" + (f", but {what}" if what else ""), path=folder, hint=hint
+    )
+
+
+def _without_params(folder: Path, names: tuple[str, ...] | list[str]) -> ConfigError:
+    alike = look_alike(names, PARAMS_NAME)
+    if alike is not None:
+        return ConfigError(
+            f"No such file, but {alike}", path=folder / PARAMS_NAME, hint=f"rename {alike}"
+        )
+    return ConfigError(
+        "No such file",
+        path=folder / PARAMS_NAME,
+        hint="it is downloaded with the ranks; get it from where they are from",
+    )
+
+
+def _refuse_dangling(paths: tuple[Path, ...]) -> None:
+    """Refuse a link that leads nowhere, as caches have them after a file of theirs was removed."""
+    for path in paths:
+        if _dangles(path):
+            raise CheckpointError(
+                f"is a link to {path.readlink()}, which is not there: {os.strerror(errno.ENOENT)}",
+                path=path,
+                hint="download the file again; to move a checkpoint, copy what its links lead to "
+                "(cp -L)",
+            )
+
+
+def _dangles(path: Path) -> bool:
     try:
-        names = [path.name for path in folder.iterdir()]
-    except OSError:
+        path.stat()
+    except FileNotFoundError:
+        return path.is_symlink()
+    except OSError:  # a loop of links, or no right to follow: said when it is opened
         return False
-    return PARAMS_NAME in names or any(_RANK_NAME.fullmatch(name) for name in names)
+    return False
 
 
 def find_tokenizer(
@@ -123,67 +187,35 @@ def find_tokenizer(
     """
     if tokenizer_model is not None:
         return Path(tokenizer_model)
-    places = (folder, input_dir, folder.absolute().parent)
+    between = (place for place in folder.parents if input_dir in place.parents)
+    places = (folder, *between, input_dir, folder.absolute().parent)
     candidates = (place / TOKENIZER_NAME for place in places)
     # A dangling link counts: its own error says more than "missing".
     return next((path for path in candidates if os.path.lexists(path)), None)
 
 
-def find_files(
-    input_dir: Path,
-    *,
-    model_size: str | None = None,
-    tokenizer_model: str | os.PathLike[str] | None = None,
-) -> CheckpointFiles:
-    """Find the files of a checkpoint.
+def missing_tokenizer(folder: Path, *, hint: str) -> TokenizerError:
+    """Say that there is no tokenizer.model, and which file may be it.
 
     Args:
-        input_dir: The model's folder, or one that holds it.
-        model_size: Chooses among several models.
-        tokenizer_model: Where tokenizer.model is, if elsewhere.
+        folder: The model's folder.
+        hint: What to do.
 
     Returns:
-        The files.
-
-    Raises:
-        CheckpointError: If there is none, or a rank is missing in the middle.
+        The error.
     """
-    folder = find_model_folder(input_dir, model_size)
-    names = sorted(path.name for path in folder.iterdir())
-    numbers = [int(match[1]) for match in map(_RANK_NAME.fullmatch, names) if match]
-    alike = [name for name in names if ".pth" in name and not _RANK_NAME.fullmatch(name)]
-    if not numbers:
-        raise CheckpointError(
-            "holds no consolidated.NN.pth" + (f", but {', '.join(alike)}" if alike else ""),
-            path=folder,
-            hint="Meta's ranks are named consolidated.00.pth, consolidated.01.pth and so on; "
-            "was the download finished, or a file renamed?",
-        )
-    missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
-    if missing:
-        found = ", ".join(f"consolidated.{number:02d}.pth" for number in sorted(numbers))
-        raise CheckpointError(
-            f"consolidated.{missing[0]:02d}.pth is missing; found were {', '.join([found, *alike])}",
-            path=folder,
-            hint="download it, or give it back its name",
-        )
-    if len(numbers) > _MAX_RANKS:
-        raise CheckpointError(
-            f"holds {len(numbers)} ranks; no model has more than {_MAX_RANKS}",
-            path=folder,
-            hint="remove those of another model",
-        )
-    if PARAMS_NAME not in names:
-        raise ConfigError(
-            "No such file",
-            path=folder / PARAMS_NAME,
-            hint="it is downloaded with the ranks; get it from where they are from",
-        )
-    others = [n for n in names if n in alike or n.endswith(".pt")]
-    return CheckpointFiles(
-        folder=folder,
-        params=folder / PARAMS_NAME,
-        ranks=tuple(folder / f"consolidated.{number:02d}.pth" for number in numbers),
-        tokenizer=find_tokenizer(input_dir, folder, tokenizer_model),
-        notes=(f"ignored {', '.join(others)}",) if others else (),
-    )
+    what = f"no {TOKENIZER_NAME} in the folder or beside it"
+    for place in (folder, folder.absolute().parent):
+        alike = look_alike(_names_in(place), TOKENIZER_NAME)
+        if alike is not None:
+            return TokenizerError(
+                f"{what}, but {alike}", path=folder, hint=f"rename {alike}, or {hint}"
+            )
+    return TokenizerError(what, path=folder, hint=hint)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []

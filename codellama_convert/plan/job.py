@@ -15,14 +15,19 @@ from typing import Any
 
 from codellama_convert import __version__
 from codellama_convert.arguments import as_path, instance_of
-from codellama_convert.errors import TokenizerError, one_line
+from codellama_convert.errors import one_line
 from codellama_convert.formats.safetensors import INDEX_NAME
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.hugging_face.config_json import config_json, generation_config_json
 from codellama_convert.hugging_face.model_card import model_card
 from codellama_convert.meta.checklist import ListedSums
 from codellama_convert.meta.checkpoint import Checkpoint, open_checkpoint
-from codellama_convert.meta.find import CheckpointFiles, find_files, find_tokenizer
+from codellama_convert.meta.find import (
+    CheckpointFiles,
+    find_files,
+    find_tokenizer,
+    missing_tokenizer,
+)
 from codellama_convert.model.config import META_BOS_ID, META_EOS_ID
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options
 from codellama_convert.plan.plan import ConversionPlan, build_plan, fit_plan
@@ -200,7 +205,10 @@ def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:
     if options.model_size == TOKENIZER_ONLY:
         return _prepare_tokenizer(folder, options)
     files = find_files(
-        folder, model_size=options.model_size, tokenizer_model=options.tokenizer_model
+        folder,
+        model_size=options.model_size,
+        flavor=options.flavor,
+        tokenizer_model=options.tokenizer_model,
     )
     list_notes = _sums(files, options).check_small_files()
     checkpoint = open_checkpoint(
@@ -265,11 +273,7 @@ def plan_weights(checkpoint: Checkpoint, options: Options) -> ConversionPlan:
 def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
     path = find_tokenizer(input_dir, input_dir, options.tokenizer_model)
     if path is None:
-        raise TokenizerError(
-            "no tokenizer.model in the folder or beside it",
-            path=input_dir,
-            hint="name it with --tokenizer_model",
-        )
+        raise missing_tokenizer(input_dir, hint="name it with --tokenizer_model")
     files = CheckpointFiles(input_dir, input_dir / "params.json", (), path, ())
     list_notes = _sums(files, options).check_small_files()
     model = read_sentencepiece_model(path)

@@ -14,6 +14,7 @@ from typing import Any
 
 from codellama_convert.errors import VerifyError
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
+from codellama_convert.meta.places import model_name
 from codellama_convert.model.asked import TOKENIZER_CLASSES, Asked
 from codellama_convert.model.recognise import identify
 from codellama_convert.plan.job import Job, plan_weights
@@ -107,7 +108,7 @@ def job_as_asked(job: Job, asked: Asked) -> Job:
         return replace(job, options=options, tokenizer=tokenizer)
     identity = identify(
         job.checkpoint.config,
-        folder_name=job.files.folder.resolve().name,
+        folder_name=model_name(job.files.folder),
         flavor=options.flavor,
         max_position_embeddings=options.max_position_embeddings,
     )
