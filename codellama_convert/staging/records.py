@@ -36,6 +36,7 @@ _CANNOT_RENAME = (errno.EPERM, errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP)
 _MAX_BYTES = 8 << 20
 _MAX_LINE_BYTES = 2 << 20
 _MAX_DIFFERENCES = 8  # that are named
+_NO_INPUTS = ("options", "version")  # every other key of an identity names a file that is read
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 
 def differences(staged: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Name what differs between two conversions, with both values.
+    """Name what differs between two conversions: options with both values, input files without.
 
     Args:
         staged: Identity of what lies in the staging folder.
@@ -69,13 +70,34 @@ def differences(staged: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
         One text a difference.
     """
     texts = []
-    for key in sorted({*staged, *wanted}):
+    for key in _unequal(staged, wanted):
         there, now = staged.get(key), wanted.get(key)
-        if isinstance(there, dict) and isinstance(now, dict):
-            texts += differences(there, now)
-        elif there != now:
-            texts.append(f"{key:.80} is {shown(there)} there and {shown(now)} now")
+        if key not in _NO_INPUTS:
+            texts.append(_other_input(key, there, now))
+        elif isinstance(there, dict) and isinstance(now, dict):
+            texts += [_values(one, there.get(one), now.get(one)) for one in _unequal(there, now)]
+        else:
+            texts.append(_values(key, there, now))
     return texts[:_MAX_DIFFERENCES]
+
+
+def is_of_other_inputs(staged: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return whether two conversions read other files."""
+    return any(key not in _NO_INPUTS for key in _unequal(staged, wanted))
+
+
+def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+
+
+def _values(key: str, there: object, now: object) -> str:
+    return f"{key:.80} is {shown(there)} there and {shown(now)} now"
+
+
+def _other_input(name: str, there: object, now: object) -> str:
+    if there is None or now is None:
+        return f"{name:.80} is read {'there' if now is None else 'now'} only"
+    return f"{name:.80} is not the same file"
 
 
 def read_journal(staging: HeldFolder) -> Journal | None:

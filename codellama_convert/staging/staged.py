@@ -13,7 +13,13 @@ from typing import Any
 from codellama_convert.errors import OutputError, shown
 from codellama_convert.staging.crash_points import step
 from codellama_convert.staging.record_values import FileSum, SealedFile
-from codellama_convert.staging.records import JOURNAL_NAME, Journal, differences, read_journal
+from codellama_convert.staging.records import (
+    JOURNAL_NAME,
+    Journal,
+    differences,
+    is_of_other_inputs,
+    read_journal,
+)
 from codellama_convert.storage.blocks import aligned_buffer, first_line
 from codellama_convert.storage.folders import names_a_folder, names_in
 from codellama_convert.storage.held_folder import HeldFolder
@@ -136,10 +142,13 @@ def refuse_other_work(
     """
     if found.identity != identity:
         named = "; ".join(differences(found.identity, identity))
+        is_other = is_of_other_inputs(found.identity, identity)
         raise OutputError(
-            f"holds staged work of another conversion: {named}",
+            f"holds staged work of another {'checkpoint' if is_other else 'conversion'}: {named}",
             path=staging.parent,
-            hint="give the same options to resume it, or --restart to drop it",
+            hint="name another place with --output_dir, or drop the staged work with --restart"
+            if is_other
+            else "give the same options to resume it, or --restart to drop it",
         )
     others = sorted({*found.sealed, *found.publishing}.difference(names))
     if others:

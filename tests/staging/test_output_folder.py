@@ -361,6 +361,25 @@ def test_staged_work_of_another_version_is_refused_with_both(
     assert content(target) == content(converted / "out")
 
 
+def test_staged_work_of_another_checkpoint_is_named_without_sums(
+    converted: Path, tmp_path: Path
+) -> None:
+    """Lists of sizes and sums were printed, and the same options were asked for in vain."""
+    target = tmp_path / "out"
+    interrupt(converted, target)
+    save_checkpoint(tmp_path / "in", GQA, random_model(GQA, torch.bfloat16, 4), n_ranks=4)
+    with pytest.raises(OutputError) as caught:
+        convert(tmp_path, target)
+    assert str(caught.value) == (
+        f"{target}: holds staged work of another checkpoint: consolidated.00.pth is not the same "
+        "file; consolidated.01.pth is not the same file; consolidated.02.pth is read now only; "
+        "consolidated.03.pth is read now only; name another place with --output_dir, or drop the "
+        "staged work with --restart"
+    )
+    convert(converted, target)
+    assert content(target) == content(converted / "out")
+
+
 def test_overwriting_drops_staged_work_of_another_conversion(
     converted: Path, tmp_path: Path
 ) -> None:
