@@ -22,7 +22,7 @@ from codellama_convert.formats.pickle_names import (
 from codellama_convert.formats.pickle_reader import parse_pickle
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor
 from codellama_convert.formats.views import refuse_costly_views, refuse_wrong_view
-from codellama_convert.formats.zip_directory import DAMAGED_HINT
+from codellama_convert.formats.zip_directory import DAMAGED_HINT, TORCHSCRIPT, TORCHSCRIPT_HINT
 from codellama_convert.formats.zip_reader import Archive, read_archive, read_entry
 from codellama_convert.storage.input_file import InputFile
 
@@ -84,7 +84,9 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
         archive = read_archive(file)
         _require_known_format(file, archive)
         _require_little_endian(file, archive)
-        if "data.pkl" not in archive.entries or "constants.pkl" in archive.entries:
+        if "constants.pkl" in archive.entries:
+            raise CheckpointError(TORCHSCRIPT, path=path, hint=TORCHSCRIPT_HINT)
+        if "data.pkl" not in archive.entries:
             raise CheckpointError(
                 "is a zip archive, but not one that torch.save wrote",
                 path=path,

@@ -33,6 +33,8 @@ MAX_SHOWN = 80
 
 DAMAGED_HINT = "the file is damaged or forged, download it again"
 _REZIPPED_HINT = "torch.save stores entries uncompressed - was the file re-zipped?"
+TORCHSCRIPT = "is a TorchScript archive, not one that torch.save wrote"
+TORCHSCRIPT_HINT = "save the weights instead: torch.save(torch.jit.load(FILE).state_dict(), ...)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,8 @@ def _parse_directory(file: InputFile, directory: bytes, n_entries: int) -> Itera
                 path=file.path,
                 hint=_REZIPPED_HINT,
             )
+        if method != 0 and raw_name.split(b"/")[1:2] == [b"code"]:
+            raise CheckpointError(TORCHSCRIPT, path=file.path, hint=TORCHSCRIPT_HINT)
         if method != 0:
             raise CheckpointError(
                 f"entry {shown!r} is compressed (method {method})",

@@ -110,14 +110,20 @@ def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> t
         if unknown:
             shape = rank.tensors[unknown[0]].shape
             raise LayoutError(
-                f"tensor {unknown[0]!r} of shape {shape} is none that a Llama model has"
-                + (f" (nor are {len(unknown) - 1} more)" if len(unknown) > 1 else ""),
+                f"tensor {unknown[0]!r} of shape {shape} does not belong to a Llama model"
+                + _and_others(len(unknown) - 1),
                 path=rank.path,
                 hint="Llama 1, Llama 2 and Code Llama are supported",
             )
     dropped = tuple(name for name in ranks[0].tensors if name not in names)
     _compare_head_size(layout, ranks[0], dropped)
     return dropped
+
+
+def _and_others(n_others: int) -> str:
+    if n_others == 0:
+        return ""
+    return f" (and {n_others} {'other' if n_others == 1 else 'others'})"
 
 
 def _compare_head_size(

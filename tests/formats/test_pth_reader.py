@@ -122,6 +122,23 @@ def test_what_is_no_dict_of_tensors_is_named(tmp_path: Path, pickled: bytes, kin
     assert list(read(tmp_path, rank).tensors) == ["t"]
 
 
+@pytest.mark.parametrize("method", [0, 8])
+def test_a_torchscript_archive_is_called_one(tmp_path: Path, method: int) -> None:
+    """torch compresses its code, so the file was said to have been zipped again."""
+    members = rank_file(declared((64,), (1,))).members()
+    root = members[0].name.partition("/")[0]
+    path = tmp_path / "rank.pth"
+    for name, what in (("code/__torch__.py", "is a TorchScript archive"), ("data/9", "compressed")):
+        script = Member(f"{root}/{name}", b"def", {"method": method}, {"method": method})
+        constants = [Member(f"{root}/constants.pkl", b"\x80\x02).")] if "code" in name else []
+        path.write_bytes(write_zip([*members, script, *constants]))
+        if method == 0 and not constants:
+            assert list(read_rank(path).tensors) == ["t"]
+            continue
+        with refused(CheckpointError, "rank.pth", what):
+            read_rank(path)
+
+
 def test_a_refused_pickle_says_that_nothing_ran(tmp_path: Path) -> None:
     with refused(
         CheckpointError, "rank.pth: data.pkl: ", "os.system", "; ", "Nothing was executed"

@@ -96,9 +96,9 @@ def test_another_dtype_is_told_beside_that_of_the_others() -> None:
 @pytest.mark.parametrize(
     ("extra", "more"),
     [
-        ({"bias": (3,)}, "has; "),
-        ({"bias": (3,), "b": (1,)}, "(nor are 1 more); "),
-        ({"bias": (3,), "b": (1,), "c": (1,)}, "(nor are 2 more); "),
+        ({"bias": (3,)}, "model; "),
+        ({"bias": (3,), "b": (1,)}, "model (and 1 other); "),
+        ({"bias": (3,), "b": (1,), "c": (1,)}, "model (and 2 others); "),
     ],
 )
 def test_tensors_that_no_rule_explains_are_counted(
