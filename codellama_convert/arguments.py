@@ -54,7 +54,7 @@ def one_of(*texts: str) -> Rule:
 
 def instance_of(kind: type) -> Rule:
     """Allow objects of a class."""
-    return Rule(f"an object of the class {kind.__name__}", lambda value: isinstance(value, kind))
+    return Rule(f"an instance of {kind.__name__}", lambda value: isinstance(value, kind))
 
 
 def or_none(rule: Rule) -> Rule:
@@ -76,7 +76,7 @@ FUNCTION = Rule("a function", callable)
 PATH = Rule("a path: a str or os.PathLike that is not empty, and not bytes", _is_path)
 # A header's offsets have 64 bits, and the largest file of every system fits into 63.
 SIZE = Rule(
-    "a whole number of bytes from 1 to 2**63 - 1; 5GB are 5 * 10**9", whole(1, (1 << 63) - 1).holds
+    "a whole number of bytes from 1 to 2**63 - 1; 5GB is 5 * 10**9", whole(1, (1 << 63) - 1).holds
 )
 
 

@@ -101,7 +101,7 @@ def dtype_named(name: str) -> Dtype:
     for dtype in DTYPES:
         if wanted in {dtype.code.lower(), dtype.name, dtype.short}:
             return dtype
-    raise ValueError(f"unknown dtype {name!r}; known are {', '.join(d.name for d in DTYPES)}")
+    raise ValueError(f"unknown dtype {name!r}; known dtypes: {', '.join(d.name for d in DTYPES)}")
 
 
 def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:

@@ -30,7 +30,7 @@ shown() {
 
 for option; do
   if [[ $option =~ ^--(in|out)put[_-]dir(=|$) ]]; then
-    echo "Error: ${option%%=*} is given to every conversion here: the output lies beside the input" >&2
+    echo "Error: ${option%%=*} is set for every conversion here: the output lies beside the input" >&2
     exit 2
   fi
 done
@@ -105,6 +105,6 @@ printf '\n%-14s%8s  %s\n' result seconds checkpoint
 printf '%s\n' "${table[@]}"
 if ((stopped > 0)); then exit "$stopped"; fi
 if ((failed > 0)); then
-  echo "Error: $failed of ${#checkpoints[@]} failed; their messages stand above" >&2
+  echo "Error: $failed of ${#checkpoints[@]} failed; their messages are above" >&2
   exit 1
 fi

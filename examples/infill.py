@@ -58,7 +58,7 @@ def load_model(folder: Path, dtype: str) -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise click.ClickException(
             f"{folder}: transformers cannot load it ({str(problem).splitlines()[0]}); "
-            f"codellama-convert verify --output_dir {folder} tells what is wrong"
+            f"codellama-convert verify --output_dir {folder} shows what is wrong"
         ) from problem
 
 
@@ -130,7 +130,9 @@ def read_prompt(text: str | None, source: TextIO | None) -> str:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("text", required=False)
 @click.option("--file", "source", type=click.File(encoding="utf-8"), help="A prompt; - for stdin.")
-@click.option("--suffix_first", is_flag=True, help="Tell the suffix before the prefix.")
+@click.option(
+    "--suffix_first", is_flag=True, help="Put the suffix before the prefix in the prompt."
+)
 @click.option(
     "--max_new_tokens",
     type=click.IntRange(min=1),

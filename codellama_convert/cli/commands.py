@@ -98,7 +98,7 @@ class ConvertGroup(click.Group):
         """Find a command; tell who gives the bare name of a folder how folders are named."""
         name = args[0]
         if name not in self.commands and (Path(name).exists() or any(c in name for c in "/\\-.")):
-            ctx.fail(f"no such command: {name!r}; a folder is named with --input_dir {name}")
+            ctx.fail(f"no such command: {name!r}; to name a folder, write --input_dir {name}")
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -121,7 +121,7 @@ class ConvertGroup(click.Group):
         convert_command = self.commands["convert"]
         sub_context = click.Context(convert_command, info_name="convert", parent=ctx)
         records = [p.get_help_record(sub_context) for p in convert_command.params]
-        with formatter.section("Options of convert, and of the bare form"):
+        with formatter.section("Options of convert, which is the default command"):
             formatter.write_dl([record for record in records if record is not None])
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -141,7 +141,7 @@ class ConvertGroup(click.Group):
 def main() -> None:
     """Convert Meta's Code Llama and Llama checkpoints to Hugging Face folders.
 
-    Without the name of a command it converts.
+    Without a command name, it converts.
 
     \b
     Example:
@@ -162,14 +162,14 @@ def main() -> None:
 @MODEL_OPTIONS
 @SPEED_OPTIONS
 @click.option("--overwrite", is_flag=True, help="Replace the model that the output folder holds.")
-@click.option("--restart", is_flag=True, help="Drop the staged work of an earlier run.")
+@click.option("--restart", is_flag=True, help="Discard the unfinished work of an earlier run.")
 @click.option(
     "--verify", "verify_too", is_flag=True, help="Verify bit for bit before anything is published."
 )
 @click.option("--sha256", is_flag=True, help="Add the files' SHA-256 to conversion.json.")
-@click.option("--model_card", is_flag=True, help="Write a README.md about the model too.")
+@click.option("--model_card", is_flag=True, help="Also write a README.md about the model.")
 @click.option(
-    "--quiet", is_flag=True, help="No progress bar and no summary; notes and errors stay."
+    "--quiet", is_flag=True, help="Show notes and errors only: no progress bar and no summary."
 )
 @JSON
 def convert(
@@ -263,7 +263,7 @@ def _verify_staged(job: Job, staged: Path, look: Look, *, hidden: bool) -> None:
 @ASKED_OPTIONS
 @SOURCE_OPTIONS
 @READING_OPTIONS
-@click.option("--quiet", is_flag=True, help="No progress bar; the report stays.")
+@click.option("--quiet", is_flag=True, help="Show the report only: no progress bar.")
 @JSON
 def verify(
     input_dir: Path | None, output_dir: Path, *, quiet: bool, as_json: bool, **choices: Any

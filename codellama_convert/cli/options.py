@@ -93,19 +93,19 @@ _CHECKSUMS = click.option(
     type=OneOf(CHECKSUM_MODES),
     default="off",
     show_default=True,
-    help="Compare the ranks with Meta's checklist.chk (MD5) first; small files always are.",
+    help="First compare the ranks with Meta's checklist.chk (MD5); small files are always compared.",
 )
 _MAX_RAM = click.option(
     "--max_ram",
     type=Size(),
-    help="Most memory of all buffers together, by default 32MB; tiles and workers are chosen to fit.",
+    help="Limit for all buffers together, by default 32MB; tiles and workers are chosen to fit.",
 )
 _CLASSES = f"{', '.join(TOKENIZER_CLASSES[:-1])} or {TOKENIZER_CLASSES[-1]}"
 MODEL_OPTIONS = _options(
     click.option(
         "--model_size",
         type=_MODEL_SIZES,
-        help="What the checkpoint is said to be; checked. tokenizer_only converts the tokenizer.",
+        help="Size of the model, checked against the checkpoint. tokenizer_only converts only the tokenizer.",
     ),
     click.option(
         "--variant",
@@ -117,7 +117,7 @@ MODEL_OPTIONS = _options(
         type=OneOf(_DTYPES),
         default="auto",
         show_default=True,
-        help="Of the written weights; auto keeps the checkpoint's.",
+        help="Dtype of the written weights; auto keeps the checkpoint's.",
     ),
     click.option(
         "--max_shard_size",
@@ -134,15 +134,15 @@ MODEL_OPTIONS = _options(
     click.option(
         "--tokenizer_model",
         type=NamedPath(path_type=Path),
-        help="tokenizer.model, if it is neither in the folder nor beside it.",
+        help="Path of tokenizer.model, if it is neither in the folder nor beside it.",
     ),
     _CHECKSUMS,
-    click.option("--skip_tokenizer", is_flag=True, help="Convert the weights alone."),
+    click.option("--skip_tokenizer", is_flag=True, help="Convert only the weights."),
     click.option(
         "--tokenizer_class",
         type=OneOf(TOKENIZER_CLASSES),
         metavar="CLASS",
-        help=f"What tokenizer_config.json names: {_CLASSES}; the last is the default, exact in "
+        help=f"Class that tokenizer_config.json names: {_CLASSES}; the last is the default, exact in "
         "transformers 4.57 and 5.",
     ),
 )
@@ -158,7 +158,7 @@ ASKED_OPTIONS = _options(
         "--tokenizer_class",
         type=OneOf(TOKENIZER_CLASSES),
         metavar="CLASS",
-        help=f"What tokenizer_config.json names: {_CLASSES}.",
+        help=f"Class that tokenizer_config.json names: {_CLASSES}.",
     ),
 )
 # How the checkpoint is found and read; nothing of it is of use without one.
@@ -183,14 +183,14 @@ _IO = click.option(
     type=OneOf(IO_MODES),
     default="auto",
     show_default=True,
-    help="Past the page cache or through it; auto goes past it where the file system can.",
+    help="Bypass the page cache (direct) or use it (buffered); auto bypasses it if the file system can.",
 )
 SPEED_OPTIONS = _options(
     _IO,
     click.option(
         "--workers",
         type=click.IntRange(min=1, max=MAX_WORKERS),
-        help="Tensors in flight; by default chosen by the number of cores.",
+        help="Number of tensors in flight; by default chosen from the number of cores.",
     ),
     _MAX_RAM,
 )

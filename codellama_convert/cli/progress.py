@@ -17,7 +17,7 @@ def progress_bar(
     """Show bytes, rate and time left on a terminal's stderr; nothing when piped, or once done.
 
     Args:
-        what: Is going on, such as "converting".
+        what: What progresses, such as "converting".
         total: Bytes in the end; None where that is not known.
         hidden: Whether to show nothing.
 

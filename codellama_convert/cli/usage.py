@@ -9,7 +9,7 @@ from pathlib import Path
 def peak_rss_bytes() -> int | None:
     """Tell the most memory that this process has held at once.
 
-    Linux's VmHWM begins anew with the program; ru_maxrss would still hold the peak of the shell
+    Linux's VmHWM starts at zero with the program; ru_maxrss would still hold the peak of the shell
     or script that started it.
 
     Returns:

@@ -119,11 +119,11 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
             f"{format_size(described['largest_tile_bytes'])})"
         )
         is_cast = described["dtype"] != described["source_dtype"]
-        yield "            beside some 55 MB of Python and numpy" + (
-            ", and 260 MB of torch for the cast" if is_cast else ""
+        yield "            plus about 55 MB for Python and numpy" + (
+            ", and 260 MB for torch, which the cast needs" if is_cast else ""
         )
     else:
-        yield "model       none: the tokenizer alone"
+        yield "model       none: only the tokenizer"
     yield from _disk_lines(described)
     if "run_memory" in described:
         yield from _run_memory_lines(described["run_memory"])
@@ -252,7 +252,7 @@ def value_notes(described: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _format_rate(bytes_per_second: float) -> str:
-    """Write a rate in GB/s; below 0.1 of them in MB/s, lest a tiny model's be 0.00."""
+    """Write a rate in GB/s; below 0.1 of them in MB/s, so that a tiny model's is not 0.00."""
     if bytes_per_second < 1e8:
         return f"{bytes_per_second / 1e6:.1f} MB/s"
     return f"{bytes_per_second / 1e9:.2f} GB/s"

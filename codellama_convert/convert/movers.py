@@ -126,7 +126,7 @@ class Cast:
             source: Dtype of what is read.
             target: Dtype of what is written.
         """
-        import torch  # noqa: PLC0415 - half a second and 200 MB, for who casts only
+        import torch  # noqa: PLC0415 - half a second and 200 MB, only casts need it
 
         # The workers are the parallelism; torch's own threads would fight them for the cores.
         self._threads_before = torch.get_num_threads()

@@ -114,7 +114,7 @@ class _Machine:
         elif name in _METHODS:
             _METHODS[name](self, argument)
         elif name == "PROTO" and argument > _MAX_PROTOCOL:
-            raise RefusedPickle(f"it is of the unknown protocol {argument}")
+            raise RefusedPickle(f"it has the unknown protocol {argument}")
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
@@ -158,7 +158,7 @@ class _Machine:
     def _extend(self, values: list[Any]) -> None:
         target = self._top()
         if type(target) is not list:
-            raise RefusedPickle("it is damaged (append to no list)")
+            raise RefusedPickle("it is damaged (it appends to something that is not a list)")
         target.extend(values)
 
     def set_item(self, _: Any) -> None:
@@ -171,7 +171,7 @@ class _Machine:
         target = self._top()
         content = target.content if type(target) is OrderedItems else target
         if type(content) is not dict or len(flat) % 2:
-            raise RefusedPickle("it is damaged (items for no dict)")
+            raise RefusedPickle("it is damaged (it puts items into something that is not a dict)")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
             # Only strings: hashing a forged tuple of tuples takes for ever.
             if type(key) is not str:
@@ -227,7 +227,7 @@ class _Machine:
     def reduce(self, _: Any) -> None:
         called, arguments = self._pop_many(2)
         if type(called) is not GlobalName or type(arguments) is not tuple:
-            raise RefusedPickle("it calls something that is no function")
+            raise RefusedPickle("it calls something that is not a function")
         self._stack.append(rebuilt(called, arguments))
 
     def build(self, _: Any) -> None:

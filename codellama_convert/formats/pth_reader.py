@@ -236,7 +236,7 @@ def _refuse_extras(path: Path, name: str, view: View) -> None:
         if content is not None:
             raise CheckpointError(
                 f"tensor {name!r}: the argument {extra.argument} of {extra.function} holds "
-                f"{content}, which torch applies to the tensor; expected it empty",
+                f"{content}, which torch applies to the tensor; expected nothing there",
                 path=path,
                 hint="load it with torch and save tensor.detach().resolve_neg() of each tensor",
             )

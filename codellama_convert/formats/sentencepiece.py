@@ -182,7 +182,7 @@ def _piece_problems(pieces: tuple[Piece, ...]) -> Iterator[tuple[str, str]]:
         if not math.isfinite(score):
             yield f"the piece {text!r} has the score {score}", DOWNLOAD_AGAIN
         if kind is PieceType.UNUSED:
-            what = f"the piece {text!r} is marked unused; Llama 2 and Code Llama have none such"
+            what = f"the piece {text!r} is marked unused; Llama 2 and Code Llama have no such piece"
             yield what, DOWNLOAD_AGAIN
         seen.add(text)
     found = {piece.text for piece in pieces if piece.type is PieceType.BYTE}
@@ -212,6 +212,6 @@ def _special_id(
         raise TokenizerError(
             f"no {role} piece: expected {name!r} of type {kind.name}, found {of_kind[:3]}",
             path=path,
-            hint=f"{DOWNLOAD_AGAIN}, or convert the weights alone with --skip_tokenizer",
+            hint=f"{DOWNLOAD_AGAIN}, or convert only the weights with --skip_tokenizer",
         )
     return ids[name]

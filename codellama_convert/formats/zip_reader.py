@@ -83,7 +83,7 @@ def read_archive(file: InputFile) -> Archive:
     ends = [record.header_offset for record in records[1:]] + [directory_offset]
     if records and records[0].header_offset != 0:
         raise CheckpointError(
-            "is not a PyTorch zip archive (it does not begin with one)",
+            "is not a PyTorch zip archive (it does not begin like one)",
             path=file.path,
             hint=DAMAGED_HINT,
         )
@@ -96,7 +96,7 @@ def read_archive(file: InputFile) -> Archive:
         folded = name.casefold()
         if folded in entries:
             raise CheckpointError(
-                f"two entries named {name[:MAX_SHOWN]!r} (duplicate; case does not count)",
+                f"two entries named {name[:MAX_SHOWN]!r} (duplicate; upper and lower case count as the same)",
                 path=file.path,
                 hint=DAMAGED_HINT,
             )

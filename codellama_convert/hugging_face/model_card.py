@@ -44,7 +44,7 @@ Weights from Meta's layout in the one that Hugging Face's transformers reads.
 {loading}
 ```
 
-`dtype="auto"` loads {dtype}, as the files hold it; without it, transformers 4 loads float32.
+`dtype="auto"` loads {dtype}, the dtype of the files; without it, transformers 4 loads float32.
 {more_uses}
 ## Proof
 
@@ -53,7 +53,7 @@ Weights from Meta's layout in the one that Hugging Face's transformers reads.
 
 ## Licence
 
-Weights and tokenizer stay under the licence that came with the checkpoint.
+Weights and tokenizer are under the licence that came with the checkpoint.
 If you pass them on, put its files beside them: LICENSE, and USE_POLICY.md where there is one.
 """
 # What model hubs read: meta-llama/codellama and meta-llama/llama, LICENSE, are one licence, which
@@ -73,7 +73,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")"""
 _INFILLING = """
-To fill the gap in a text, which transformers' own tokenizers do not get right in every version:
+To fill a gap in a text (not every version of transformers' own tokenizers builds the right prompt):
 
 ```python
 from codellama_convert import CodeLlamaTokenizer
@@ -111,7 +111,7 @@ def model_card(
     Returns:
         Markdown with a YAML head, as model hubs read it.
     """
-    weights = f"{dtype.name}, the bits of the checkpoint"
+    weights = f"{dtype.name}, bit for bit the checkpoint's"
     if dtype != source_dtype:
         weights = f"{dtype.name}, cast from {source_dtype.name}"
     context = f"{identity.max_position_embeddings} tokens"

@@ -64,7 +64,7 @@ class ListedSums:
         """Compare params.json and tokenizer.model, and look whether the lists cover the ranks.
 
         Returns:
-            A note on each list that is none, each file that is missing on either side, and each
+            A note on each list that is not one, each file that is missing on either side, and each
             file that differs.
 
         Raises:

@@ -131,7 +131,7 @@ def _open_tokenizer(files: CheckpointFiles, config: ModelConfig) -> SentencePiec
     if files.tokenizer is None:
         raise missing_tokenizer(
             files.folder,
-            hint="name it with --tokenizer_model, or convert the weights alone with --skip_tokenizer",
+            hint="give its path with --tokenizer_model, or convert only the weights with --skip_tokenizer",
         )
     model = read_sentencepiece_model(files.tokenizer)
     check_embedding_rows(model, config.vocab_size)
@@ -145,7 +145,7 @@ def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
         return ()
     others = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
     note = (
-        f"{bare[0].path.name}{others}: saved without CRC-32 sums, so damage cannot be seen; "
+        f"{bare[0].path.name}{others}: saved without CRC-32 sums, so damage cannot be detected; "
         "--checksums strict compares them with checklist.chk"
     )
     return (note,)

@@ -146,7 +146,7 @@ def _without_params(folder: Path, names: tuple[str, ...] | list[str]) -> ConfigE
     return ConfigError(
         "No such file",
         path=folder / PARAMS_NAME,
-        hint="it is downloaded with the ranks; get it from where they are from",
+        hint="it comes with the ranks; download it from the same place",
     )
 
 

@@ -175,9 +175,9 @@ def _missing(
             hint="finish the download",
         )
     return CheckpointError(
-        f"{name} is missing; found were {listed(found)}",
+        f"{name} is missing; found: {listed(found)}",
         path=folder,
-        hint="download it, or give it back its name",
+        hint="download it, or rename it back",
     )
 
 

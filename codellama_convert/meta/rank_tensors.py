@@ -160,5 +160,5 @@ def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:
             f"tensor {tensor.meta_name!r} is {found.dtype.name}, but others are "
             f"{tensor.spec.dtype.name}",
             path=rank.path,
-            hint="a checkpoint has one dtype",
+            hint="all tensors of a checkpoint must have one dtype",
         )

@@ -113,8 +113,7 @@ def search_below(
             return chosen[0]
     if held:
         raise CheckpointError(
-            f"holds no checkpoint whose folder's name says {model_size}, but "
-            f"{_relative(top.path, held)}",
+            f"holds no checkpoint in a folder named {model_size}, but {_relative(top.path, held)}",
             path=top.path,
             hint="name one with --input_dir",
         )

@@ -272,7 +272,7 @@ def _check_heads(params: MetaParams, path: Path) -> None:
         )
     if params.n_heads % params.key_value_heads():
         raise ConfigError(
-            f"n_heads {params.n_heads} is no multiple of n_kv_heads {params.n_kv_heads}",
+            f"n_heads {params.n_heads} is not a multiple of n_kv_heads {params.n_kv_heads}",
             path=path,
             hint=_META_HINT,
         )

@@ -30,7 +30,7 @@ class Identity:
     """What a checkpoint was recognised as.
 
     Attributes:
-        name: The released model, or a description where it is none.
+        name: The released model, or a description where it is not one.
         family: Its generation; None where it is no released model, or one of several.
         flavor: What it was tuned for; None where nothing tells.
         max_position_embeddings: Context length to write.
@@ -70,7 +70,7 @@ def read_folder_name(name: str) -> tuple[Family | None, Flavor | None]:
 
 
 def check_model_size(size: str, config: ModelConfig, n_ranks: int) -> str | None:
-    """Hold `--model_size` against the checkpoint.
+    """Compare `--model_size` with the checkpoint.
 
     Args:
         size: As given.
@@ -88,7 +88,7 @@ def check_model_size(size: str, config: ModelConfig, n_ranks: int) -> str | None
         raise ConfigError(
             f"--model_size {size} has {shape.n_ranks} consolidated.NN.pth, "
             f"but the checkpoint has {n_ranks}",
-            hint="leave --model_size out: what the checkpoint is, is read from it",
+            hint="leave --model_size out; the size is read from the checkpoint",
         )
     if (
         shape.hidden_size == config.hidden_size
@@ -98,7 +98,7 @@ def check_model_size(size: str, config: ModelConfig, n_ranks: int) -> str | None
     return (
         f"--model_size {size} has hidden_size {shape.hidden_size} and {shape.num_hidden_layers} "
         f"layers, the checkpoint {config.hidden_size} and {config.num_hidden_layers}: "
-        "converting what is there"
+        "the checkpoint is converted as it is"
     )
 
 
@@ -206,7 +206,7 @@ def _context(
         guess = 4096 if family == "Llama 2" else _UNKNOWN_CONTEXT
         why = "not a released model"
     note = (
-        f"max_position_embeddings is not in the checkpoint ({why}): taken as {guess}; "
+        f"max_position_embeddings is not in the checkpoint ({why}): assumed to be {guess}; "
         "set it with --max_position_embeddings"
     )
     return guess, note
@@ -215,7 +215,9 @@ def _context(
 def _describe(candidates: tuple[Variant, ...], family: Family | None) -> str:
     if not candidates:
         return (
-            f"no released model ({family} by its folder's name)" if family else "no released model"
+            f"not a released model ({family} by its folder's name)"
+            if family
+            else "not a released model"
         )
     return _either(candidates)
 

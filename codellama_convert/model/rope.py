@@ -63,7 +63,7 @@ def whole_heads(n_rows: int, head_dim: int) -> int:
         The number of heads.
 
     Raises:
-        ValueError: If `head_dim` is odd or not positive, or `n_rows` is no multiple of it.
+        ValueError: If `head_dim` is odd or not positive, or `n_rows` is not a multiple of it.
     """
     if head_dim <= 0 or head_dim % 2 or n_rows % head_dim:
         raise ValueError(f"{n_rows} rows are not whole heads of an even head_dim {head_dim}")

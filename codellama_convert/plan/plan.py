@@ -271,9 +271,9 @@ def fit_plan(
         if needed <= budget or asked_for:
             return make(layout)
     raise ConfigError(
-        f"--max_ram {budget} bytes is too little: the largest row or head needs "
+        f"--max_ram {budget} bytes is too small: the largest row or head needs "
         f"{needed} bytes of buffers",
-        hint="allow that much" + (", or ask for fewer workers" if fewest > 1 else ""),
+        hint="allow at least that much" + (", or ask for fewer workers" if fewest > 1 else ""),
     )
 
 

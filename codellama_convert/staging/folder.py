@@ -83,7 +83,7 @@ class OutputFolder:
 
         Args:
             path: The folder; it need not exist.
-            identity: The inputs and options of the conversion; staged work of the same goes on.
+            identity: The inputs and options of the conversion; staged work of the same is resumed.
             sizes: Bytes of each file that the conversion may write, 0 for one that it does not this
                 time; no others are taken for its own.
             overwrite: Whether a model that it holds may be replaced.
@@ -149,7 +149,7 @@ class OutputFolder:
             self._journal = replace(found, publishing={})
             drop_all_but(self._held, self.sealed)
         try:
-            # Written anew: a torn last line must not be followed by whole ones, nor a line whose
+            # Rewritten: a torn last line must not be followed by whole ones, nor a line whose
             # fsync failed be relied on.
             write_journal(self._held, self._journal)
             self._held.sync()
@@ -197,7 +197,7 @@ class OutputFolder:
     def keeps(self, name: str, header: bytes, buffer: memoryview, look: Look) -> bool:
         """Tell whether a file was sealed, and is still what its journal line says.
 
-        One that is not, or cannot be read, is forgotten and has to be written anew.
+        One that is not, or cannot be read, is forgotten and has to be written again.
 
         Args:
             name: Its final name.
@@ -253,7 +253,7 @@ class OutputFolder:
                     raise
                 # FAT32, as external disks have it, ends at 4 GB a file.
                 is_too_large = isinstance(cause, OSError) and cause.errno == errno.EFBIG
-                way_out = "give a smaller --max_shard_size" if is_too_large else "free some space"
+                way_out = "set a smaller --max_shard_size" if is_too_large else "free some space"
                 raise OutputError(
                     f"cannot reserve {n_bytes} bytes for {name}: {cause_of(problem)}; "
                     f"{format_size(sum(sizes.values()))} are needed in all",
@@ -287,7 +287,7 @@ class OutputFolder:
         without one cannot be loaded.
 
         Args:
-            output: From `open_part`, its data written; closed hereafter.
+            output: From `open_part`, its data written; this closes it.
             name: Its final name.
             header: The bytes in front of its data.
 
@@ -317,7 +317,7 @@ class OutputFolder:
     def add(self, name: str, content: Content) -> FileSum:
         """Write a small file whole into the staging folder; the errors of `reserve` and `seal`.
 
-        Its name is on the disk after `commit` only: until then it would be written anew anyhow.
+        Its name is on the disk after `commit` only: until then it would be written again anyway.
 
         Returns:
             What it is.
@@ -384,7 +384,7 @@ class OutputFolder:
         self._leave()
 
     def _keep_what_can_go_on(self, problem: BaseException) -> None:
-        """Drop what is staged, unless the same command can go on with it.
+        """Drop what is staged, unless the same command can resume it.
 
         It can after a signal, on a disk that was full, or when the source can be read again. What
         a damaged source or a failing cast has left is not worth keeping.

@@ -94,7 +94,7 @@ def _remove(folder: HeldFolder, name: str) -> None:
         folder.remove(name)
     except OSError as problem:
         raise OutputError(
-            f"cannot remove, of the old model: {first_line(problem)}", path=folder.path / name
+            f"cannot remove a file of the old model: {first_line(problem)}", path=folder.path / name
         ) from problem
 
 

@@ -127,7 +127,7 @@ def _name(value: object) -> str:
 
 
 def _number(value: object, largest: int) -> int:
-    if type(value) is not int or not 0 <= value <= largest:  # True is no number
+    if type(value) is not int or not 0 <= value <= largest:  # True is not a number
         raise ValueError("a number was expected")
     return value
 

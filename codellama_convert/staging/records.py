@@ -121,7 +121,7 @@ def read_journal(staging: HeldFolder) -> Journal | None:
         raise OutputError(
             f"cannot read: {first_line(problem)}",
             path=staging.path / JOURNAL_NAME,
-            hint="--restart drops it",
+            hint="--restart discards it",
         ) from problem
 
 

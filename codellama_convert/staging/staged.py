@@ -146,9 +146,9 @@ def refuse_other_work(
         raise OutputError(
             f"holds staged work of another {'checkpoint' if is_other else 'conversion'}: {named}",
             path=staging.parent,
-            hint="name another place with --output_dir, or drop the staged work with --restart"
+            hint="name another place with --output_dir, or discard the unfinished work with --restart"
             if is_other
-            else "give the same options to resume it, or --restart to drop it",
+            else "use the same options to resume it, or --restart to discard it",
         )
     others = sorted({*found.sealed, *found.publishing}.difference(names))
     if others:

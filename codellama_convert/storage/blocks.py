@@ -172,7 +172,7 @@ def _allocator() -> Callable[[int, int, int], None] | None:
 
 
 def _fallocate() -> Callable[[int, int, int], None] | None:
-    import ctypes  # noqa: PLC0415 - for who writes only
+    import ctypes  # noqa: PLC0415 - only writers need it
 
     # Not posix_fallocate: where a file system cannot reserve (NFS before 4.2, some FUSE), glibc's
     # writes a byte into every block instead, and all of the disk would be written twice.
@@ -185,7 +185,7 @@ def _fallocate() -> Callable[[int, int, int], None] | None:
     def allocate(fd: int, offset: int, n_bytes: int) -> None:
         while fallocate(fd, 0, offset, n_bytes):
             number = ctypes.get_errno()
-            if number != errno.EINTR:  # of a signal: its handler has run, go on
+            if number != errno.EINTR:  # of a signal: its handler has run, so continue
                 raise OSError(number, os.strerror(number))
 
     return allocate

@@ -240,7 +240,7 @@ class InputFile:
         return self._error(
             f"unexpected end of file at byte {position}",
             path=self.path,
-            hint="the file is truncated or changed while reading",
+            hint="the file is truncated, or changed while it was read",
         )
 
     def close(self) -> None:

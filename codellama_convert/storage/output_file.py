@@ -143,7 +143,7 @@ class OutputFile:
             refused = isinstance(cause, OSError) and cause.errno == errno.EINVAL
             if not refused or self._io_mode == "direct":
                 raise
-            # The file system took the flag and refuses the write: go on through the page cache.
+            # The file system took the flag and refuses the write: continue through the page cache.
             # The descriptor stays open: other threads are writing to it, and a file that is opened
             # meanwhile would get its number.
             self._direct_writes_work = False
@@ -170,7 +170,7 @@ class OutputFile:
 
         Raises:
             OutputError: If the disk says that they are not. The kernel has then forgotten which
-                pages it lost, so a second fsync would lie: the file must be written anew.
+                pages it lost, so a second fsync would lie: the file must be written again.
         """
         try:
             os.fsync(self._fd)

@@ -18,12 +18,12 @@ def parse_size(text: str) -> int:
         Bytes.
 
     Raises:
-        ValueError: If it is no size, or not positive.
+        ValueError: If it is not a size, or not positive.
     """
     match = re.fullmatch(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)", text.strip())
     factor = (_DECIMAL | _BINARY).get(match[2].upper()) if match else None
     if match is None or factor is None:
-        raise ValueError(f"{text!r} is no size; write 5GB, 200MB or 1GiB")
+        raise ValueError(f"{text!r} is not a size; write it like 5GB, 200MB or 1GiB")
     n_bytes = int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
     if n_bytes <= 0:
         raise ValueError(f"{text!r} is not positive")

@@ -52,6 +52,6 @@ def share_out(items: Iterable[Item], buffers: Sequence[Buffer], work: Work[Item,
             )
             for future in done:
                 future.result()
-        except BaseException:  # a signal's, too: the workers must not go on to the end
+        except BaseException:  # a signal's, too: the workers must not run to the end
             failed.set()
             raise

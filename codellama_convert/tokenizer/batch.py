@@ -56,7 +56,7 @@ def token_batch(
     length = 0
     if padding == "max_length":
         if max_length is None:
-            raise TokenizerError("padding='max_length' without a length", hint="give max_length")
+            raise TokenizerError("padding='max_length' without a length", hint="pass max_length")
         length = max_length
     elif padding:
         length = max(map(len, rows), default=0)
@@ -70,7 +70,7 @@ def token_batch(
     if return_tensors is not None and len(lengths) > 1:
         raise TokenizerError(
             f"texts of {lengths[0]} to {lengths[-1]} tokens do not fit one tensor",
-            hint="give padding=True",
+            hint="pass padding=True",
         )
     return TokenBatch(
         input_ids=_stack(ids, return_tensors), attention_mask=_stack(masks, return_tensors)
@@ -89,4 +89,4 @@ def _stack(rows: list[list[int]], kind: Literal["np", "pt"] | None) -> Any:
         return torch.tensor(rows, dtype=torch.int64)
     if kind is None:
         return rows
-    raise TokenizerError(f"unknown return_tensors {kind!r}", hint="give 'np', 'pt' or nothing")
+    raise TokenizerError(f"unknown return_tensors {kind!r}", hint="pass 'np', 'pt' or nothing")

@@ -166,7 +166,7 @@ class CodeLlamaTokenizer(SpecialTokens):
         if len(parts) != 2:
             raise TokenizerError(
                 f"the text holds {self.fill_token} {len(parts) - 1} times",
-                hint="one place can be filled at a time",
+                hint="only one place can be filled at a time",
             )
         ids = self.infilling_prompt(*parts, suffix_first=suffix_first)
         return ids if add_special_tokens else ids[1:]
@@ -293,6 +293,6 @@ class CodeLlamaTokenizer(SpecialTokens):
             path.write_bytes(self._model.raw)
         except OSError as error:
             raise TokenizerError(
-                error.strerror or str(error), path=path, hint="give an existing folder"
+                error.strerror or str(error), path=path, hint="pass an existing folder"
             ) from error
         return (str(path),)

@@ -29,8 +29,8 @@ CHAT_FLAVORS = ("instruct", "chat")
 NO_LIMIT = int(1e30)
 
 CODE_LLAMA_NOTE = (
-    "tokenizer_class {name}: transformers 4.57 then splits at <FILL_ME> by itself (right but for an"
-    " empty prefix or suffix, and in the fast class for lists); transformers 5.x loses a leading space"
+    "tokenizer_class {name}: transformers 4.57 then splits at <FILL_ME> itself (correctly except for an"
+    " empty prefix or suffix and, in the fast class, for lists); transformers 5.x loses a leading space"
     " of the text, builds most infilling prompts wrongly and gives <FILL_ME> an id beyond the embedding"
 )
 LLAMA_NOTE = (
@@ -149,13 +149,13 @@ def tokenizer_notes(
     orphans = sorted({c for piece in normal if len(piece.text) > 1 for c in piece.text} - alone)
     if orphans:
         notes.append(
-            f"characters in longer pieces only ({orphans[0]!r}; {len(orphans)} in all):"
+            f"characters that occur only in longer pieces ({orphans[0]!r}; {len(orphans)} in all):"
             " Hugging Face writes them as bytes, sentencepiece merges them"
         )
     tied = _tied_pieces(normal)
     if tied:
         notes.append(
-            f"pieces of one score ({tied[0]!r}; {len(tied)} in all): sentencepiece merges"
+            f"pieces with equal scores ({tied[0]!r}; {len(tied)} in all): sentencepiece merges"
             " the leftmost first, Hugging Face the first in its list"
         )
     return tuple(notes)

@@ -205,7 +205,7 @@ def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems
     if record.options.get("skip_tokenizer") is not True:
         needed.update(TOKENIZER_NAMES)
     for name in sorted(needed - set(record.files)):
-        problems.add(f"{RECORD_NAME}: files lacks {name}")
+        problems.add(f"{RECORD_NAME}: its files lack {name}")
     for name in sorted(set(record.files) - needed):
         what = "of which no tensor is" if name.endswith(MODEL_SUFFIX) else "which it did not write"
         problems.add(f"{RECORD_NAME}: files names {name}, {what}")

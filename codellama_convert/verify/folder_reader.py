@@ -137,12 +137,12 @@ def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
             f"has a damaged safetensors header: {problem}", path=path, hint=CONVERT_AGAIN
         ) from problem
     if metadata != {"format": "pt"}:
-        complain(f"{path.name}: metadata is {shown(metadata)}, not the format of torch")
+        complain(f"{path.name}: metadata is {shown(metadata)}, expected format 'pt'")
     else:
         other = first_other_byte(raw, [_library_header(stored)])
         if other is not None:
             complain(
-                f"{path.name}: the header is not laid out as the safetensors library does: {other}"
+                f"{path.name}: the header is not laid out as the safetensors library would: {other}"
             )
     _compare_with_library(path, stored, complain)
     return stored
@@ -180,18 +180,18 @@ def _read_header(path: Path) -> tuple[bytes, int]:
 def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredOutput:
     """Take one entry of a header; ValueError says what is wrong with it."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {shown(name)} has an entry of another form")
+        raise ValueError(f"tensor {shown(name)} has an entry of an unexpected form")
     dtype = next((d for d in DTYPES if d.code == entry["dtype"]), None)
     if dtype is None:
         raise ValueError(f"tensor {shown(name)} has the dtype {shown(entry['dtype'])}")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"tensor {shown(name)} has no plain shape and offsets")
+        raise ValueError(f"tensor {shown(name)} has no valid shape and offsets")
     start, end = offsets
     wanted = prod(shape) * dtype.itemsize
     if end - start != wanted:
         raise ValueError(
-            f"tensor {shown(name)} lies in {end - start} bytes, its shape {tuple(shape)} of "
+            f"tensor {shown(name)} has {end - start} bytes, but its shape {tuple(shape)} of "
             f"{dtype.name} takes {wanted}"
         )
     return StoredOutput(path, dtype, tuple(shape), data_start + start, wanted)
@@ -226,7 +226,7 @@ def _compare_with_library(
         with safe_open(path, framework="numpy") as library:
             names = set(library.keys())
             if names != set(stored):
-                complain(f"{path.name}: the safetensors library sees other tensors")
+                complain(f"{path.name}: the safetensors library finds other tensors")
             for name in sorted(names & set(stored)):
                 piece = library.get_slice(name)
                 seen = (tuple(piece.get_shape()), piece.get_dtype())

@@ -58,7 +58,7 @@ def complain_of_strays(folder: Path, expected: Collection[str], complain: Compla
     """
     for name in sorted(names_in(folder, error=VerifyError).difference(expected)):
         if is_taken_by_loaders(name):
-            complain(f"{name} is in the folder, but not of the conversion; loaders may take it")
+            complain(f"{name} is in the folder but not part of the conversion; loaders may load it")
 
 
 def read_small(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> bytes:

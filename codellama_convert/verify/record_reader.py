@@ -175,7 +175,7 @@ def _entries(
 ) -> dict[str, Entry]:
     found = _object(content.get(key), key)
     if key != "tensors" and not all(map(is_plain_name, found)):
-        raise ValueError(f"{key} has a name that is no file's")
+        raise ValueError(f"{key} has a name that is not a file name")
     entries = {}
     for name, value in found.items():
         try:

@@ -73,7 +73,7 @@ def _check_copy(folder: Path, model: SentencePieceModel, problems: Problems) -> 
     with InputFile(folder / "tokenizer.model", error=VerifyError) as file:
         # The sizes first: what lies there may be of any size.
         if file.n_bytes != len(model.raw) or file.read_exact(0, file.n_bytes) != model.raw:
-            problems.add("tokenizer.model is not the source's")
+            problems.add("tokenizer.model differs from the source's")
 
 
 def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
@@ -163,7 +163,7 @@ def _wrong_pair(
         n_found += 1
         halves = pair.split(" ") if isinstance(pair, str) else ()
         if len(halves) != 2 or not {*halves, "".join(halves)} <= scores.keys():
-            return f"merge {number} is {shown(pair)}, which makes no piece of two"
+            return f"merge {number} is {shown(pair)}, which does not make a piece"
         left, right = halves
         place = (-scores[left + right], -len(left), -len(right), model.ids[left + right])
         if last is not None and place <= last:

@@ -190,7 +190,7 @@ def report(results: Mapping[str, Any], json_file: Path | None, pictures: Path | 
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if pictures is not None:
-        from benchmark_pictures import draw  # noqa: PLC0415 - matplotlib, for who draws only
+        from benchmark_pictures import draw  # noqa: PLC0415 - matplotlib, which only drawing needs
 
         draw(results, pictures)
 

@@ -4,7 +4,7 @@ Example: python examples/benchmark/make_true_size_checkpoint.py CodeLlama-7b --s
 
 Files, names, shapes, splits and checksums are those of a release. The weights are holes that take
 no disk (--sparse), or one block of normal values used again and again; they are never held in RAM.
-The CRC-32s are true in both cases, so that who reads the checkpoint has to compute them.
+The CRC-32s are true in both cases, so that a reader of the checkpoint has to compute them.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def save_holes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         path: The new file.
         shapes: By name.
     """
-    import torch  # noqa: PLC0415 - a second and 200 MB, for who makes a checkpoint only
+    import torch  # noqa: PLC0415 - a second and 200 MB, which only making a checkpoint needs
     from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415
     from torch.serialization import skip_data  # noqa: PLC0415
 

@@ -126,7 +126,7 @@ def test_the_tokenizer_alone(checkpoint, tmp_path):
     assert run("plan", *both[:-1], tmp_path / "new").stdout.splitlines()[:3] == [
         f"checkpoint  {checkpoint}",
         f"output      {tmp_path / 'new'}",
-        "model       none: the tokenizer alone",
+        "model       none: only the tokenizer",
     ]
     assert {path.name for path in (tmp_path / "t").iterdir()} == {
         "conversion.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model",
@@ -150,7 +150,7 @@ def test_a_missing_tokenizer_is_an_error_that_tells_both_ways_out(checkpoint, tm
     assert not list((tmp_path / "no").glob("tok*"))
     line = one_line(run("--input_dir", checkpoint, "--model_size", "tokenizer_only"))
     assert line.endswith(
-        "no tokenizer.model in the folder or beside it; name it with --tokenizer_model"
+        "no tokenizer.model in the folder or beside it; give its path with --tokenizer_model"
     )
 
 
@@ -174,7 +174,10 @@ def corrupt(path: Path, content: bytes) -> None:
         ),
         (lambda d: corrupt(d / "params.json", b""), ["params.json", "empty"]),
         (lambda d: corrupt(d / "params.json", b"{'dim': 3}"), ["params.json", "JSON"]),
-        (lambda d: (d / "params.json").unlink(), ["params.json", "No such file", "downloaded"]),
+        (
+            lambda d: (d / "params.json").unlink(),
+            ["params.json", "No such file", "it comes with the ranks"],
+        ),
         (
             lambda d: corrupt(
                 d / "params.json",
@@ -363,7 +366,7 @@ def test_json_is_all_that_stdout_holds_and_tells_time_rate_memory_and_notes(chec
     differs = run("verify", *both, "--json")
     assert differs.exit_code == 1
     assert not json.loads(differs.stdout)["ok"]
-    assert json.loads(differs.stdout)["problems"] == ["tokenizer.model is not the source's"]
+    assert json.loads(differs.stdout)["problems"] == ["tokenizer.model differs from the source's"]
     alone = run("verify", "--output_dir", output, "--json")
     assert json.loads(alone.stdout)["against"] == "record"
     assert json.loads(alone.stdout)["notes"] == []
@@ -464,8 +467,8 @@ def test_a_model_card_says_what_the_folder_holds(tmp_path):
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n")
     # 2 x 320 x 64, twice (2 x 64 x 64 + 2 x 32 x 64 + 3 x 176 x 64 + 2 x 64), and 64 of the norm.
     assert "| parameters | 133,440 |" in card
-    assert "| base model | no released model |" in card
-    assert "| weights | bfloat16, the bits of the checkpoint |" in card
+    assert "| base model | not a released model |" in card
+    assert "| weights | bfloat16, bit for bit the checkpoint's |" in card
     assert "| vocabulary | 320 |" in card
     assert "| converted from | 2 x `consolidated.NN.pth` |" in card
     assert "AutoTokenizer.from_pretrained" in card

@@ -53,7 +53,7 @@ def test_what_lies_there_instead_is_said(tmp_path, names, facts, params):
 
 def test_weights_without_params_json_lack_that(tmp_path):
     """ "holds no consolidated.NN.pth" was a wrong cause: the sole file would be taken."""
-    with refused(ConfigError, "params.json", "No such file", "downloaded with the ranks"):
+    with refused(ConfigError, "params.json", "No such file", "it comes with the ranks"):
         find_files(holding(tmp_path, "model.pt", "tokenizer.model"))
 
 
@@ -111,5 +111,5 @@ def test_a_name_that_is_almost_right_is_said(tmp_path, alike, name):
 
 def test_a_name_that_only_ends_like_it_is_not_almost_right(tmp_path):
     folder = save_checkpoint(tmp_path / "in", MHA, tokenizer=False)
-    with refused(TokenizerError, "no tokenizer.model in the folder or beside it; name it"):
+    with refused(TokenizerError, "no tokenizer.model in the folder or beside it; give its path"):
         plan_conversion(holding(folder, "my_tokenizer.model"), Options())

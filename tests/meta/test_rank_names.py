@@ -90,7 +90,7 @@ def test_sixteen_ranks_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("names", "facts"),
     [
-        (["000.pth", "002.pth"], ("001.pth is missing; found were 000.pth, 002.pth",)),
+        (["000.pth", "002.pth"], ("001.pth is missing; found: 000.pth, 002.pth",)),
         (["001.pth"], ("000.pth is missing",)),
         (["consolidated.1.pth", "consolidated.2.pth"], ("consolidated.0.pth is missing",)),
         (["consolidated.00-of-02.model.pth"], ("consolidated.01-of-02.model.pth is missing",)),

@@ -88,7 +88,11 @@ def test_another_shape_is_told_beside_the_right_one() -> None:
 def test_another_dtype_is_told_beside_that_of_the_others() -> None:
     rank = rank_of(meta_shapes(SHAPE))
     mixed = replace(rank, tensors=rank.tensors | {GATE: tensor(GATE, (12, 8), FLOAT16)})
-    facts = ("is float16", "others are bfloat16", "; a checkpoint has one dtype")
+    facts = (
+        "is float16",
+        "others are bfloat16",
+        "; all tensors of a checkpoint must have one dtype",
+    )
     with refused(LayoutError, "consolidated.00.pth", repr(GATE), *facts):
         check(mixed)
 

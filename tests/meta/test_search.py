@@ -51,7 +51,7 @@ def test_a_size_that_is_not_near_is_looked_for_further_down(tmp_path):
     checkpoint(tmp_path / "7B")
     far = checkpoint(tmp_path / "more" / "13B")
     assert find_files(tmp_path, model_size="13B").folder == far
-    with refused(CheckpointError, "whose folder's name says 34B, but 7B, more/13B"):
+    with refused(CheckpointError, "in a folder named 34B, but 7B, more/13B"):
         find_files(tmp_path, model_size="34B")
 
 
@@ -110,7 +110,7 @@ def test_a_hint_is_not_given_again_once_it_was_followed(tmp_path, names, asked, 
 
 def test_one_whose_name_says_another_size_is_not_taken(tmp_path):
     checkpoint(tmp_path / "13B")
-    with refused(CheckpointError, "says 7B, but 13B; name one"):
+    with refused(CheckpointError, "in a folder named 7B, but 13B; name one"):
         find_files(tmp_path, model_size="7B")
 
 

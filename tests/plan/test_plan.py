@@ -273,15 +273,15 @@ def test_a_plan_says_what_memory_and_disk_are_short_of(tmp_path):
         assert len(changed) == 1
         assert "too little" not in changed[0][0]
         assert changed[0][1].endswith("GB free: 1.5 GB too little")
-    assert "            beside some 55 MB of Python and numpy" in lines[None]
-    cast = "            beside some 55 MB of Python and numpy, and 260 MB of torch for the cast"
+    assert "            plus about 55 MB for Python and numpy" in lines[None]
+    cast = "            plus about 55 MB for Python and numpy, and 260 MB for torch, which the cast needs"
     assert cast in lines[FLOAT32]
 
 
 def run_measured(*arguments: str) -> tuple[str, int]:
     """Run the command line in a process of its own; give its stdout and its peak RSS in bytes.
 
-    VmHWM begins anew with the program; ru_maxrss would still hold the peak of this process.
+    VmHWM starts at zero with the program; ru_maxrss would still hold the peak of this process.
     """
     code = (
         "import sys\n"
@@ -388,7 +388,7 @@ def test_a_budget_below_one_row_is_refused():
     layout = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
     # One page and two of slack, to read and to write: 24,576 bytes for a worker.
     with pytest.raises(
-        ConfigError, match=r"--max_ram 24575 bytes .* 24576 bytes .*; allow that much$"
+        ConfigError, match=r"--max_ram 24575 bytes .* 24576 bytes .*; allow at least that much$"
     ):
         fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=24_575, workers=1)
     with pytest.raises(ConfigError, match="--max_ram 0 "):

@@ -118,7 +118,7 @@ def test_a_model_that_somebody_has_open_is_not_replaced_by_half(
     done = finish(held)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-    assert line.startswith(f"Error: {target / name}: cannot remove, of the old model: ")
+    assert line.startswith(f"Error: {target / name}: cannot remove a file of the old model: ")
     assert loads(target) == (name == "model.safetensors.index.json")
     assert not loads(target) or content(target).items() >= content(whole / "out").items()
     done = as_on_windows(arguments)

@@ -33,7 +33,7 @@ def test_a_size_is_read(text, n_bytes):
     "text", ["", "GB", "5XB", "5 GB GB", "-5GB", "5.GB", ".5GB", "1e9", "\uff15GB"]
 )
 def test_what_is_no_size_is_told_how_one_is_written(text):
-    with pytest.raises(ValueError, match="is no size; write 5GB, 200MB or 1GiB"):
+    with pytest.raises(ValueError, match="is not a size; write it like 5GB, 200MB or 1GiB"):
         parse_size(text)
 
 

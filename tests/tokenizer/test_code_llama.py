@@ -161,7 +161,7 @@ def test_tensors_move_to_a_device(tokenizer):
 
 
 def test_texts_of_unequal_length_do_not_fit_a_tensor(tokenizer):
-    with pytest.raises(TokenizerError, match="give padding=True"):
+    with pytest.raises(TokenizerError, match="pass padding=True"):
         tokenizer(["def", "x = value(1)"], return_tensors="np")
     assert tokenizer(["def", "def"], return_tensors="np").input_ids.shape[0] == 2
 

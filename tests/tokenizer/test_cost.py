@@ -230,7 +230,7 @@ def swap_lines(text: bytes, first: bytes) -> bytes:
         (lambda t: swap_lines(t, b'      "XX": '), "is 0x58, expected 0x22"),
         (lambda t: swap_lines(t, b'      "QQ QQ"'), "which belongs further up"),
         (lambda t: t.replace(b'      "QQ QQ",\n', b""), "65995 merges, expected 65996"),
-        (lambda t: t.replace(b'"QQ QQ"', b'"QQQQ"'), "which makes no piece of two"),
+        (lambda t: t.replace(b'"QQ QQ"', b'"QQQQ"'), "which does not make a piece"),
         (lambda t: t.replace(b'"QQ QQ"', b'"\\u0051Q QQ"'), "in the place of a merge"),
         (lambda t: t.replace(b'      "QQ QQ"', b'     "QQ QQ"'), "in the place of a merge"),
         (lambda t: t.replace(b'"QQ QQ"', b'["QQ", "QQ"]'), "in the place of a merge"),
@@ -238,7 +238,7 @@ def swap_lines(text: bytes, first: bytes) -> bytes:
         (lambda t: t.replace(b'"QQ QQ"', b'"' + b"x" * 20_000_000 + b'"'), "in the place of a merge"),
         (lambda t: t + b"\n", "does not end as it should"),
         (lambda t: t[:-1] + b" }", "does not end as it should"),
-        (lambda t: t[:5_000_000] + t[-13:], "which makes no piece of two"),
+        (lambda t: t[:5_000_000] + t[-13:], "which does not make a piece"),
     ],
 )  # fmt: skip
 def test_a_tokenizer_json_too_long_to_parse_is_compared_line_by_line(

@@ -288,9 +288,9 @@ def test_notes_are_silent_for_metas_kind_of_model(model_of):
     ("text", "score", "kind", "fact"),
     [
         ("[TOOL]", 0.0, 4, "user-defined pieces ('[TOOL]'; 1 in all)"),
-        ("xÐÐ", -5000.0, None, "longer pieces only ('Ð'; 1 in all)"),
-        ("xÐ", -5000.0, None, "longer pieces only ('Ð'; 1 in all)"),
-        ("abca", -7.0, None, "pieces of one score ('st'; 2 in all)"),
+        ("xÐÐ", -5000.0, None, "only in longer pieces ('Ð'; 1 in all)"),
+        ("xÐ", -5000.0, None, "only in longer pieces ('Ð'; 1 in all)"),
+        ("abca", -7.0, None, "pieces with equal scores ('st'; 2 in all)"),
     ],
 )
 def test_pieces_that_make_ids_inexact_are_noted(text, score, kind, fact, tmp_path):

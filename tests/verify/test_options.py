@@ -37,10 +37,10 @@ SOURCE = {
     "tokenizer_model": (
         ["--tokenizer_model", "in-Instruct/tokenizer.model"],
         ["--tokenizer_model", "other.model"],
-        "tokenizer.model is not the source's",
+        "tokenizer.model differs from the source's",
     ),
     "checksums": (["--checksums", "off"], ["--checksums", "strict"], "no checklist.chk names"),
-    "max_ram": (["--max_ram", "1MB"], ["--max_ram", "100"], "--max_ram 100 bytes is too little"),
+    "max_ram": (["--max_ram", "1MB"], ["--max_ram", "100"], "--max_ram 100 bytes is too small"),
 }
 # How both sides are read.
 READING = {"io_mode": ["--io", "buffered"], "workers": ["--workers", "3"]}

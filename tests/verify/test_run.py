@@ -184,7 +184,7 @@ def test_a_stale_index_is_found(converted, copy, change, fact):
 def test_files_of_another_split_are_found(converted, copy):
     shutil.copy(converted / "one" / "model.safetensors", copy)
     assert problems(converted, copy) == (
-        "model.safetensors is in the folder, but not of the conversion; loaders may take it",
+        "model.safetensors is in the folder but not part of the conversion; loaders may load it",
     )
     (copy / "model.safetensors").rename(copy / "model-00009-of-00009.safetensors")
     assert any("model-00009" in text for text in problems(converted, copy))
