@@ -1,0 +1,103 @@
+"""Change an output, and list what verify says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from codellama_convert import verify_output
+from codellama_convert.errors import VerifyError
+
+MODEL, INDEX, RECORD = "model.safetensors", "model.safetensors.index.json", "conversion.json"
+NORM = "model.norm.weight"
+SMALL_FILES = (
+    "config.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer.model", "tokenizer_config.json",
+)  # fmt: skip
+Damage = Callable[[Path], Any]
+
+
+def told(output: Path, job=None) -> list[str]:
+    """Verify; give the problems, or the error as the only one."""
+    try:
+        found = list(verify_output(output, job).problems)
+    except VerifyError as problem:
+        found = [str(problem)]
+    for line in found:
+        assert line.isprintable(), line
+        assert len(line) < 700 + len(str(output)), line
+    return found
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what a file says, and nothing of how it is spelled; a record gets a right sum again."""
+    content = json.loads(path.read_bytes())
+    edit(content)
+    if path.name == RECORD:
+        content["crc32"] = "00000000"
+        content["crc32"] = f"{zlib.crc32(spelled(path.name, content)):08x}"
+    path.write_bytes(spelled(path.name, content))
+
+
+def spelled(name: str, content: dict[str, Any]) -> bytes:
+    ascii_only, is_long = name in (RECORD, INDEX), name == "tokenizer.json"
+    text = json.dumps(content, indent=2, sort_keys=not is_long, ensure_ascii=ascii_only)
+    return (text if is_long else f"{text}\n").encode(errors="surrogatepass")
+
+
+def without_record(output: Path) -> Path:
+    """Leave the output to the comparison with the source alone."""
+    (output / RECORD).unlink()
+    return output
+
+
+def irregular(path: Path, kind: str) -> None:
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(1 << 42)
+    elif kind == "missing":
+        pass
+    else:
+        path.symlink_to({"dangling": "nowhere", "loop": path.name, "zero": "/dev/zero"}[kind])
+
+
+def rewrite_header(path: Path, edit: Callable[[bytes], bytes]) -> None:
+    raw = path.read_bytes()
+    (n_bytes,) = struct.unpack("<Q", raw[:8])
+    header = edit(raw[8 : 8 + n_bytes])
+    path.write_bytes(struct.pack("<Q", len(header)) + header + raw[8 + n_bytes :])
+
+
+def entry(**said: Any) -> Callable[[bytes], bytes]:
+    """Change the entry of the last norm."""
+
+    def edit(header: bytes) -> bytes:
+        content = json.loads(header)
+        content[NORM].update(said)
+        return compact(content)
+
+    return edit
+
+
+def compact(content: Any) -> bytes:
+    text = json.dumps(content, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def top(edit: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    def run(header: bytes) -> bytes:
+        content = json.loads(header)
+        edit(content)
+        return compact(content)
+
+    return run
