@@ -1,4 +1,4 @@
-"""The model card as a model hub and a reader meet it; tests/cli/test_commands.py has the option."""
+"""The model card as a model hub and a reader meet it; tests/cli/test_cards.py has the option."""
 
 from __future__ import annotations
 
