@@ -1,0 +1,163 @@
+"""Tiles and workers fit a memory budget, and the process keeps to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from codellama_convert.errors import ConfigError
+from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.tensor_table import build_layout
+from codellama_convert.plan.plan import fit_plan
+from codellama_convert.tensors import BFLOAT16
+from tests.witness.checkpoints import CODE_LLAMA_7B, CODE_LLAMA_70B, write_sparse_checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = ModelConfig(
+    hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=1e4, vocab_size=6,
+)  # fmt: skip
+
+
+def run_measured(*arguments: str) -> tuple[str, int]:
+    """Run the command line in a process of its own; give its stdout and its peak RSS in bytes.
+
+    VmHWM starts at zero with the program; ru_maxrss would still hold the peak of this process.
+    """
+    code = (
+        "import sys\n"
+        "from codellama_convert.cli.commands import main\n"
+        "try:\n    main(sys.argv[1:], prog_name='codellama-convert')\n"
+        "finally:\n"
+        "    heavy = sorted({'torch', 'numpy', 'click', 'tqdm'} & set(sys.modules))\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    peak = status.split('VmHWM:')[1].split()[0]\n"
+        "    print('\\n@@', peak, *heavy)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=False, capture_output=True, text=True,
+        cwd=REPOSITORY, env={"PATH": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        timeout=120,
+    )  # fmt: skip
+    # Of plan, 1 means that the disk of this machine is too small for such a model.
+    assert done.returncode == 0 or (done.returncode == 1 and "plan" in arguments), done.stderr
+    printed, _, figures = done.stdout.rpartition("\n@@ ")
+    peak, *heavy = figures.split()
+    assert "torch" not in heavy
+    if "plan" in arguments:
+        assert "numpy" not in heavy
+    return printed, int(peak) * 1024
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc"
+)
+
+
+@needs_proc
+def test_planning_70b_stays_under_64_mb(tmp_path):
+    write_sparse_checkpoint(tmp_path / "CodeLlama-70b", CODE_LLAMA_70B, 8)
+    folder = str(tmp_path / "CodeLlama-70b")
+    printed, peak = run_measured("plan", "--input_dir", folder, "--json")
+    assert json.loads(printed)["parameters"] == 68976910336
+    assert peak < 64_000_000
+
+
+@needs_proc
+def test_the_memory_of_converting_and_verifying_is_small_and_does_not_grow_with_the_model(tmp_path):
+    """True widths, so true tiles; the second model has twice the first one's bytes."""
+    peaks = []
+    small = replace(CODE_LLAMA_7B, n_layers=1)
+    grown = replace(CODE_LLAMA_7B, n_layers=4)
+    for number, shape in enumerate((small, grown)):
+        folder = tmp_path / f"in{number}"
+        write_sparse_checkpoint(folder, shape, 1)
+        _, peak = run_measured(
+            "--input_dir", str(folder), "--output_dir", str(tmp_path / "out"), "--overwrite"
+        )
+        _, verify_peak = run_measured(
+            "verify", "--input_dir", str(folder), "--output_dir", str(tmp_path / "out")
+        )
+        peaks.append(max(peak, verify_peak))
+    small_bytes, grown_bytes = (2 * (32016 * 4096 * 2 + n * 202383360) for n in (1, 4))
+    assert grown_bytes > 2 * small_bytes
+    assert max(peaks) < 96_000_000
+    assert peaks[1] - peaks[0] < 4_000_000
+
+
+@needs_proc
+@pytest.mark.parametrize("workers", [1, 8])
+def test_the_process_keeps_to_the_buffers_that_the_plan_prints(tmp_path, workers):
+    folder = tmp_path / "in"
+    write_sparse_checkpoint(folder, replace(CODE_LLAMA_7B, n_layers=1), 1, tokenizer=False)
+    peaks, buffers = [], []
+    for arguments in (("--workers", "1", "--max_ram", "3MB"), ("--workers", str(workers))):
+        common = ("--input_dir", str(folder), "--skip_tokenizer", "--json", *arguments)
+        printed, _ = run_measured("plan", *common)
+        buffers.append(json.loads(printed)["buffer_bytes"])
+        _, peak = run_measured(*common, "--output_dir", str(tmp_path / "out"), "--overwrite")
+        peaks.append(peak)
+    assert buffers[0] <= 3_000_000
+    assert buffers[1] <= 32_000_000
+    assert peaks[1] - peaks[0] <= buffers[1] - buffers[0] + 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("workers", "keep", "budget", "expected"),
+    [
+        (1, False, None, (1, 4 << 20)),  # the largest, whatever would fit
+        (2, False, None, (2, 4 << 20)),
+        (4, False, None, (4, 2 << 20)),
+        (16, False, None, (16, 512 << 10)),
+        (64, False, None, (30, 512 << 10)),  # 30 x 2 x 520 KiB is the last below 32 MB
+        (64, True, None, (64, 512 << 10)),  # asked for
+        (8, False, 1_200_000, (1, 512 << 10)),
+        (8, False, 100_000, (1, 32 << 10)),
+    ],
+)
+def test_tiles_and_workers_are_chosen_to_fit(workers, keep, budget, expected):
+    wide = replace(CONFIG, hidden_size=4096, vocab_size=32000, intermediate_size=11008,
+                   num_attention_heads=2048, num_key_value_heads=2048)  # fmt: skip
+    layout = build_layout(wide, n_ranks=1, dtype=BFLOAT16)
+    plan = fit_plan(
+        layout, dtype=BFLOAT16, max_ram_bytes=budget, workers=workers, keep_workers=keep
+    )
+    assert (plan.workers, plan.tile_bytes) == expected
+
+
+def test_a_budget_below_one_row_is_refused():
+    layout = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
+    # One page and two of slack, to read and to write: 24,576 bytes for a worker.
+    with pytest.raises(
+        ConfigError, match=r"--max_ram 24575 bytes .* 24576 bytes .*; allow at least that much$"
+    ):
+        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=24_575, workers=1)
+    with pytest.raises(ConfigError, match="--max_ram 0 "):
+        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=0, workers=1)
+    assert fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=24_576, workers=1).workers == 1
+    with pytest.raises(ConfigError, match=r"--max_ram 30000 bytes .* 49152 bytes .*fewer workers"):
+        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=30_000, workers=2, keep_workers=True)
+    assert fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=30_000, workers=2).workers == 1
+
+
+def test_thousands_of_layers_do_not_make_a_small_budget_slow():
+    """5,000 layers took 14 s to refuse: a whole plan was built for each size of a tile."""
+    config = replace(CONFIG, num_hidden_layers=5_000)
+    layout = build_layout(config, n_ranks=1, dtype=BFLOAT16)
+    start = time.process_time()
+    with pytest.raises(ConfigError, match="--max_ram 1 "):
+        fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=1, workers=8)
+    assert time.process_time() - start < 1.0
+    few = build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16)
+    for budget in (30_000, 40_000_000):
+        expected = fit_plan(few, dtype=BFLOAT16, max_ram_bytes=budget, workers=3)
+        found = fit_plan(layout, dtype=BFLOAT16, max_ram_bytes=budget, workers=3)
+        assert len(found.tensors) == 9 * 5_000 + 3
+        assert found.buffer_bytes == expected.buffer_bytes <= budget
+        assert (found.workers, found.tile_bytes) == (expected.workers, expected.tile_bytes)
