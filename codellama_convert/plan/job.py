@@ -273,7 +273,7 @@ def plan_weights(checkpoint: Checkpoint, options: Options) -> ConversionPlan:
 def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
     path = find_tokenizer(input_dir, input_dir, options.tokenizer_model)
     if path is None:
-        raise missing_tokenizer(input_dir, hint="name it with --tokenizer_model")
+        raise missing_tokenizer(input_dir, hint="give its path with --tokenizer_model")
     files = CheckpointFiles(input_dir, input_dir / "params.json", (), path, ())
     list_notes = _sums(files, options).check_small_files()
     model = read_sentencepiece_model(path)
