@@ -23,7 +23,7 @@ from codellama_convert.plan.job import plan_conversion
 from codellama_convert.plan.options import Options
 from codellama_convert.staging import crash_points as faults
 from codellama_convert.storage.held_folder import HeldFolder
-from tests.fuzzers.fuzz import time_limit
+from tests.fuzzers.running import time_limit
 from tests.outputs import LOCK, STAGING, content, loads
 from tests.witness.checkpoints import MHA, random_model, save_checkpoint
 

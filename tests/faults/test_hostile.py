@@ -31,7 +31,7 @@ from codellama_convert.errors import CheckpointError, VerifyError
 from codellama_convert.storage.blocks import IoMode
 from tests.faults.hostile import CASES, Case
 from tests.faults.hostile.rank_bytes import RANK
-from tests.fuzzers.fuzz import time_limit
+from tests.fuzzers.running import time_limit
 from tests.witness.checkpoints import expected_state_dict, read_output, same_bits
 
 ROOT = Path(__file__).parents[2]

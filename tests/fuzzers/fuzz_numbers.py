@@ -21,8 +21,8 @@ from safetensors.torch import save
 from tests.faults.hostile import rank_bytes
 from tests.faults.hostile.rank_bytes import p_dict, p_int, p_pickle, p_str
 from tests.faults.hostile.zip_bytes import write_zip, zip64_extra
-from tests.fuzzers.fuzz import contiguous, scratch_folder
 from tests.fuzzers.fuzz_child import Child
+from tests.fuzzers.running import contiguous, scratch_folder
 from tests.witness.checkpoints import expected_state_dict, save_checkpoint, tokenizer_model
 
 RIGHT = {"exact", "done", "refused", "found", "unseen"}

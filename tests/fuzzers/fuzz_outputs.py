@@ -24,7 +24,8 @@ from codellama_convert import Options, convert_checkpoint, plan_conversion, veri
 from codellama_convert.errors import ConvertError
 from codellama_convert.plan.job import Job
 from tests.faults.hostile import rank_bytes
-from tests.fuzzers.fuzz import CASE_SECONDS, damage, time_limit
+from tests.fuzzers.fuzz_files import damage
+from tests.fuzzers.running import CASE_SECONDS, time_limit
 from tests.witness.checkpoints import save_checkpoint, tokenizer_model
 
 RIGHT = {"found", "refused", "converted"}

@@ -24,8 +24,9 @@ from codellama_convert.plan.options import Options
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.record_values import FileSum, SealedFile
 from codellama_convert.staging.records import fingerprint
-from tests.fuzzers.fuzz import damage, scratch_folder
+from tests.fuzzers.fuzz_files import damage
 from tests.fuzzers.fuzz_outputs import change_value, ended
+from tests.fuzzers.running import scratch_folder
 from tests.outputs import STAGING, content, loads, stop_after_files
 from tests.witness.checkpoints import Shape, Storage, random_model, save_checkpoint
 

@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 
 from tests.faults.hostile import rank_bytes
-from tests.fuzzers.fuzz import damage, scratch_folder
 from tests.fuzzers.fuzz_child import Child, Ended
+from tests.fuzzers.fuzz_files import damage
+from tests.fuzzers.running import scratch_folder
 from tests.witness.checkpoints import save_checkpoint, tokenizer_model
 from tests.witness.vocabularies import model_bytes
 

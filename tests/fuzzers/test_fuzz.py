@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzzers.fuzz import (
+from tests.fuzzers.fuzz_files import fuzz_files
+from tests.fuzzers.fuzz_layouts import (
     PLANTED_IN_LAYOUTS,
-    fuzz_files,
     fuzz_layouts,
-    fuzz_pickles,
     planted_in_layouts,
     planted_in_pickles,
 )
 from tests.fuzzers.fuzz_numbers import RIGHT as RIGHT_NUMBERS
 from tests.fuzzers.fuzz_numbers import fuzz_numbers
 from tests.fuzzers.fuzz_outputs import RIGHT, fuzz_outputs
+from tests.fuzzers.fuzz_pickles import fuzz_pickles
 from tests.fuzzers.fuzz_records import fuzz_records, planted_in_records
 from tests.fuzzers.fuzz_tokenizers import RIGHT as RIGHT_TOKENIZERS
 from tests.fuzzers.fuzz_tokenizers import fuzz_tokenizers

@@ -11,7 +11,7 @@ import pytest
 
 from codellama_convert.convert.run import RunOptions
 from codellama_convert.errors import OutputError
-from tests.fuzzers.fuzz import time_limit
+from tests.fuzzers.running import time_limit
 from tests.outputs import LOCK, STAGING, content
 from tests.staging.runs import OVER, convert, everything, interrupt
 
