@@ -1,4 +1,4 @@
-"""Own the fuzzers: damaged files, forged pickles, random layouts; and run those of outputs.
+"""Run every fuzzer: each is a module beside this one, and `running` what they share.
 
 A quick share of each runs in tests/fuzzers/test_fuzz.py. The full sweep, twenty minutes on one core:
 
@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from tests.fuzzers import fuzz_numbers, fuzz_outputs, fuzz_records, fuzz_tokenizers
 from tests.fuzzers.fuzz_files import fuzz_files
 from tests.fuzzers.fuzz_layouts import (
     PLANTED_IN_LAYOUTS,
@@ -45,37 +46,28 @@ MAX_GROWTH_BYTES = 64 << 20
 
 
 def _sweep_outputs(n_mutants: int, seed: int, report: Callable[..., None]) -> None:
-    from tests.fuzzers.fuzz_outputs import RIGHT, fuzz_outputs  # it takes its mutants from here
-
     began = time.monotonic()
-    tally = fuzz_outputs(n_mutants, seed=seed)
-    report("damaged outputs", tally, began, passed=set(tally) <= RIGHT)
+    tally = fuzz_outputs.fuzz_outputs(n_mutants, seed=seed)
+    report("damaged outputs", tally, began, passed=set(tally) <= fuzz_outputs.RIGHT)
     began = time.monotonic()
-    tally = fuzz_outputs(min(n_mutants, 2_000), seed=seed, compare_values=False)
+    tally = fuzz_outputs.fuzz_outputs(min(n_mutants, 2_000), seed=seed, compare_values=False)
     report("the same, values not compared", tally, began, passed=tally["missed"] > 0)
 
 
 def _sweep_records(n_mutants: int, seed: int, report: Callable[..., None]) -> None:
-    from tests.fuzzers.fuzz_records import RIGHT, fuzz_records, planted_in_records  # as above
-
     began = time.monotonic()
-    fuzz_records(20)  # to warm up
-    tally, growth = measured_growth(lambda: fuzz_records(n_mutants, seed=seed))
-    passed = set(tally) <= RIGHT and growth <= MAX_GROWTH_BYTES
+    fuzz_records.fuzz_records(20)  # to warm up
+    tally, growth = measured_growth(lambda: fuzz_records.fuzz_records(n_mutants, seed=seed))
+    passed = set(tally) <= fuzz_records.RIGHT and growth <= MAX_GROWTH_BYTES
     report(f"forged journals, peak +{growth / 1e6:.1f} MB", tally, began, passed=passed)
     began = time.monotonic()
-    found = planted_in_records()
+    found = fuzz_records.planted_in_records()
     report("the same, believed", found, began, passed=found["crash"] > 0)
 
 
 def _sweep_entrances(
     n_tokenizers: int, n_numbers: int, seed: int, report: Callable[..., None]
 ) -> None:
-    from tests.fuzzers import (
-        fuzz_numbers,
-        fuzz_tokenizers,  # they take their mutants from here
-    )
-
     for what, n_cases, fuzz, right in (
         ("tokenizers", n_tokenizers, fuzz_tokenizers.fuzz_tokenizers, fuzz_tokenizers.RIGHT),
         ("numbers", n_numbers, fuzz_numbers.fuzz_numbers, fuzz_numbers.RIGHT),
