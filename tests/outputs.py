@@ -16,7 +16,7 @@ from codellama_convert.errors import Interrupted
 from codellama_convert.plan.job import Job
 from codellama_convert.staging.records import Journal, read_journal, write_journal
 from codellama_convert.storage.held_folder import HeldFolder
-from codellama_convert.storage.watch import StopRequest
+from codellama_convert.storage.watch import StopRequest, Watch
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def stop_after_files(job: Job, target: Path, n_files: int, how: RunOptions | Non
             stop.ask(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        run(job, target, how, progress=count, stop=stop)
+        run(job, target, how, watch=Watch(count, stop))
 
 
 def journal_of(target: Path) -> Journal | None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from codellama_convert.plan.job import Job
     from codellama_convert.plan.options import Options
-    from codellama_convert.storage.watch import Look
+    from codellama_convert.storage.watch import Watch
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def convert(
     from codellama_convert.convert.run import run
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.run_options import RunOptions, refuse_unused
-    from codellama_convert.storage.watch import stop_on_signals
+    from codellama_convert.storage.watch import Watch, stop_on_signals
 
     told: list[str] = []
     run_options = RunOptions(
@@ -216,36 +216,27 @@ def convert(
         stop_on_signals() as stop,
         progress_bar("converting", _weight_bytes(job), hidden=quiet) as progress,
     ):
-        report = run(job, output_dir, run_options, progress=progress, stop=stop)
+        report = run(job, output_dir, run_options, watch=Watch(progress, stop))
     _print_notes(report.notes[len(job.notes) + len(told) :])
     described = describe_report(report, time.monotonic() - started)
     _print_report(described, as_json=as_json, quiet=quiet)
 
 
-def _check_source(told: list[str], job: Job, look: Look, *, hidden: bool) -> tuple[str, ...]:
+def _check_source(told: list[str], job: Job, watch: Watch, *, hidden: bool) -> tuple[str, ...]:
     """Compare the ranks with Meta's list; say at once what differs, and add it to what was told."""
     with _md5_bar(job.options, hidden=hidden) as bar:
-        notes = job.check_ranks(_looking(look, bar))
+        notes = job.check_ranks(replace(watch, progress=bar).advance)
     _print_notes(notes)
     told += notes
     return notes
 
 
-def _looking(look: Look, bar: Callable[[int], None] | None) -> Callable[[int], None]:
-    def advance(n_bytes: int) -> None:
-        look()
-        if bar is not None:
-            bar(n_bytes)
-
-    return advance
-
-
-def _verify_staged(job: Job, staged: Path, look: Look, *, hidden: bool) -> None:
+def _verify_staged(job: Job, staged: Path, watch: Watch, *, hidden: bool) -> None:
     from codellama_convert.errors import VerifyError
     from codellama_convert.verify.run import verify_output
 
     with progress_bar("verifying", _weight_bytes(job), hidden=hidden) as bar:
-        report = verify_output(staged, job, progress=_looking(look, bar))
+        report = verify_output(staged, job, progress=replace(watch, progress=bar).advance)
     if report.problems:
         raise VerifyError(report.problems[0], path=staged, hint="nothing was published")
 

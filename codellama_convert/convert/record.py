@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from codellama_convert.plan.job import Job
 from codellama_convert.staging.record_values import FileSum, SealedFile
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.digests import file_digest
-from codellama_convert.storage.watch import Look, look_away
+from codellama_convert.storage.watch import Watch
 
 # Of that; 70B has 723 tensors and 160 kB.
 _RECORD_BYTES, _RECORD_BYTES_PER_ENTRY = 1 << 13, 1 << 8
@@ -33,7 +34,7 @@ def record_json(
     rank_crcs: Sequence[int],
     *,
     sha256_of: Path | None = None,
-    look: Look = look_away,
+    watch: Watch,
 ) -> bytes:
     """Build conversion.json.
 
@@ -43,7 +44,7 @@ def record_json(
         small_files: What the other files are, by name.
         rank_crcs: CRC-32 of each rank's file, in order.
         sha256_of: The folder whose files are to be hashed; None leaves SHA-256 out.
-        look: Called at each piece of them.
+        watch: May stop the hashing.
 
     Returns:
         The file's bytes.
@@ -58,7 +59,7 @@ def record_json(
     if sha256_of is not None:
         for name, entry in files.items():
             entry["sha256"] = file_digest(
-                sha256_of / name, "sha256", error=OutputError, progress=lambda _: look()
+                sha256_of / name, "sha256", error=OutputError, watch=replace(watch, progress=None)
             )
     return _with_own_sum(
         {

@@ -7,14 +7,13 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
 from codellama_convert.convert.movers import open_mover
 from codellama_convert.convert.record import file_sizes, record_json
-from codellama_convert.convert.transfer import Progress, TileSource, write_tensors
-from codellama_convert.errors import CheckpointError, Interrupted
+from codellama_convert.convert.transfer import TileSource, write_tensors
+from codellama_convert.errors import CheckpointError
 from codellama_convert.hugging_face.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.model.asked import RECORD_NAME
@@ -30,7 +29,7 @@ from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.folders import refuse_inputs
 from codellama_convert.storage.input_file import InputFile
-from codellama_convert.storage.watch import Look, StopRequest
+from codellama_convert.storage.watch import Progress, Watch
 
 _MAX_CARD_BYTES = 1 << 16  # of somebody's README.md, looked through for our own words
 
@@ -88,19 +87,17 @@ def convert_checkpoint(
         ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
     chosen = RunOptions() if run_options is None else run_options
-    target = _check_run(output_dir, chosen, progress)
+    or_none(FUNCTION).check("progress", progress)
+    target = _check_run(output_dir, chosen)
     asked = Options() if options is None else options
     instance_of(Options).check("options", asked)
     refuse_unused(asked, chosen)
-    return run(plan_conversion(input_dir, asked), target, chosen, progress=progress)
+    return run(plan_conversion(input_dir, asked), target, chosen, watch=Watch(progress))
 
 
-def _check_run(
-    output_dir: str | os.PathLike[str], run_options: RunOptions, progress: Progress | None
-) -> Path:
+def _check_run(output_dir: str | os.PathLike[str], run_options: RunOptions) -> Path:
     """Refuse what is wrong with the arguments before the input is read, which takes a while."""
     instance_of(RunOptions).check("run_options", run_options)
-    or_none(FUNCTION).check("progress", progress)
     return as_path("output_dir", output_dir)
 
 
@@ -109,8 +106,7 @@ def run(
     output_dir: str | os.PathLike[str],
     run_options: RunOptions | None = None,
     *,
-    progress: Progress | None = None,
-    stop: StopRequest | None = None,
+    watch: Watch | None = None,
 ) -> ConversionReport:
     """Run a prepared conversion, or resume it where an earlier run stopped.
 
@@ -118,33 +114,33 @@ def run(
         job: From `plan_conversion`.
         output_dir: The new folder.
         run_options: How to treat it.
-        progress: Called with the bytes of each tile that was written, from several threads.
-        stop: Looked at between tiles.
+        watch: Whom each tile that was written is reported to, and what may stop the run.
 
     Returns:
         What was done.
 
     Raises:
-        Interrupted: If `stop` was asked for; what is whole is kept.
+        Interrupted: If the watch asked to stop; what is whole is kept.
         ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
     instance_of(Job).check("job", job)
     chosen = RunOptions() if run_options is None else run_options
-    output_dir = _check_run(output_dir, chosen, progress)
+    or_none(instance_of(Watch)).check("watch", watch)
+    output_dir = _check_run(output_dir, chosen)
     refuse_unused(job.options, chosen)
     refuse_inputs(output_dir, job.files.folder, job.files.all())
     tensor_bytes = job.plan.tensor_bytes if job.plan else 0
-    stop = stop or StopRequest()
-    look = partial(_refuse_to_go_on, stop, output_dir / STAGING_NAME)
+    hint = f"run the same command again to resume, or delete {output_dir / STAGING_NAME}"
+    watch = replace(watch or Watch(), hint=hint)
     small_files = job.small_files()
     with OutputFolder(
         output_dir, job.identity(), file_sizes(job, small_files, with_card=chosen.model_card),
-        overwrite=chosen.overwrite, restart=chosen.restart, look=look,
+        overwrite=chosen.overwrite, restart=chosen.restart, watch=watch,
     ) as folder:  # fmt: skip
         check_source = chosen.check_source or _check_ranks
-        job = replace(job, notes=job.notes + check_source(job, look))
-        write = _WeightWriter(job, folder, progress or _ignore, stop, look)
-        written = _stage(job, folder, chosen, small_files=small_files, write=write, look=look)
+        job = replace(job, notes=job.notes + check_source(job, watch))
+        write = _WeightWriter(job, folder, watch)
+        written = _stage(job, folder, chosen, small_files=small_files, write=write, watch=watch)
         folder.commit()
         names = folder.publish()
     notes = (*job.notes, *_old_card_notes(output_dir, names))
@@ -182,7 +178,7 @@ def _stage(
     *,
     small_files: Mapping[str, Content],
     write: _WeightWriter,
-    look: Look,
+    watch: Watch,
 ) -> _Written:
     """Bring everything into the staging folder, and check it there as far as was asked for."""
     # The small files first: the disk must have room for them too, and not an hour later.
@@ -193,31 +189,22 @@ def _stage(
     written = write.all_files()
     record = record_json(
         job, written.sealed, small_sums, written.rank_crcs,
-        sha256_of=folder.staging if chosen.sha256 else None, look=look,
+        sha256_of=folder.staging if chosen.sha256 else None, watch=watch,
     )  # fmt: skip
     folder.add(RECORD_NAME, record)
     if chosen.check_staged is not None:
-        chosen.check_staged(job, folder.staging, look)
-    look()  # for the last time: from here on it goes out
+        chosen.check_staged(job, folder.staging, watch)
+    watch.check()  # for the last time: from here on it goes out
     return written
 
 
-def _check_ranks(job: Job, look: Look) -> tuple[str, ...]:
-    def advance(n_bytes: int) -> None:
-        look()
-        if job.options.progress is not None:
-            job.options.progress(n_bytes)
-
-    return job.check_ranks(advance)
+def _check_ranks(job: Job, watch: Watch) -> tuple[str, ...]:
+    return job.check_ranks(replace(watch, progress=None).advance)  # nothing is written yet
 
 
 def _by_tensor(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Join the counts of several files; a tensor lies in one of them."""
     return {name: n for one in counts for name, n in one.items()}
-
-
-def _ignore(n_bytes: int) -> None:
-    del n_bytes
 
 
 @dataclass(slots=True)
@@ -233,11 +220,8 @@ class _Written:
 class _WeightWriter:
     """Writes the safetensors files of a job that are not whole yet."""
 
-    def __init__(
-        self, job: Job, folder: OutputFolder, progress: Progress, stop: StopRequest, look: Look
-    ) -> None:
-        self._job, self._folder = job, folder
-        self._progress, self._stop, self._look = progress, stop, look
+    def __init__(self, job: Job, folder: OutputFolder, watch: Watch) -> None:
+        self._job, self._folder, self._watch = job, folder, watch
 
     def all_files(self) -> _Written:
         """Write them in order, each whole before the next one."""
@@ -268,8 +252,8 @@ class _WeightWriter:
                 output_is_direct = self._write_file(file, source, buffers, io_mode)
                 direct = direct and output_is_direct
             for reader in readers:
-                reader.finish(buffers[0][0], self._look)
-            rank_crcs = tuple(reader.file_crc(buffers[0][0], self._look) for reader in readers)
+                reader.finish(buffers[0][0], self._watch)
+            rank_crcs = tuple(reader.file_crc(buffers[0][0], self._watch) for reader in readers)
             return _Written(dict(self._folder.sealed), rank_crcs, kept_bytes, direct)
 
     def _keep_whole_files(
@@ -278,14 +262,14 @@ class _WeightWriter:
         """Find the files that an earlier run left whole, and take note of what it read for them."""
         kept = set()
         for file in files:
-            if not self._folder.keeps(file.name, file.header, buffer, self._look):
+            if not self._folder.keeps(file.name, file.header, buffer):
                 continue
             sealed = self._folder.sealed[file.name]
             if _is_of(sealed, file) and self._confirms(sealed, file, readers, buffer):
                 for reader, sums in zip(readers, sealed.source, strict=True):
                     reader.keep(sums)
                 kept.add(file.name)
-                self._progress(file.tensor_bytes)
+                self._watch.advance(file.tensor_bytes)
             else:
                 self._folder.forget(file.name)
         return kept
@@ -299,7 +283,7 @@ class _WeightWriter:
     ) -> bool:
         """Tell whether every rank is still what a file was made of."""
         return len(sealed.source) == len(readers) and all(
-            reader.confirms(sums, _names_read(file.tensors, rank), buffer, self._look)
+            reader.confirms(sums, _names_read(file.tensors, rank), buffer, self._watch)
             for rank, (reader, sums) in enumerate(zip(readers, sealed.source, strict=True))
         )
 
@@ -311,10 +295,8 @@ class _WeightWriter:
         io_mode: IoMode,
     ) -> bool:
         with self._folder.open_part(file.name, io_mode=io_mode) as output:
-            crcs = write_tensors(
-                file, output, source, buffers=buffers, progress=self._progress, stop=self._stop
-            )
-            self._look()
+            crcs = write_tensors(file, output, source, buffers=buffers, watch=self._watch)
+            self._watch.check()
             was_direct = output.direct
             sums = [reader.take_sums() for reader in source.readers]
             self._folder.seal(output, file.name, file.header)
@@ -345,15 +327,6 @@ def _file_crc(file: FilePlan, crcs: Mapping[str, int]) -> int:
     for tensor in file.tensors:
         whole = combine(whole, crcs[tensor.spec.name], tensor.spec.n_bytes)
     return whole
-
-
-def _refuse_to_go_on(stop: StopRequest, staging: Path) -> None:
-    if stop.is_set():
-        raise Interrupted(
-            "Interrupted",
-            signal_number=stop.signal_number,
-            hint=f"run the same command again to resume, or delete {staging}",
-        )
 
 
 def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,7 @@ from codellama_convert.plan.plan import FilePlan, TensorPlan, Tile
 from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.output_file import OutputFile, SpanWriter
 from codellama_convert.storage.threads import share_out
-from codellama_convert.storage.watch import StopRequest
-
-Progress = Callable[[int], None]
+from codellama_convert.storage.watch import Watch
 
 
 def write_tensors(
@@ -26,8 +24,7 @@ def write_tensors(
     source: TileSource,
     *,
     buffers: Sequence[tuple[memoryview, memoryview]],
-    progress: Progress,
-    stop: StopRequest,
+    watch: Watch,
 ) -> dict[str, int]:
     """Write the data of one output file; its header is not written here.
 
@@ -36,36 +33,31 @@ def write_tensors(
         output: The open file, of its final size.
         source: The open ranks.
         buffers: For each worker, one to read into and one to write from.
-        progress: Called with the bytes of each tile that was written.
-        stop: Looked at between tiles; when it is set, the file is left unfinished.
+        watch: Whom each tile that was written is reported to.
 
     Returns:
         The CRC-32 of each tensor's bytes.
 
     Raises:
+        Interrupted: If somebody asked to stop; the file is left unfinished.
         ConvertError: If reading, casting or writing fails.
     """
-    crcs: dict[str, int] = {}
 
-    def write_tensor(
-        tensor: TensorPlan, pair: tuple[memoryview, memoryview], failed: Callable[[], bool]
-    ) -> None:
+    def write_tensor(tensor: TensorPlan, pair: tuple[memoryview, memoryview], watch: Watch) -> int:
         read_buffer, write_buffer = pair
         span = SpanWriter(output, tensor.offset, write_buffer)
         crc = 0
         for tile in tensor.tiles():
-            if failed() or stop.is_set():
-                return
             n_bytes = tile.n_rows * tensor.row_bytes
             tile_crc = source.fill(span.space(n_bytes), tensor, tile, read_buffer)
             crc = combine(crc, tile_crc, n_bytes)
             span.commit(n_bytes)
-            progress(n_bytes)
+            watch.advance(n_bytes)
         span.finish()
-        crcs[tensor.spec.name] = crc
+        return crc
 
-    share_out(file.tensors, buffers, write_tensor)
-    return crcs
+    crcs = share_out(file.tensors, buffers, write_tensor, watch)
+    return {tensor.spec.name: crc for tensor, crc in zip(file.tensors, crcs, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)

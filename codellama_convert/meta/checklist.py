@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,8 @@ from codellama_convert.formats.sentencepiece import MAX_FILE_BYTES
 from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.input_file import InputFile
+from codellama_convert.storage.threads import share_out
+from codellama_convert.storage.watch import Watch
 
 ChecksumMode = Literal["off", "warn", "strict"]
 
@@ -40,7 +41,6 @@ class ListedSums:
         *,
         skip_tokenizer: bool = False,
         workers: int = 1,
-        progress: Callable[[int], None] | None = None,
     ) -> None:
         """Read the lists that lie in the model's folder and in its tokenizer's.
 
@@ -50,10 +50,9 @@ class ListedSums:
                 whatever is wrong is an error.
             skip_tokenizer: Whether the tokenizer is left out.
             workers: How many files are read at once; MD5 needs each in order.
-            progress: Called with the bytes that were read, from several threads.
         """
         self._files, self._mode = files, mode
-        self._workers, self._progress = workers, progress
+        self._workers = workers
         tokenizer = None if skip_tokenizer else files.tokenizer
         self._tokenizer = () if tokenizer is None else (tokenizer,)
         self._listed, self._notes = _read_lists(
@@ -86,11 +85,15 @@ class ListedSums:
                 path=files.folder,
                 hint="use --checksums warn, or download what is missing",
             )
-        return notes + self._compare(small)
+        return notes + self._compare(small, Watch())
 
-    def check_ranks(self) -> tuple[str, ...]:
-        """Compare the ranks, which takes minutes; the results and errors of `check_small_files`."""
-        return self._compare(self._files.ranks)
+    def check_ranks(self, watch: Watch) -> tuple[str, ...]:
+        """Compare the ranks, which takes minutes; the results and errors of `check_small_files`.
+
+        Args:
+            watch: Whom the bytes that are read are reported to.
+        """
+        return self._compare(self._files.ranks, watch)
 
     def _absent_names(self) -> tuple[str, ...]:
         """Name the files of the lists that do not lie beside them; a tokenizer may lie elsewhere."""
@@ -100,19 +103,19 @@ class ListedSums:
             if name != TOKENIZER_NAME and not os.path.lexists(entry.list_path.parent / name)
         )
 
-    def _compare(self, paths: Sequence[Path]) -> tuple[str, ...]:
+    def _compare(self, paths: Sequence[Path], watch: Watch) -> tuple[str, ...]:
         wanted = [(path, self._listed[path.name]) for path in paths if path.name in self._listed]
 
-        def check(one: tuple[Path, _ListedSum]) -> str | None:
+        def check(one: tuple[Path, _ListedSum], _: None, watch: Watch) -> str | None:
             path, entry = one
-            md5 = file_digest(path, "md5", error=CheckpointError, progress=self._progress)
+            md5 = file_digest(path, "md5", error=CheckpointError, watch=watch)
             if md5 == entry.md5:
                 return None
             name = entry.list_path.name
             return f"{path.name} does not match {name} (MD5 {md5}, expected {entry.md5})"
 
-        with ThreadPoolExecutor(self._workers) as pool:
-            wrong = [text for text in pool.map(check, wanted) if text is not None]
+        found = share_out(wanted, [None] * self._workers, check, watch)
+        wrong = [text for text in found if text is not None]
         if wrong and self._mode == "strict":
             raise CheckpointError(wrong[0], path=self._files.folder, hint=_AGAIN)
         return tuple(f"{text}: download it again if the result is in doubt" for text in wrong)

@@ -23,7 +23,7 @@ from codellama_convert.meta.source_sums import add_sums, assign_passes, fits, ne
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.checksums import CrcLedger, SourceSums, combine
 from codellama_convert.storage.input_file import InputFile
-from codellama_convert.storage.watch import Look, look_away
+from codellama_convert.storage.watch import Watch
 
 Rows = npt.NDArray[Any]
 
@@ -152,24 +152,24 @@ class RankReader:
                 hint=hint,
             )
 
-    def finish(self, buffer: memoryview, look: Look = look_away) -> None:
+    def finish(self, buffer: memoryview, watch: Watch) -> None:
         """Read what no tensor covered, so that every storage's CRC-32 is known and checked.
 
         Args:
             buffer: From `aligned_buffer`, to read into.
-            look: Called at each piece.
+            watch: May stop the reading.
 
         Raises:
             CheckpointError: If a CRC-32 differs.
         """
         self.take_sums()
         for name, storage in self.index.storages.items():
-            self._fill_gaps(storage.offset, self._known[name], buffer, look)
+            self._fill_gaps(storage.offset, self._known[name], buffer, watch)
             for ledger in self._known[name]:
                 self._check(storage, ledger)
 
     def _fill_gaps(
-        self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview, look: Look
+        self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview, watch: Watch
     ) -> None:
         """Read what ledgers of a range that begins at `offset` lack; what several lack, once."""
         gaps = [(ledger, start, end) for ledger in ledgers for start, end in ledger.gaps()]
@@ -183,19 +183,19 @@ class RankReader:
             n_lacking += lacking[start]
             if n_lacking:
                 for piece in self._file.read_pieces(buffer, offset + start, offset + end):
-                    look()
+                    watch.check()
                     crc = zlib.crc32(piece, crc)
             crc_until[end] = crc
         for ledger, start, end in gaps:
             # The CRC-32 of a part follows from those of what lies before it and of both.
             ledger.add_crc(start, end, combine(crc_until[start], crc_until[end], end - start))
 
-    def file_crc(self, buffer: memoryview, look: Look = look_away) -> int:
+    def file_crc(self, buffer: memoryview, watch: Watch) -> int:
         """Give the CRC-32 of the whole file: of the storages it is known, the rest is read.
 
         Args:
             buffer: From `aligned_buffer`, to read into.
-            look: Called at each piece.
+            watch: May stop the reading.
 
         Returns:
             The CRC-32; call after `finish`.
@@ -208,7 +208,7 @@ class RankReader:
             crc = self._known[name][0].crc
             if crc is not None:
                 whole.add_crc(storage.offset, storage.offset + storage.n_bytes, crc)
-        self._fill_gaps(0, [whole], buffer, look)
+        self._fill_gaps(0, [whole], buffer, watch)
         assert whole.crc is not None
         return whole.crc
 
@@ -248,7 +248,7 @@ class RankReader:
         sums: SourceSums,
         names: Collection[str],
         buffer: memoryview,
-        look: Look = look_away,
+        watch: Watch,
     ) -> bool:
         """Tell whether a file that an earlier run wrote may be kept.
 
@@ -260,7 +260,7 @@ class RankReader:
             sums: What is said to have been read for it.
             names: The tensors that it is made of.
             buffer: From `aligned_buffer`, to read into.
-            look: Called at each piece.
+            watch: May stop the reading.
 
         Returns:
             Whether the sums fit the tensors, and still those bytes that nothing else vouches for.
@@ -276,7 +276,7 @@ class RankReader:
                 found = 0
                 at = storage.offset
                 for piece in self._file.read_pieces(buffer, at + start, at + end):
-                    look()
+                    watch.check()
                     found = zlib.crc32(piece, found)
                 if found != crc:
                     return False

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ from codellama_convert.model.config import META_BOS_ID, META_EOS_ID
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options
 from codellama_convert.plan.plan import ConversionPlan, build_plan, fit_plan
 from codellama_convert.storage.contents import Content
+from codellama_convert.storage.threads import default_workers
+from codellama_convert.storage.watch import Progress, Watch
 from codellama_convert.tensors import as_dtype
 from codellama_convert.tokenizer.hf_files import (
     DEFAULT_TOKENIZER_CLASS,
@@ -40,8 +41,6 @@ from codellama_convert.tokenizer.hf_files import (
     tokenizer_notes,
 )
 from codellama_convert.tokenizer.tokenizer_json import tokenizer_json
-
-_MIN_DEFAULT_WORKERS, _MAX_DEFAULT_WORKERS = 2, 8
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -115,12 +114,12 @@ class Job:
             return None
         return f"{self.checkpoint.dtype.name} to {self.plan.dtype.name}"
 
-    def check_ranks(self, progress: Callable[[int], None] | None = None) -> tuple[str, ...]:
+    def check_ranks(self, progress: Progress | None = None) -> tuple[str, ...]:
         """Compare the ranks with Meta's list, which takes minutes, if the options ask for it.
 
         Args:
-            progress: Called with the bytes that were read, from several threads, instead of that of
-                the options; what it raises ends the reading.
+            progress: Called with the bytes that were read, from several threads; what it raises
+                ends the reading.
 
         Returns:
             A note on each that differs.
@@ -130,8 +129,7 @@ class Job:
         """
         if self.options.checksums == "off":
             return ()
-        options = self.options if progress is None else replace(self.options, progress=progress)
-        return _sums(self.files, options).check_ranks()
+        return _sums(self.files, self.options).check_ranks(Watch(progress))
 
     def small_files(self) -> dict[str, Content]:
         """Build every file beside the weights, by name."""
@@ -230,18 +228,8 @@ def _sums(files: CheckpointFiles, options: Options) -> ListedSums:
         files,
         options.checksums,
         skip_tokenizer=options.skip_tokenizer,
-        workers=default_workers(),
-        progress=options.progress,
+        workers=options.workers or default_workers(),
     )
-
-
-def default_workers() -> int:
-    """Choose how many tensors are in flight: as many as cores, from 2 to 8.
-
-    On 2 cores, 3 were no faster without a cast; more cores than 2 were not measured.
-    """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MAX_DEFAULT_WORKERS, max(_MIN_DEFAULT_WORKERS, usable or 1))
 
 
 def plan_weights(checkpoint: Checkpoint, options: Options) -> ConversionPlan:
@@ -251,7 +239,7 @@ def plan_weights(checkpoint: Checkpoint, options: Options) -> ConversionPlan:
         ConfigError: If the buffers do not fit into what they may take.
     """
     dtype = checkpoint.dtype if options.dtype is None else as_dtype(options.dtype)
-    workers = default_workers() if options.workers is None else options.workers
+    workers = options.workers or default_workers()
     if options.tile_bytes is not None:
         return build_plan(
             checkpoint.layout,

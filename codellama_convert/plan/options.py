@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
 from codellama_convert.arguments import (
     FLAG,
-    FUNCTION,
     PATH,
     SIZE,
     Rule,
@@ -54,7 +52,6 @@ class Options:
             32 MB, unless more workers than fit were asked for.
         checksums: What is compared with Meta's checklist.chk: "off" the small files only, "warn"
             the ranks too; "strict" the same, and a mismatch stops the run.
-        progress: Called with the bytes of the ranks that were read to compare them.
         tile_bytes: A tile of this size instead, whatever it costs; for tests and measurements.
 
     Raises:
@@ -73,7 +70,6 @@ class Options:
     workers: int | None = None
     max_ram_bytes: int | None = None
     checksums: ChecksumMode = "off"
-    progress: Callable[[int], None] | None = None
     tile_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +131,5 @@ _RULES = {
     "workers": or_none(whole(1, MAX_WORKERS)),
     "max_ram_bytes": or_none(SIZE),
     "checksums": one_of(*CHECKSUM_MODES),
-    "progress": or_none(FUNCTION),
     "tile_bytes": or_none(SIZE),
 }

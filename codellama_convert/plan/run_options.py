@@ -9,7 +9,7 @@ from pathlib import Path
 from codellama_convert.arguments import FLAG, FUNCTION, check_fields, or_none
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options, refuse_contradictions
-from codellama_convert.storage.watch import Look
+from codellama_convert.storage.watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class RunOptions:
         sha256: Whether conversion.json gets the SHA-256 of every file, at one more reading.
         model_card: Whether the output gets a README.md about the model.
         check_source: Called before any weight is read, when nothing stands in the way of writing, and
-            with what it is to call between pieces of its work; it returns notes. None compares
-            the ranks with Meta's list where the job's options ask for it.
+            with what it is to report its work to, which may stop it; it returns notes. None
+            compares the ranks with Meta's list where the job's options ask for it.
         check_staged: Called with the staged folder before anything is published, and with what it
-            is to call between pieces of its work.
+            is to report its work to, which may stop it.
 
     Raises:
         ConfigError: With the field's name, its value, and what is allowed.
@@ -35,8 +35,8 @@ class RunOptions:
     restart: bool = False
     sha256: bool = False
     model_card: bool = False
-    check_source: Callable[[Job, Look], tuple[str, ...]] | None = None
-    check_staged: Callable[[Job, Path, Look], None] | None = None
+    check_source: Callable[[Job, Watch], tuple[str, ...]] | None = None
+    check_staged: Callable[[Job, Path, Watch], None] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, _RULES)

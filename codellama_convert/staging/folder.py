@@ -55,7 +55,7 @@ from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.lock import FolderLock
 from codellama_convert.storage.output_file import OutputFile
 from codellama_convert.storage.sizes import format_size
-from codellama_convert.storage.watch import Look, look_away
+from codellama_convert.storage.watch import Watch
 
 _NOT_THE_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _AGAIN = "run the same command again"
@@ -77,7 +77,7 @@ class OutputFolder:
         *,
         overwrite: bool = False,
         restart: bool = False,
-        look: Look = look_away,
+        watch: Watch,
     ) -> None:
         """Name the folder; nothing is touched before `__enter__`.
 
@@ -88,13 +88,13 @@ class OutputFolder:
                 time; no others are taken for its own.
             overwrite: Whether a model that it holds may be replaced.
             restart: Whether staged work is dropped.
-            look: Called at each piece of the files that an earlier run had begun to publish.
+            watch: May stop the reading of files that an earlier run has left.
         """
         self.path = path
         self.staging = path / STAGING_NAME
         self._journal = Journal(json.loads(json.dumps(identity)))
         self._sizes = dict(sizes)
-        self._overwrite, self._restart, self._look = overwrite, restart, look
+        self._overwrite, self._restart, self._watch = overwrite, restart, watch
         self._parts: dict[str, Path] = {}
         self._added: dict[str, FileSum] = {}
         self._lock = FolderLock(path)
@@ -182,7 +182,7 @@ class OutputFolder:
                 for name, one in staged.publishing.items()
                 if may_be_ours(name, self._sizes)
             }
-            moved = find_moved(self._held, self._folder, sums, self._look)
+            moved = find_moved(self._held, self._folder, sums, self._watch)
             is_done = moved == set(staged.publishing)
             if is_done and staged.identity != self._journal.identity:
                 moved = set()  # another conversion came to its end: this is its model
@@ -194,7 +194,7 @@ class OutputFolder:
         written = [name for name, n_bytes in self._sizes.items() if n_bytes]
         refuse_content(self.path, written, overwrite=self._overwrite, moved=moved, resumed=resumed)
 
-    def keeps(self, name: str, header: bytes, buffer: memoryview, look: Look) -> bool:
+    def keeps(self, name: str, header: bytes, buffer: memoryview) -> bool:
         """Tell whether a file was sealed, and is still what its journal line says.
 
         One that is not, or cannot be read, is forgotten and has to be written again.
@@ -203,7 +203,6 @@ class OutputFolder:
             name: Its final name.
             header: The bytes that it must begin with.
             buffer: From `aligned_buffer`, to read into.
-            look: Called at each piece.
 
         Returns:
             Whether it can stay.
@@ -215,7 +214,7 @@ class OutputFolder:
         if sealed is None:
             return False
         with suppress(OSError, OutputError):
-            if is_whole(self._held, name, sealed, header=header, buffer=buffer, look=look):
+            if is_whole(self._held, name, sealed, header=header, buffer=buffer, watch=self._watch):
                 return True
         self.forget(name)
         return False

@@ -24,7 +24,7 @@ from codellama_convert.storage.blocks import aligned_buffer, first_line
 from codellama_convert.storage.folders import names_a_folder, names_in
 from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.input_file import InputFile
-from codellama_convert.storage.watch import Look
+from codellama_convert.storage.watch import Watch
 
 STAGING_NAME = ".codellama-convert.partial"
 _PIECE_BYTES = 1 << 20
@@ -191,7 +191,7 @@ def _disk_bytes(status: os.stat_result) -> int:
 
 
 def find_moved(
-    staging: HeldFolder, folder: HeldFolder, sums: Mapping[str, FileSum], look: Look
+    staging: HeldFolder, folder: HeldFolder, sums: Mapping[str, FileSum], watch: Watch
 ) -> set[str]:
     """Find what an earlier run has published: it is staged no more, and in the folder as recorded.
 
@@ -199,7 +199,7 @@ def find_moved(
         staging: Where the files stood.
         folder: Where they went.
         sums: What was to be published, by name; none leads out of the folder.
-        look: Called at each piece that is read.
+        watch: May stop the reading.
 
     Returns:
         Their names. Another file of such a name, an older model's or a damaged one, is not ours.
@@ -212,7 +212,7 @@ def find_moved(
     moved = set()
     for name in sorted(away):
         with suppress(OSError, OutputError):
-            if is_whole(folder, name, sums[name], buffer=buffer, look=look):
+            if is_whole(folder, name, sums[name], buffer=buffer, watch=watch):
                 moved.add(name)
     return moved
 
@@ -224,7 +224,7 @@ def is_whole(
     *,
     header: bytes = b"",
     buffer: memoryview,
-    look: Look,
+    watch: Watch,
 ) -> bool:
     """Tell whether a file has the size, the header and the bytes of its journal line.
 
@@ -234,7 +234,7 @@ def is_whole(
         wanted: Its journal line.
         header: The bytes that it must begin with.
         buffer: From `aligned_buffer`, to read into.
-        look: Called at each piece.
+        watch: May stop the reading.
 
     Raises:
         OutputError: If it cannot be read, or is not a file of ours.
@@ -248,7 +248,7 @@ def is_whole(
         if staged.read_exact(0, len(header)) != header:
             return False
         for piece in staged.read_pieces(buffer):
-            look()
+            watch.check()
             crc = zlib.crc32(piece, crc)
     return crc == wanted.crc32
 

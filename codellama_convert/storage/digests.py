@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from codellama_convert.errors import ConvertError
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.input_file import InputFile
+from codellama_convert.storage.watch import Watch
 
 _CHUNK_BYTES = 4 << 20
 
@@ -19,7 +19,7 @@ def file_digest(
     algorithm: Literal["md5", "sha256"],
     *,
     error: type[ConvertError],
-    progress: Callable[[int], None] | None = None,
+    watch: Watch,
 ) -> str:
     """Give a file's digest; it is read from front to back, past the page cache where that works.
 
@@ -27,7 +27,7 @@ def file_digest(
         path: The file.
         algorithm: Whose digest; MD5 finds accidents only.
         error: What kind of problem an unreadable file is.
-        progress: Called with the bytes that were read.
+        watch: Whom the bytes that are read are reported to.
 
     Returns:
         The digest in hexadecimal.
@@ -39,6 +39,5 @@ def file_digest(
     with InputFile(path, io_mode="auto", error=error) as file:
         for piece in file.read_pieces(aligned_buffer(_CHUNK_BYTES)):
             digest.update(piece)
-            if progress is not None:
-                progress(len(piece))
+            watch.advance(len(piece))
     return digest.hexdigest()

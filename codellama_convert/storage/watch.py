@@ -1,4 +1,4 @@
-"""Own the signals that ask the program to stop; know nothing of what it does."""
+"""Own how long work is watched: what hears of its progress, and what asks it to stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from types import FrameType
+
+from codellama_convert.errors import Interrupted
 
 # SIGHUP does not exist on Windows.
 STOP_SIGNALS: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -24,12 +27,8 @@ _OUT_OF_PATIENCE = (
     b"Error: Interrupted while the system did not answer; run the same command again\n"
 )
 
-# Called between two pieces of work; raises Interrupted where somebody asked to stop.
-Look = Callable[[], None]
-
-
-def look_away() -> None:
-    """Go on, whatever was asked."""
+# Called with the bytes of each piece of work that is done, from several threads.
+Progress = Callable[[int], None]
 
 
 def _stop_signals() -> tuple[signal.Signals, ...]:
@@ -80,6 +79,43 @@ class StopRequest:
     def is_set(self) -> bool:
         """Tell whether somebody asked."""
         return self._event.is_set()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What watches long work, and is called between two pieces of it; safe for threads.
+
+    Attributes:
+        progress: Called with the bytes of each piece; what it raises ends the work.
+        stop: Whether to stop.
+        hint: What the user can do after a stop.
+    """
+
+    progress: Progress | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+    hint: str | None = None
+
+    def advance(self, n_bytes: int) -> None:
+        """Report a piece of the work.
+
+        Args:
+            n_bytes: How much was done.
+
+        Raises:
+            Interrupted: If somebody asked to stop.
+        """
+        if self.progress is not None:
+            self.progress(n_bytes)
+        self.check()
+
+    def check(self) -> None:
+        """Look whether to continue, where nothing counts as progress.
+
+        Raises:
+            Interrupted: If somebody asked to stop.
+        """
+        if self.stop.is_set():
+            raise Interrupted("Interrupted", signal_number=self.stop.signal_number, hint=self.hint)
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from codellama_convert.errors import VerifyError, shown
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.model.asked import RECORD_NAME, Asked
 from codellama_convert.plan.job import Job
-from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.folders import names_in
+from codellama_convert.storage.threads import default_workers
+from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.folder_reader import StoredOutput, read_output
 from codellama_convert.verify.job import class_named
 from codellama_convert.verify.output_files import (
@@ -27,7 +28,7 @@ from codellama_convert.verify.output_files import (
     complain_of_strays,
 )
 from codellama_convert.verify.record_reader import FileSums, Record, TensorSums, read_record
-from codellama_convert.verify.report import Problems, Progress, VerifyReport
+from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.sums import FileReading, compare_file, compare_shard
 from codellama_convert.verify.tensor import Compared
 
@@ -45,22 +46,13 @@ class Measured:
     tensors: Mapping[str, Compared] = field(default_factory=dict)
 
 
-def verify_record(
-    output_dir: Path,
-    *,
-    asked: Asked | None = None,
-    io_mode: IoMode = "auto",
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> VerifyReport:
+def verify_record(output_dir: Path, asked: Asked, reading: FileReading) -> VerifyReport:
     """Compare an output folder with its own conversion.json.
 
     Args:
         output_dir: What was converted.
-        asked: What the conversion was asked for, where that is known.
-        io_mode: How files are read.
-        workers: Pieces that are read at once; None chooses.
-        progress: Called with the bytes that were read, from several threads.
+        asked: What the conversion was asked for, as far as that is known.
+        reading: How files are read.
 
     Returns:
         What was found.
@@ -80,11 +72,10 @@ def verify_record(
     has_model = bool(record.tensors) or INDEX_NAME in names or SINGLE_FILE_NAME in names
     stored = read_output(output_dir, problems.add) if has_model else {}
     options = {name: record.options.get(name) for name in _option_names(record)}
-    _compare_options(record, options | (asked or Asked()).said(), problems)
+    _compare_options(record, options | asked.said(), problems)
     _compare_places(record, stored, problems)
     used = {one.file.name for one in stored.values()}
     complain_of_strays(output_dir, used.union(record.files), problems.add)
-    reading = FileReading(io_mode, workers, progress)
     n_bytes = 0
     for name in sorted(record.files):
         n_bytes += compare_file(output_dir / name, record, stored, problems, reading)
@@ -113,6 +104,7 @@ def check_record(
         measured: What was found of both sides.
         problems: Gets what differs.
     """
+    reading = FileReading(job.options.io_mode, job.options.workers or default_workers(), Watch())
     for name in sorted(record.files):
         # What differs from the source differs from the record too, which says less of it.
         if problems.tell_of(name):
@@ -120,7 +112,7 @@ def check_record(
         if name.endswith(MODEL_SUFFIX):
             compare_shard(output_dir / name, record, stored, measured.tensors, problems)
         else:
-            compare_file(output_dir / name, record, {}, problems, FileReading())
+            compare_file(output_dir / name, record, {}, problems, reading)
     _compare_options(record, _expected_options(job, record), problems)
     _compare_model(record, job, problems)
     _compare_places(record, stored, problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from codellama_convert.verify.output_files import (
     read_small,
     sorted_json,
 )
-
-Progress = Callable[[int], None]
 
 _MAX_PROBLEMS = 20
 _MAX_PROBLEM_LENGTH = 600

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from codellama_convert.arguments import as_path, instance_of, or_none
+from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
 from codellama_convert.errors import VerifyError
 from codellama_convert.formats.safetensors import INDEX_NAME
 from codellama_convert.meta.checkpoint import Checkpoint
@@ -19,6 +19,8 @@ from codellama_convert.model.asked import Asked
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.plan import ConversionPlan
 from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.threads import default_workers
+from codellama_convert.storage.watch import Progress, Watch
 from codellama_convert.verify.against_record import Measured, check_record, verify_record
 from codellama_convert.verify.config import check_config, check_generation_config
 from codellama_convert.verify.folder_reader import StoredOutput, read_output
@@ -29,7 +31,8 @@ from codellama_convert.verify.output_files import (
     complain_of_strays,
 )
 from codellama_convert.verify.record_reader import Record, read_record
-from codellama_convert.verify.report import Problems, Progress, VerifyReport
+from codellama_convert.verify.report import Problems, VerifyReport
+from codellama_convert.verify.sums import FileReading
 from codellama_convert.verify.tokenizer import check_tokenizer, marks_of
 from codellama_convert.verify.weights import compare_files, compare_shapes, compare_weights
 
@@ -64,9 +67,11 @@ def verify_output(
     """
     output_dir = as_path("output_dir", output_dir)
     or_none(instance_of(Job)).check("job", job)
+    or_none(FUNCTION).check("progress", progress)
+    watch = Watch(progress)
     if job is None:
         return verify_record(
-            output_dir, asked=asked, io_mode=io_mode, workers=workers, progress=progress
+            output_dir, asked or Asked(), FileReading(io_mode, workers or default_workers(), watch)
         )
     problems = Problems()
     record = _readable_record(output_dir, problems)
@@ -81,7 +86,7 @@ def verify_output(
         _check_configs(job, job.checkpoint, output_dir, comparable, problems)
         if asked.max_shard_size is not None:
             compare_files(job.plan, comparable, problems)
-        measured = compare_weights(job, comparable, problems, progress or (lambda _: None))
+        measured = compare_weights(job, comparable, problems, watch)
     if job.tokenizer is not None:
         _check_tokenizer(job, output_dir, class_named(job, record), problems)
     complain_of_strays(output_dir, _names_written(job, stored), problems.add)

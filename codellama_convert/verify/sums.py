@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from codellama_convert.errors import ConvertError, VerifyError
 from codellama_convert.storage.blocks import IoMode, aligned_buffer
 from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.input_file import InputFile
+from codellama_convert.storage.threads import share_out
+from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.record_reader import FileSums, Record
-from codellama_convert.verify.report import Problems, Progress
+from codellama_convert.verify.report import Problems
 from codellama_convert.verify.tensor import Compared
 
 _CHUNK_BYTES = 2 << 20
-_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +28,13 @@ class FileReading:
 
     Attributes:
         io_mode: Past the page cache or through it.
-        workers: Pieces that are read at once; None chooses.
-        progress: Called with the bytes that were read, from several threads.
+        workers: Pieces that are read at once.
+        watch: Whom the bytes that are read are reported to.
     """
 
-    io_mode: IoMode = "auto"
-    workers: int | None = None
-    progress: Progress | None = None
+    io_mode: IoMode
+    workers: int
+    watch: Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +132,7 @@ def _compare_sums(path: Path, listed: FileSums, crc: int, problems: Problems) ->
     if f"{crc:08x}" != listed.crc32:
         problems.add(f"{path.name}: has CRC-32 {crc:08x}, the record says {listed.crc32}")
     elif listed.sha256 is not None:
-        sha256 = file_digest(path, "sha256", error=VerifyError)
+        sha256 = file_digest(path, "sha256", error=VerifyError, watch=Watch())
         if sha256 != listed.sha256:
             problems.add(f"{path.name}: has SHA-256 {sha256}, the record says {listed.sha256}")
 
@@ -154,20 +152,16 @@ def _spans(path: Path, n_bytes: int, stored: Mapping[str, StoredOutput]) -> list
     return spans
 
 
-def _sums(file: InputFile, spans: list[_Span], reading: FileReading) -> Iterator[int]:
-    """Yield each span's CRC-32, several at a time."""
-    own = threading.local()
+def _sums(file: InputFile, spans: Sequence[_Span], reading: FileReading) -> list[int]:
+    """Sum each span with CRC-32, several at a time."""
 
-    def sum_of(span: _Span) -> int:
-        buffer: Any = getattr(own, "buffer", None)
-        if buffer is None:
-            buffer = own.buffer = aligned_buffer(_CHUNK_BYTES)
+    def sum_of(span: _Span, buffer: memoryview, watch: Watch) -> int:
         crc = 0
         for piece in file.read_pieces(buffer, span.start, span.end):
             crc = zlib.crc32(piece, crc)
-            if reading.progress is not None:
-                reading.progress(len(piece))
+            watch.advance(len(piece))
         return crc
 
-    with ThreadPoolExecutor(reading.workers or _WORKERS) as pool:
-        yield from pool.map(sum_of, spans)
+    n_workers = min(reading.workers, len(spans))
+    buffers = [aligned_buffer(_CHUNK_BYTES) for _ in range(n_workers)]
+    return share_out(spans, buffers, sum_of, reading.watch)

@@ -17,9 +17,9 @@ from codellama_convert.model.rope import to_interleaved
 from codellama_convert.model.tensor_table import Part
 from codellama_convert.plan.plan import TensorPlan, Tile
 from codellama_convert.storage.input_file import InputFile
+from codellama_convert.storage.watch import Progress
 from codellama_convert.tensors import Dtype
 from codellama_convert.verify.folder_reader import StoredOutput
-from codellama_convert.verify.report import Progress
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from codellama_convert.errors import VerifyError, shown
@@ -13,10 +13,11 @@ from codellama_convert.plan.plan import ConversionPlan, TensorPlan
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.threads import share_out
+from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.against_record import Measured
 from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.record_reader import FileSums
-from codellama_convert.verify.report import Problems, Progress
+from codellama_convert.verify.report import Problems
 from codellama_convert.verify.tensor import Compared, TensorComparer
 
 
@@ -76,7 +77,7 @@ def compare_files(
 
 
 def compare_weights(
-    job: Job, stored: Mapping[str, StoredOutput], problems: Problems, advance: Progress
+    job: Job, stored: Mapping[str, StoredOutput], problems: Problems, watch: Watch
 ) -> Measured:
     """Walk every tensor backwards to the ranks, and sum both sides on the way.
 
@@ -84,7 +85,7 @@ def compare_weights(
         job: The source, and how it is read.
         stored: The tensors of the output that can be compared.
         problems: Gets what differs.
-        advance: Called with the bytes of each tile of the output.
+        watch: Whom each tile of the output is reported to.
 
     Returns:
         The sums and counts.
@@ -96,7 +97,6 @@ def compare_weights(
     assert job.plan is not None
     plans = [tensor for tensor in job.plan.tensors if tensor.spec.name in stored]
     io_mode = job.options.io_mode
-    compared: dict[str, Compared] = {}
     # A rank's norms are copies that the structure's check compared; each is read here as well.
     with ExitStack() as stack:
         names = [tensor.layout.meta_name for tensor in plans]
@@ -110,30 +110,29 @@ def compare_weights(
         }
 
         def compare(
-            tensor: TensorPlan, pair: tuple[memoryview, memoryview], failed: Callable[[], bool]
-        ) -> None:
-            del failed  # a tensor is soon read
+            tensor: TensorPlan, pair: tuple[memoryview, memoryview], watch: Watch
+        ) -> Compared:
             one = stored[tensor.spec.name]
             comparer = TensorComparer(tensor, one, files[one.file], readers)
-            compared[tensor.spec.name] = comparer.compare(*pair, advance)
+            return comparer.compare(*pair, watch.advance)
 
         output_tile_bytes = _output_tile_bytes(plans, stored)
         buffers = [
             (aligned_buffer(job.plan.read_tile_bytes), aligned_buffer(output_tile_bytes))
             for _ in range(job.plan.workers)
         ]
-        share_out(plans, buffers, compare)
-        for tensor in plans:  # in order, whichever thread was first
-            difference = compared[tensor.spec.name].difference
-            if difference is not None:
-                problems.add(difference)
-        ranks = {reader.index.path.name: _sums(reader, buffers[0][0]) for reader in readers}
-    return Measured(ranks, compared)
+        compared = share_out(plans, buffers, compare, watch)
+        for one in compared:
+            if one.difference is not None:
+                problems.add(one.difference)
+        ranks = {reader.index.path.name: _sums(reader, buffers[0][0], watch) for reader in readers}
+    tensors = {tensor.spec.name: one for tensor, one in zip(plans, compared, strict=True)}
+    return Measured(ranks, tensors)
 
 
-def _sums(reader: RankReader, buffer: memoryview) -> FileSums:
-    reader.finish(buffer)
-    return FileSums(reader.index.n_bytes, f"{reader.file_crc(buffer):08x}")
+def _sums(reader: RankReader, buffer: memoryview, watch: Watch) -> FileSums:
+    reader.finish(buffer, watch)
+    return FileSums(reader.index.n_bytes, f"{reader.file_crc(buffer, watch):08x}")
 
 
 def _output_tile_bytes(plans: Sequence[TensorPlan], stored: Mapping[str, StoredOutput]) -> int:

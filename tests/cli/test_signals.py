@@ -14,6 +14,7 @@ import pytest
 from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted
 from codellama_convert.plan.job import Options, plan_conversion
+from codellama_convert.storage.watch import Watch
 from tests.outputs import (
     LOCK,
     SHARD_BYTES,
@@ -134,15 +135,15 @@ def test_a_signal_while_whole_files_are_read_again_does_not_wait_for_their_end(
     options = Options(max_shard_bytes=SHARD_BYTES, workers=1, tile_bytes=8192)
     job = plan_conversion(converted / "in", options)
     with pytest.raises(Interrupted):
-        run(job, target, stop=StopAfter(30))
+        run(job, target, watch=Watch(stop=StopAfter(30)))
     kept = sorted(path.name for path in (target / STAGING).glob("*.safetensors"))
     assert len(kept) > 1
     done: list[int] = []
     with pytest.raises(Interrupted):
-        run(job, target, stop=StopAfter(3), progress=done.append)
+        run(job, target, watch=Watch(done.append, StopAfter(3)))
     assert done == []  # the first whole file has more than three pieces
     with pytest.raises(Interrupted):
-        run(job, target, stop=StopAfter(20), progress=done.append)
+        run(job, target, watch=Watch(done.append, StopAfter(20)))
     assert done  # and after some more looks it is read
     assert sorted(path.name for path in (target / STAGING).glob("*.safetensors")) == kept
     run(job, target)

@@ -26,7 +26,7 @@ from codellama_convert import (
 )
 from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted
-from codellama_convert.storage.watch import StopRequest
+from codellama_convert.storage.watch import StopRequest, Watch
 from codellama_convert.tensors import FLOAT16
 from tests.faults.hostile.rank_bytes import RANK, SECOND
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
@@ -163,7 +163,7 @@ def test_the_record_of_a_run_that_was_resumed_is_the_same(place, tmp_path, after
             stop.ask(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        run(job, tmp_path / "out", progress=progress, stop=stop)
+        run(job, tmp_path / "out", watch=Watch(progress, stop))
     assert not (tmp_path / "out" / RECORD).exists()
     run(job, tmp_path / "out")
     assert record_of(tmp_path / "out") == record_of(place / "out")

@@ -17,6 +17,7 @@ from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.meta.source_sums import sums_in
 from codellama_convert.plan.job import Job
 from codellama_convert.storage.checksums import SourceSums
+from codellama_convert.storage.watch import Watch
 from tests.outputs import STAGING, StopAfter, flip_bit, journal_of
 
 
@@ -64,7 +65,7 @@ def stop_and_damage(job: Job, target: Path, stops: list[int], rng: random.Random
     """
     for looks in stops:
         try:
-            run(job, target, stop=StopAfter(looks))
+            run(job, target, watch=Watch(stop=StopAfter(looks)))
         except Interrupted:  # noqa: PERF203 - two or three runs
             damage_some(target, rng)
         else:

@@ -29,6 +29,7 @@ from codellama_convert.cli.commands import main
 from codellama_convert.convert.run import run
 from codellama_convert.errors import CheckpointError, VerifyError
 from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.watch import Watch
 from tests.faults.hostile import CASES, Case
 from tests.faults.hostile.rank_bytes import RANK
 from tests.fuzzers.running import time_limit
@@ -199,7 +200,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_one_line(tmp_path: Path, io_mode
         return lambda _: os.truncate(path, n_bytes)
 
     with pytest.raises(CheckpointError) as caught:
-        run(job, out, progress=cut(folder / RANK, 3000))
+        run(job, out, watch=Watch(cut(folder / RANK, 3000)))
     assert re.search(rf"{RANK}: unexpected end of file at byte \d+; the file is", str(caught.value))
     assert not out.exists() or not list(out.glob("*.safetensors"))
     (folder / RANK).write_bytes(rank)

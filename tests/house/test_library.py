@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from codellama_convert import (
     plan_conversion,
     verify_output,
 )
+from codellama_convert.convert.run import run
 from tests.witness.checkpoints import GQA, save_checkpoint
 
 NAMES = {
@@ -93,6 +97,22 @@ def test_a_job_is_shown_in_a_line_that_can_be_read(options: Options, tmp_path: P
     assert "\n" not in shown
 
 
+@pytest.mark.parametrize(
+    "options",
+    [Options(max_shard_bytes=30_000, checksums="warn"), Options(model_size="tokenizer_only")],
+)
+def test_a_planned_job_is_sent_to_another_process_as_it_is(
+    options: Options, checkpoint: Path, tmp_path: Path
+) -> None:
+    """A callback stood among its options, and no pickle could hold one."""
+    job = plan_conversion(checkpoint, options)
+    again = pickle.loads(pickle.dumps(job))
+    assert again == job
+    assert again != plan_conversion(checkpoint, Options(skip_tokenizer=True))
+    run(again, tmp_path / "out")
+    assert verify_output(tmp_path / "out", job).problems == ()
+
+
 def test_overwriting_is_asked_for_in_the_run_options(checkpoint: Path, tmp_path: Path) -> None:
     """It had a second place, an argument of `convert_checkpoint`."""
     over = RunOptions(overwrite=True, sha256=True)
@@ -102,3 +122,53 @@ def test_overwriting_is_asked_for_in_the_run_options(checkpoint: Path, tmp_path:
         convert_checkpoint(checkpoint, tmp_path / "out", run_options=RunOptions(sha256=True))
     with pytest.raises(TypeError, match="overwrite"):
         convert_checkpoint(checkpoint, tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_as_many_threads_read_as_were_asked_for(
+    workers: int, checkpoint: Path, tmp_path: Path
+) -> None:
+    """MD5 took the number of cores, and the check against the record four, whatever was asked."""
+    source = tmp_path / "in"
+    save_checkpoint(source, GQA, n_ranks=4)
+    names = [f"consolidated.{rank:02}.pth" for rank in range(4)]
+    lines = [f"{hashlib.md5((source / name).read_bytes()).hexdigest()}  {name}" for name in names]
+    (source / "checklist.chk").write_text("\n".join(lines) + "\n")
+    options = Options(workers=workers, checksums="warn", tile_bytes=1000)
+    job = plan_conversion(source, options)
+    run(job, tmp_path / "out")
+    for read in (
+        job.check_ranks,
+        lambda progress: verify_output(tmp_path / "out", job, progress=progress),
+        lambda progress: verify_output(tmp_path / "out", workers=workers, progress=progress),
+        lambda progress: convert_checkpoint(
+            source, tmp_path / "again", options=options, progress=progress,
+            run_options=RunOptions(overwrite=True),
+        ),
+    ):  # fmt: skip
+        together = Together(workers)
+        read(together.progress)
+        assert together.n_seen == workers
+
+
+class Together:
+    """Lets nobody continue before a number of threads have reported, and counts all that do."""
+
+    def __init__(self, n_expected: int) -> None:
+        self._barrier = threading.Barrier(n_expected, timeout=60)
+        self._seen: set[int] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def n_seen(self) -> int:
+        return len(self._seen)
+
+    def progress(self, n_bytes: int) -> None:
+        me = threading.get_ident()
+        if self._barrier.parties > 1 and me == threading.main_thread().ident:
+            return  # what is of one piece needs no thread
+        with self._lock:
+            is_new = me not in self._seen
+            self._seen.add(me)
+        if is_new:
+            self._barrier.wait()

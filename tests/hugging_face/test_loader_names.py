@@ -14,7 +14,7 @@ from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.hugging_face.loader_names import is_entrance, is_taken_by_loaders
 from codellama_convert.plan.job import Job, Options, plan_conversion
 from codellama_convert.staging import crash_points as faults
-from codellama_convert.storage.watch import Look
+from codellama_convert.storage.watch import Watch
 from tests.outputs import STAGING, StopAfter, content
 from tests.witness.checkpoints import MHA, random_model, save_checkpoint
 
@@ -139,7 +139,7 @@ def test_a_tokenizer_alone_is_not_put_beside_a_model(
 def test_what_came_between_two_runs_is_refused(converted: Path, tmp_path: Path, name: str) -> None:
     target = tmp_path / "out"
     with pytest.raises(Interrupted):
-        run(plan_conversion(converted / "in", OPTIONS), target, stop=StopAfter(30))
+        run(plan_conversion(converted / "in", OPTIONS), target, watch=Watch(stop=StopAfter(30)))
     (target / name).write_bytes(b"mine")
     with pytest.raises(OutputError, match=f"not empty .*{name}"):
         convert(converted, target, RunOptions())
@@ -156,7 +156,7 @@ def test_what_came_while_a_run_wrote_is_refused_and_the_work_kept(
     """It was replaced unasked, or stayed and was loaded, hours after the folder had been empty."""
     target = tmp_path / "out"
 
-    def put(_job: Job, _staged: Path, _look: Look) -> None:
+    def put(_job: Job, _staged: Path, _watch: Watch) -> None:
         (target / name).write_bytes(b"mine")
 
     with pytest.raises(OutputError, match=f"not empty .*{name}"):
@@ -173,7 +173,7 @@ def test_a_readme_that_came_while_a_run_wrote_is_in_the_way_of_a_card_only(
 ) -> None:
     target = tmp_path / "out"
 
-    def put(_job: Job, _staged: Path, _look: Look) -> None:
+    def put(_job: Job, _staged: Path, _watch: Watch) -> None:
         (target / "README.md").write_bytes(b"mine")
 
     with pytest.raises(OutputError, match=r"not empty .*README\.md"):

@@ -18,8 +18,9 @@ from codellama_convert.cli.commands import main
 from codellama_convert.convert.run import run
 from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.meta import checklist
+from codellama_convert.plan.run_options import RunOptions
 from codellama_convert.storage.lock import FolderLock
-from codellama_convert.storage.watch import StopRequest
+from codellama_convert.storage.watch import StopRequest, Watch
 from tests.outputs import StopAfter
 from tests.witness.checkpoints import GQA, save_checkpoint
 
@@ -209,10 +210,24 @@ def test_a_file_of_any_size_that_is_listed_is_not_read_through(download):
     assert "params.json: has 8796093022208 bytes" in result.stderr
 
 
-def test_ranks_are_read_for_their_sums_only_when_all_else_is_right(download):
-    """70B takes minutes; a broken params.json is told at once."""
+@pytest.fixture
+def digested(monkeypatch):
+    """The bytes of every file that was read for its sum."""
     read = []
-    options = Options(checksums="warn", progress=read.append)
+    digest = checklist.file_digest
+
+    def count(path, *arguments, **more):
+        read.append(path.stat().st_size)
+        return digest(path, *arguments, **more)
+
+    monkeypatch.setattr(checklist, "file_digest", count)
+    return read
+
+
+def test_ranks_are_read_for_their_sums_only_when_all_else_is_right(download, digested):
+    """70B takes minutes; a broken params.json is told at once."""
+    read = digested
+    options = Options(checksums="warn")
     plan_conversion(download, options).check_ranks()
     small = (download / "params.json").stat().st_size + (
         download / "tokenizer.model"
@@ -257,7 +272,7 @@ def test_ranks_are_read_for_their_sums_only_when_the_output_can_be_written(
     elif reason == "other staged work":
         with pytest.raises(Interrupted):
             run(plan_conversion(download, replace(options, checksums="off")), target,
-                stop=StopAfter(30))  # fmt: skip
+                watch=Watch(stop=StopAfter(30)))  # fmt: skip
         options = replace(options, dtype="float32")
     else:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=1))
@@ -273,7 +288,7 @@ def test_ranks_are_read_for_their_sums_before_any_of_their_data(download, tmp_pa
     break_sum(download, "consolidated.01.pth")
     job = plan_conversion(download, Options(checksums="strict"))
     with pytest.raises(ConvertError, match=r"consolidated\.01\.pth does not match"):
-        run(job, tmp_path / "out", progress=written.append)
+        run(job, tmp_path / "out", watch=Watch(written.append))
     assert len(counted) == 2
     assert written == []
     assert not (tmp_path / "out").exists()
@@ -289,9 +304,11 @@ def test_a_signal_stops_the_reading_of_sums(download, tmp_path):
         read.append(n_bytes)
         stop.ask(signal.SIGTERM)
 
-    job = replace(job, options=replace(options, progress=ask))
+    def check(job, watch):
+        return job.check_ranks(replace(watch, progress=ask).advance)
+
     with pytest.raises(Interrupted, match="run the same command again"):
-        run(job, tmp_path / "out", stop=stop)
+        run(job, tmp_path / "out", RunOptions(check_source=check), watch=Watch(stop=stop))
     assert 1 <= len(read) <= 2  # of each rank
     run(plan_conversion(download, options), tmp_path / "out")
 

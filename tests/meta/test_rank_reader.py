@@ -16,6 +16,7 @@ from codellama_convert.formats import stored_tensor
 from codellama_convert.formats.pth_reader import RankIndex, read_rank
 from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.watch import Watch
 from tests.faults.hostile.rank_bytes import Declared, RankFile
 from tests.faults.hostile.zip_bytes import write_zip
 
@@ -50,7 +51,7 @@ def read_all(index: RankIndex, tile_rows: int, order: random.Random) -> dict[str
     with RankReader(index, list(index.tensors)) as reader:
         for name, row, n_rows in tiles:
             found[name][row] = reader.read_rows(name, row, n_rows, buffer)[0].tobytes()
-        reader.finish(buffer)
+        reader.finish(buffer, Watch())
     return {name: b"".join(rows[row] for row in sorted(rows)) for name, rows in found.items()}
 
 

@@ -16,6 +16,7 @@ from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.meta.source_sums import assign_passes, fits
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.checksums import SourceSums
+from codellama_convert.storage.watch import Watch
 from tests.faults.hostile.rank_bytes import Declared, RankFile
 from tests.faults.hostile.zip_bytes import write_zip
 from tests.meta.test_rank_reader import CONTENT, N_ELEMENTS, views, write_rank
@@ -63,8 +64,8 @@ def test_the_sums_of_files_fit_them_alone_and_join_in_any_order(
     with RankReader(index, list(index.tensors)) as reader:
         for sums in taken:
             reader.keep(sums)
-        reader.finish(buffer)
-        assert reader.file_crc(buffer) == zlib.crc32(index.path.read_bytes())
+        reader.finish(buffer, Watch())
+        assert reader.file_crc(buffer, Watch()) == zlib.crc32(index.path.read_bytes())
 
 
 PAIR = [

@@ -59,7 +59,6 @@ OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "workers": ([1.5, True, False, 0, -1, 257, "2", 10**5000], [None, 1, 256]),
     "max_ram_bytes": (NO_SIZES, [None, 1]),
     "checksums": (["xyz", None, "", False], ["off", "warn", "strict"]),
-    "progress": (NO_FUNCTIONS, [None, print]),
     "tile_bytes": (NO_SIZES, [None, 1]),
 }  # fmt: skip
 RUN_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
@@ -225,8 +224,9 @@ def test_an_object_of_another_kind_is_refused_by_its_argument(checkpoint, tmp_pa
         ("run_options", lambda: run(job, target, wrong)),
         ("job", lambda: run(wrong, target)),
         ("job", lambda: verify_output(tmp_path, wrong)),
-        ("progress", lambda: run(job, target, progress=wrong)),
+        ("watch", lambda: run(job, target, watch=wrong)),
         ("progress", lambda: convert_checkpoint(checkpoint, target, progress=wrong)),
+        ("progress", lambda: verify_output(tmp_path, progress=wrong)),
     ):
         with pytest.raises(ConfigError, match=f"^{name} is "):
             call()

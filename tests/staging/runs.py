@@ -9,6 +9,7 @@ import pytest
 from codellama_convert.convert.run import RunOptions, run
 from codellama_convert.errors import Interrupted
 from codellama_convert.plan.job import Options, plan_conversion
+from codellama_convert.storage.watch import Watch
 from tests.outputs import SHARD_BYTES, STAGING, StopAfter
 
 OPTIONS = Options(max_shard_bytes=SHARD_BYTES, workers=1, tile_bytes=8192)
@@ -24,7 +25,12 @@ def interrupt(
 ) -> None:
     """Leave some whole files staged."""
     with pytest.raises(Interrupted):
-        run(plan_conversion(converted / "in", OPTIONS), target, how, stop=StopAfter(looks))
+        run(
+            plan_conversion(converted / "in", OPTIONS),
+            target,
+            how,
+            watch=Watch(stop=StopAfter(looks)),
+        )
     assert list((target / STAGING).glob("model-*.safetensors"))
 
 

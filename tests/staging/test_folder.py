@@ -20,7 +20,7 @@ from codellama_convert.errors import CastError, ConvertError, Interrupted, Outpu
 from codellama_convert.formats.pth_reader import read_rank
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.staging.folder import OutputFolder
-from codellama_convert.storage.watch import StopRequest
+from codellama_convert.storage.watch import StopRequest, Watch
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.faults.dying import module_that_dies
 from tests.faults.kills import KillBench, spoil_the_check, spoil_the_order
@@ -130,7 +130,7 @@ def test_the_sweep_sees_a_publishing_without_a_check(quick_path, older):
 
 def interrupted(source: Path, target: Path, options: Options, looks: int = 30) -> None:
     with pytest.raises(Interrupted) as caught:
-        run(plan_conversion(source, options), target, stop=StopAfter(looks))
+        run(plan_conversion(source, options), target, watch=Watch(stop=StopAfter(looks)))
     assert "run the same command again" in str(caught.value)
     assert STAGING in str(caught.value)
 
@@ -190,7 +190,7 @@ def test_odd_values_in_files_that_were_kept_are_still_reported(tmp_path):
             stop.ask(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        run(job, tmp_path / "out", progress=stop_after_the_first_file, stop=stop)
+        run(job, tmp_path / "out", watch=Watch(stop_after_the_first_file, stop))
     assert (tmp_path / "out" / STAGING / job.plan.files[0].name).exists()
     report = run(job, tmp_path / "out")
     assert report.nonfinite == {"model.embed_tokens.weight": 1}

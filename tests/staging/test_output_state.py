@@ -16,6 +16,7 @@ from codellama_convert.convert.run import convert_checkpoint, run
 from codellama_convert.errors import Interrupted
 from codellama_convert.plan.job import plan_conversion
 from codellama_convert.plan.options import Options
+from codellama_convert.storage.watch import Watch
 from tests.faults.dying import run_and_die
 from tests.outputs import SHARD_BYTES, SHARDS, STAGING, StopAfter
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
@@ -82,7 +83,7 @@ def test_a_folder_that_holds_something_is_named_with_what_to_do(
 def test_staged_work_of_the_same_conversion_counts(converted: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     with pytest.raises(Interrupted):
-        run(plan_conversion(converted / "in", OPTIONS), target, stop=StopAfter(12))
+        run(plan_conversion(converted / "in", OPTIONS), target, watch=Watch(stop=StopAfter(12)))
     staged = sorted((target / STAGING).glob("*.safetensors"))
     sizes = sum(path.stat().st_size for path in staged)
     assert 0 < len(staged) < 6
@@ -102,7 +103,7 @@ def test_staged_work_of_another_conversion_is_named_with_what_differs(
 ) -> None:
     target = tmp_path / "out"
     with pytest.raises(Interrupted):
-        run(plan_conversion(converted / "in", OPTIONS), target, stop=StopAfter(12))
+        run(plan_conversion(converted / "in", OPTIONS), target, watch=Watch(stop=StopAfter(12)))
     status, printed = plan(converted / "in", target, "--dtype", "float32", "--json")
     found = json.loads(printed)
     assert status == 0

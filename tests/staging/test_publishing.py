@@ -16,7 +16,7 @@ from codellama_convert.convert.run import RunOptions, convert_checkpoint, run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.plan.job import Job, Options, plan_conversion
 from codellama_convert.staging.record_values import FileSum
-from codellama_convert.storage.watch import StopRequest
+from codellama_convert.storage.watch import StopRequest, Watch
 from tests.faults.dying import run_and_die
 from tests.outputs import (
     SHARD_BYTES,
@@ -149,7 +149,7 @@ def test_the_options_of_the_resuming_run_are_honoured(converted: Path, tmp_path:
     """--verify, --sha256 and --model_card were passed over in silence."""
     checked: list[set[str]] = []
 
-    def check(_job: Job, staged: Path, _look: Callable[[], None]) -> None:
+    def check(_job: Job, staged: Path, _watch: Watch) -> None:
         checked.append(set(content(staged)) - {"journal.jsonl"})
 
     target = tmp_path / "out"
@@ -175,7 +175,7 @@ def test_a_card_that_was_moved_and_not_asked_for_again_is_not_published(
 def test_a_failed_check_keeps_an_earlier_run_from_being_published(
     converted: Path, tmp_path: Path
 ) -> None:
-    def refuse(_job: Job, staged: Path, _look: Callable[[], None]) -> None:
+    def refuse(_job: Job, staged: Path, _watch: Watch) -> None:
         raise OutputError("differs", path=staged)
 
     target = tmp_path / "out"
@@ -194,7 +194,7 @@ def test_reading_what_was_moved_stops_at_a_signal(converted: Path, tmp_path: Pat
     stop = StopRequest()
     stop.ask(signal.SIGTERM)
     with pytest.raises(Interrupted):
-        run(plan_conversion(converted / "in", OPTIONS), target, stop=stop)
+        run(plan_conversion(converted / "in", OPTIONS), target, watch=Watch(stop=stop))
     assert content(target).items() <= before.items()
     convert(converted, target)
     assert content(target) == content(converted / "out")
@@ -311,7 +311,7 @@ def test_names_in_a_journal_that_the_conversion_does_not_write_are_refused(
     """Someone may have written it who may write here, and not where we may."""
     target = tmp_path / "out"
     with pytest.raises(Interrupted):
-        run(plan_conversion(converted / "in", OPTIONS), target, stop=StopAfter(30))
+        run(plan_conversion(converted / "in", OPTIONS), target, watch=Watch(stop=StopAfter(30)))
     (tmp_path / "mine").write_bytes(b"mine")
     (target / "mine").write_bytes(b"mine")
     journal = journal_of(target)

@@ -17,6 +17,7 @@ from codellama_convert.convert.run import RunOptions, run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.plan.job import Job, Options, plan_conversion
 from codellama_convert.staging import crash_points as faults
+from codellama_convert.storage.watch import Watch
 from tests.faults import strace
 from tests.outputs import (
     SHARD_BYTES,
@@ -144,7 +145,7 @@ def test_staged_work_that_is_dropped_makes_space_and_is_kept_where_that_is_too_l
     target = disk.path / "out"
     job = plan_conversion(converted / "in", OPTIONS)
     with pytest.raises(Interrupted):
-        run(job, target, stop=StopAfter(12))
+        run(job, target, watch=Watch(stop=StopAfter(12)))
     staged = content(target / STAGING)
     taken = sum(path.lstat().st_blocks * 512 for path in (target / STAGING).iterdir())
     assert taken > 40_000
@@ -169,7 +170,7 @@ def test_a_disk_that_somebody_else_fills_is_found_before_the_data(
     )
     done: list[int] = []
     with pytest.raises(OutputError, match=r"cannot reserve .*: No space left on device"):
-        run(job, target, progress=done.append)
+        run(job, target, watch=Watch(done.append))
     assert done == []
     assert [path.name for path in disk.path.iterdir()] == ["ballast"]
 
@@ -181,7 +182,7 @@ def test_a_disk_that_fills_up_between_two_runs_costs_no_whole_file(
     target = disk.path / "out"
     job = plan_conversion(converted / "in", OPTIONS)
     with pytest.raises(Interrupted):
-        run(job, target, stop=StopAfter(12))
+        run(job, target, watch=Watch(stop=StopAfter(12)))
     kept = {path.name: path.stat().st_ino for path in (target / STAGING).glob("*.safetensors")}
     assert 0 < len(kept) < 6
     fill(disk, 40_000)
@@ -236,7 +237,7 @@ def test_a_disk_mounted_read_only_is_one_line(converted: Path, disk: Disk) -> No
     disk.change("rw")
     job = plan_conversion(converted / "in", OPTIONS)
     with pytest.raises(Interrupted):
-        run(job, disk.path / "out", stop=StopAfter(12))
+        run(job, disk.path / "out", watch=Watch(stop=StopAfter(12)))
     disk.change("ro")  # as the kernel does when a disk fails
     before = content(disk.path / "out" / STAGING)
     assert "Read-only file system" in error_line(finish(arguments))

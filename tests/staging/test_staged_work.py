@@ -15,7 +15,7 @@ from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.storage.lock import FolderLock
-from codellama_convert.storage.watch import StopRequest
+from codellama_convert.storage.watch import StopRequest, Watch
 from tests.outputs import LOCK, STAGING, StopAfter, content
 from tests.staging.runs import OPTIONS, OVER, convert, flip, interrupt
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
@@ -67,7 +67,7 @@ def test_overwriting_drops_staged_work_of_another_conversion(
     shutil.copytree(converted / "out", target)
     other = Options(max_shard_bytes=90_000, workers=1, tile_bytes=8192)
     with pytest.raises(Interrupted):
-        run(plan_conversion(converted / "in", other), target, OVER, stop=StopAfter(30))
+        run(plan_conversion(converted / "in", other), target, OVER, watch=Watch(stop=StopAfter(30)))
     assert list((target / STAGING).glob("model-*-of-00004.safetensors"))
     assert content(target) == content(converted / "out")
     convert(converted, target, OVER)
@@ -150,7 +150,7 @@ def test_a_stop_before_the_first_whole_file_leaves_what_can_go_on(
     stop = StopRequest()
     stop.ask(signal.SIGTERM)
     with pytest.raises(Interrupted):
-        run(plan_conversion(converted / "in", OPTIONS), target, stop=stop)
+        run(plan_conversion(converted / "in", OPTIONS), target, watch=Watch(stop=stop))
     staged = {path.name for path in (target / STAGING).iterdir()}
     assert "journal.jsonl" in staged
     assert not [name for name in staged if name.endswith((".part", ".safetensors"))]

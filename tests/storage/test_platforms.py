@@ -16,6 +16,7 @@ from codellama_convert.errors import CheckpointError, Interrupted
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.storage import blocks as files
 from codellama_convert.storage.input_file import InputFile
+from codellama_convert.storage.watch import Watch
 from tests.conftest import links_or_skip
 from tests.faults.dying import run_and_die
 from tests.outputs import (
@@ -70,7 +71,7 @@ def test_under_the_rules_of_windows_a_stopped_run_is_resumed(
     target = tmp_path / "out"
     options = Options(max_shard_bytes=SHARD_BYTES, workers=1, tile_bytes=8192)
     with pytest.raises(Interrupted):
-        run(plan_conversion(whole / "in", options), target, stop=StopAfter(looks))
+        run(plan_conversion(whole / "in", options), target, watch=Watch(stop=StopAfter(looks)))
     staged = {path.name for path in (target / STAGING).iterdir()}
     assert "journal.jsonl" in staged
     done = as_on_windows(command(whole / "in", target))

@@ -142,24 +142,22 @@ def spy_on(module: str, seen, monkeypatch) -> None:
     import importlib
 
     inside = importlib.import_module(f"codellama_convert.{module}")
-    if module == "verify.weights":
-        share_out, reader = inside.share_out, inside.RankReader
+    share_out = inside.share_out
 
-        def share(items, buffers, work):
-            seen["workers"].add(len(buffers))
-            share_out(items, buffers, work)
+    def share(items, buffers, work, watch):
+        seen["workers"].add(len(buffers))
+        return share_out(items, buffers, work, watch)
+
+    monkeypatch.setattr(inside, "share_out", share)
+    if module == "verify.weights":
+        reader = inside.RankReader
 
         def read(index, names, *, io_mode):
             seen["io_mode"].add(io_mode)
             return reader(index, names, io_mode=io_mode)
 
-        monkeypatch.setattr(inside, "share_out", share)
         monkeypatch.setattr(inside, "RankReader", read)
         return
-    pool = inside.ThreadPoolExecutor
-    monkeypatch.setattr(
-        inside, "ThreadPoolExecutor", lambda workers: seen["workers"].add(workers) or pool(workers)
-    )
     input_file = inside.InputFile
 
     def opened(path, *, io_mode="auto", error):
