@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codellama_convert.errors import ConfigError, LayoutError
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
@@ -19,8 +20,8 @@ from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sen
 from codellama_convert.meta.find import CheckpointFiles, missing_tokenizer
 from codellama_convert.meta.places import model_name
 from codellama_convert.meta.rank_tensors import check_ranks, measure, require_layers
-from codellama_convert.model.config import ModelConfig, build_config, parse_params
-from codellama_convert.model.recognise import Identity, check_model_size, identify
+from codellama_convert.model.config import ModelConfig, build_config, lagging_notes, parse_params
+from codellama_convert.model.recognise import Identity, check_model_size, identify, is_released
 from codellama_convert.model.releases import Flavor
 from codellama_convert.model.tensor_table import TensorLayout, build_layout, meta_name_of
 from codellama_convert.storage.input_file import InputFile
@@ -99,7 +100,13 @@ def open_checkpoint(
     dropped = check_ranks(layout, ranks)
     _refuse_copied_ranks(ranks)
     _compare_copies(layout, ranks)
-    tokenizer = None if skip_tokenizer else _open_tokenizer(files, config)
+    lagging = lagging_notes(params, intermediate_size=intermediate_size, vocab_size=vocab_size)
+    tokenizer = None if skip_tokenizer else _open_tokenizer(files)
+    row_notes = (
+        ()
+        if tokenizer is None
+        else check_embedding_rows(tokenizer, vocab_size, is_released=is_released(config))
+    )
     size_note = check_model_size(model_size, config, len(ranks)) if model_size else None
     identity = identify(
         config,
@@ -111,6 +118,8 @@ def open_checkpoint(
     notes = (
         *files.notes,
         *param_notes,
+        *lagging,
+        *row_notes,
         *_unsummed_notes(ranks),
         *_renamed_notes(ranks),
         *((size_note,) if size_note else ()),
@@ -127,15 +136,13 @@ def _read_params(path: Path) -> bytes:
     return content
 
 
-def _open_tokenizer(files: CheckpointFiles, config: ModelConfig) -> SentencePieceModel:
+def _open_tokenizer(files: CheckpointFiles) -> SentencePieceModel:
     if files.tokenizer is None:
         raise missing_tokenizer(
             files.folder,
             hint="give its path with --tokenizer_model, or convert only the weights with --skip_tokenizer",
         )
-    model = read_sentencepiece_model(files.tokenizer)
-    check_embedding_rows(model, config.vocab_size)
-    return model
+    return read_sentencepiece_model(files.tokenizer)
 
 
 def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
@@ -176,17 +183,22 @@ def _renamed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
 
 def _refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
     """Refuse two ranks of the same content, which a copied or twice downloaded file is."""
-    seen: dict[tuple[int, int] | tuple[tuple[str, int, int | None], ...], RankIndex] = {}
+    seen: dict[tuple[Any, ...], RankIndex] = {}
     for rank in ranks:
         twin = seen.setdefault(rank.identity, rank)
         if twin is not rank:
             raise LayoutError(
                 f"is the same file as {twin.path.name}", path=rank.path, hint="download it again"
             )
-        content = tuple((s.name, s.n_bytes, s.crc) for s in rank.storages.values())
-        if any(crc is None for _, _, crc in content):
+        storages = tuple((s.name, s.n_bytes, s.crc) for s in rank.storages.values())
+        if any(crc is None for _, _, crc in storages):
             continue  # without checksums, equal sizes prove nothing
-        first = seen.setdefault(content, rank)
+        # Ranks that were saved as views have the same storages, and other places in them.
+        views = tuple(
+            (t.name, t.storage.name, t.storage_offset, t.shape, t.strides)
+            for t in rank.tensors.values()
+        )
+        first = seen.setdefault((storages, views), rank)
         if first is not rank:
             raise LayoutError(
                 f"holds the same weights as {first.path.name}: one rank was copied over another",

@@ -39,6 +39,7 @@ class MetaParams:
         norm_eps: Epsilon of RMSNorm.
         rope_theta: Base of the rotary frequencies; None means 10000.
         vocab_size: Rows of the embedding; None where the file says -1 or nothing.
+        hidden_dim: The feed-forward width itself, as some reimplementations write it; or None.
     """
 
     dim: int
@@ -50,13 +51,14 @@ class MetaParams:
     ffn_dim_multiplier: float | None = None
     rope_theta: float | None = None
     vocab_size: int | None = None
+    hidden_dim: int | None = None
 
     def key_value_heads(self) -> int:
         """Give the key and value heads; as many as query heads where the file says nothing."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     def feed_forward_width(self) -> int:
-        """Compute the feed-forward width that Meta's code builds.
+        """Compute the feed-forward width that Meta's code builds, unless the file says it.
 
         Returns:
             Rows of w1 and w3 over all ranks.
@@ -64,6 +66,8 @@ class MetaParams:
         Source:
             meta-llama/codellama llama/model.py, FeedForward.__init__.
         """
+        if self.hidden_dim is not None:
+            return self.hidden_dim
         width = int(2 * (4 * self.dim) / 3)
         if self.ffn_dim_multiplier is not None:
             width = int(self.ffn_dim_multiplier * width)
@@ -141,17 +145,18 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
     if isinstance(found.get("model"), dict):
         found = found["model"]
     _refuse_other_families(found, path)
-    width = found.get("vocab_size")
+    n_rows = found.get("vocab_size")
     params = MetaParams(
         dim=_whole(found, "dim", path),
         n_layers=_whole(found, "n_layers", path),
         n_heads=_whole(found, "n_heads", path),
         norm_eps=_real(found, "norm_eps", path),
-        n_kv_heads=None if found.get("n_kv_heads") is None else _whole(found, "n_kv_heads", path),
-        multiple_of=_whole(found, "multiple_of", path, default=_DEFAULT_MULTIPLE_OF),
+        n_kv_heads=_optional_whole(found, "n_kv_heads", path),
+        multiple_of=_optional_whole(found, "multiple_of", path) or _DEFAULT_MULTIPLE_OF,
         ffn_dim_multiplier=_optional_real(found, "ffn_dim_multiplier", path),
         rope_theta=_optional_real(found, "rope_theta", path),
-        vocab_size=None if width in (None, -1) else _whole(found, "vocab_size", path),
+        vocab_size=None if n_rows == -1 else _optional_whole(found, "vocab_size", path),
+        hidden_dim=_optional_whole(found, "hidden_dim", path),
     )
     unknown = sorted(key for key in found if key not in _KNOWN_KEYS and not is_foreign(key))
     notes = (f"params.json: ignored {', '.join(map(repr, unknown))}",) if unknown else ()
@@ -181,8 +186,8 @@ def _json_object(content: bytes, path: Path) -> dict[str, Any]:
         raise ConfigError(str(problem), path=path, hint="download it again") from problem
 
 
-def _whole(found: dict[str, Any], key: str, path: Path, *, default: int | None = None) -> int:
-    value = found.get(key, default)
+def _whole(found: dict[str, Any], key: str, path: Path) -> int:
+    value = found.get(key)
     if value is None:
         raise ConfigError(f"has no {key!r}", path=path, hint=_META_HINT)
     if type(value) is not int or not 0 < value <= _MAX_DIMENSION:
@@ -207,6 +212,10 @@ def _real(found: dict[str, Any], key: str, path: Path) -> float:
     return value
 
 
+def _optional_whole(found: dict[str, Any], key: str, path: Path) -> int | None:
+    return None if found.get(key) is None else _whole(found, key, path)
+
+
 def _optional_real(found: dict[str, Any], key: str, path: Path) -> float | None:
     return None if found.get(key) is None else _real(found, key, path)
 
@@ -226,24 +235,9 @@ def build_config(
         The model.
 
     Raises:
-        ConfigError: If the two contradict each other, or the heads do not divide the width.
+        ConfigError: If the heads do not divide the width.
     """
     _check_heads(params, path)
-    expected = params.feed_forward_width()
-    if expected != intermediate_size:
-        raise ConfigError(
-            f"dim {params.dim}, multiple_of {params.multiple_of} and ffn_dim_multiplier "
-            f"{params.ffn_dim_multiplier} give a feed-forward width of {expected}, but the "
-            f"tensors have {intermediate_size}",
-            path=path,
-            hint=SAME_FOLDER_HINT,
-        )
-    if params.vocab_size not in (None, vocab_size):
-        raise ConfigError(
-            f"vocab_size is {params.vocab_size}, but the embedding has {vocab_size} rows",
-            path=path,
-            hint=SAME_FOLDER_HINT,
-        )
     return ModelConfig(
         hidden_size=params.dim,
         intermediate_size=intermediate_size,
@@ -254,6 +248,37 @@ def build_config(
         rope_theta=_DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
         vocab_size=vocab_size,
     )
+
+
+def lagging_notes(
+    params: MetaParams, *, intermediate_size: int, vocab_size: int
+) -> tuple[str, ...]:
+    """Say what of params.json the tensors prove wrong; the tensors are right.
+
+    Args:
+        params: What params.json says.
+        intermediate_size: Rows of w1 over all ranks.
+        vocab_size: Rows of the embedding.
+
+    Returns:
+        A note on each number; empty where they agree.
+    """
+    notes = []
+    width = params.feed_forward_width()
+    if width != intermediate_size:
+        why = (
+            f"multiple_of {params.multiple_of} and ffn_dim_multiplier {params.ffn_dim_multiplier} "
+            f"give a feed-forward width of {width}"
+            if params.hidden_dim is None
+            else f"hidden_dim is {width}"
+        )
+        notes.append(f"params.json: {why}; taken is the tensors' {intermediate_size}")
+    if params.vocab_size not in (None, vocab_size):
+        notes.append(
+            f"params.json: vocab_size is {params.vocab_size}; taken are the embedding's "
+            f"{vocab_size} rows"
+        )
+    return tuple(notes)
 
 
 def _check_heads(params: MetaParams, path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.releases import (
     FLAVORS,
@@ -70,7 +69,7 @@ def read_folder_name(name: str) -> tuple[Family | None, Flavor | None]:
 
 
 def check_model_size(size: str, config: ModelConfig, n_ranks: int) -> str | None:
-    """Compare `--model_size` with the checkpoint.
+    """Compare `--model_size` with the checkpoint, which the tensors describe better.
 
     Args:
         size: As given.
@@ -78,28 +77,32 @@ def check_model_size(size: str, config: ModelConfig, n_ranks: int) -> str | None
         n_ranks: Files found.
 
     Returns:
-        A note where only the dimensions differ (as in a tiny smoke checkpoint), or None.
-
-    Raises:
-        ConfigError: If that size was released in another number of files.
+        A note where they differ, as in a tiny smoke checkpoint or in ranks that were merged; or
+        None.
     """
     shape = SHAPES_BY_SIZE[size.removesuffix("f")]
-    if shape.n_ranks != n_ranks:
-        raise ConfigError(
-            f"--model_size {size} has {shape.n_ranks} consolidated.NN.pth, "
-            f"but the checkpoint has {n_ranks}",
-            hint="leave --model_size out; the size is read from the checkpoint",
+    released = (shape.hidden_size, shape.num_hidden_layers)
+    found = (config.hidden_size, config.num_hidden_layers)
+    if released != found:
+        return (
+            f"--model_size {size} has hidden_size {released[0]} and {released[1]} layers, the "
+            f"checkpoint {found[0]} and {found[1]}: the checkpoint is converted as it is"
         )
-    if (
-        shape.hidden_size == config.hidden_size
-        and shape.num_hidden_layers == config.num_hidden_layers
-    ):
-        return None
-    return (
-        f"--model_size {size} has hidden_size {shape.hidden_size} and {shape.num_hidden_layers} "
-        f"layers, the checkpoint {config.hidden_size} and {config.num_hidden_layers}: "
-        "the checkpoint is converted as it is"
-    )
+    if shape.n_ranks != n_ranks:
+        return (
+            f"--model_size {size} was released in {_files(shape.n_ranks)}, the checkpoint has "
+            f"{_files(n_ranks)}: the tensors fit {n_ranks}"
+        )
+    return None
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
+
+
+def is_released(config: ModelConfig) -> bool:
+    """Report whether a model has all the numbers of a released one."""
+    return any(_fits(variant, config) for variant in VARIANTS)
 
 
 def identify(

@@ -101,23 +101,38 @@ def stop_token_ids(model: SentencePieceModel, *, flavor: Flavor | None) -> tuple
     return (model.eos_id,) if step_id is None else (model.eos_id, step_id)
 
 
-def check_embedding_rows(model: SentencePieceModel, n_rows: int) -> None:
+def check_embedding_rows(
+    model: SentencePieceModel, n_rows: int, *, is_released: bool
+) -> tuple[str, ...]:
     """Refuse a tokenizer that does not belong to the weights.
 
     Args:
         model: The tokenizer.model of the checkpoint.
         n_rows: Rows of the checkpoint's embedding.
+        is_released: Whether the weights are a released model's, whose rows all have pieces.
+
+    Returns:
+        A note where the embedding has more rows, as padding and merged vocabularies leave it.
 
     Raises:
-        TokenizerError: If they are not as many as the pieces.
+        TokenizerError: If the embedding has fewer rows than there are pieces, or, of a released
+            model, more.
     """
-    if model.n_pieces != n_rows:
+    n_more = n_rows - model.n_pieces
+    if n_more < 0 or (n_more and is_released):
         raise TokenizerError(
             f"has {model.n_pieces} pieces but the checkpoint's embedding has {n_rows} rows: "
             "they do not belong together",
             path=model.path,
             hint="name the right one with --tokenizer_model",
         )
+    if not n_more:
+        return ()
+    note = (
+        f"the embedding has {n_rows} rows, {n_more} more than tokenizer.model has pieces: "
+        f"vocab_size is {n_rows}, and no text gives the ids from {model.n_pieces} on"
+    )
+    return (note,)
 
 
 def has_infilling(model: SentencePieceModel) -> bool:

@@ -13,12 +13,6 @@ from tests.cli.running import one_line, run
 from tests.witness.checkpoints import GQA, save_checkpoint, tokenizer_model
 
 
-def test_the_number_of_files_contradicts_a_model_size(checkpoint):
-    line = one_line(run("--input_dir", checkpoint, "--model_size", "13B"))
-    assert "13B has 2" in line
-    assert not checkpoint.with_name("CodeLlama-7b-hf").exists()
-
-
 def test_a_missing_tokenizer_is_an_error_that_tells_both_ways_out(checkpoint, tmp_path):
     moved = tmp_path / "elsewhere.model"
     (checkpoint / "tokenizer.model").rename(moved)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.recognise import check_model_size, identify, read_folder_name
 from codellama_convert.model.releases import VARIANTS
@@ -164,10 +163,14 @@ def test_a_folders_name_is_read(name, family, flavor):
     assert read_folder_name(name) == (family, flavor)
 
 
-def test_the_model_size_is_held_against_the_number_of_files():
+def test_a_model_size_that_the_tensors_contradict_is_a_note():
+    """Another number of files than the release's was refused; the tensors tell it better."""
     tiny = ModelConfig(64, 176, 2, 8, 4, 1e-5, 1e6, 320)
-    with pytest.raises(ConfigError, match=r"13B has 2 .*but the checkpoint has 1"):
-        check_model_size("13B", tiny, 1)
+    merged = check_model_size("13B", model(CODE_13B, 13824, 32016), 1)
+    assert merged == (
+        "--model_size 13B was released in 2 files, the checkpoint has 1 file: the tensors fit 1"
+    )
+    assert check_model_size("13B", model(CODE_13B, 13824, 32016), 2) is None
     note = check_model_size("7B", tiny, 1)
     assert note is not None
     assert "64" in note

@@ -33,7 +33,7 @@ ASKED = {
 }
 # How the source is found and read: words that change nothing, and others, with what they lead to.
 SOURCE = {
-    "model_size": (["--model_size", "13B"], ["--model_size", "7B"], "--model_size 7B has 1"),
+    "model_size": (["--model_size", "13B"], ["--model_size", "13Bf"], "variant"),
     "tokenizer_model": (
         ["--tokenizer_model", "in-Instruct/tokenizer.model"],
         ["--tokenizer_model", "other.model"],

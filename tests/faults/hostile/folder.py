@@ -103,9 +103,6 @@ def _params(**said: object) -> bytes:
         "n-kv-heads-uneven": (_params(n_heads=4, n_kv_heads=3), "n_kv_heads", "3", "4"),
         "odd-head": (_params(n_heads=8), "8"),
         "one-head-of-2048": (_params(dim=2048, n_heads=1), "2048", "1024"),
-        "vocab": (_params(vocab_size=301), "vocab_size", "301", "300"),
-        "width": (_params(multiple_of=32), "32", "16"),
-        "multiplier": (_params(ffn_dim_multiplier=9.5), "9.5", "16"),
         "multiplier-huge": (_params(ffn_dim_multiplier=1e308), "ffn_dim_multiplier"),
         "multiplier-infinite-product": (_params(dim=1 << 24, ffn_dim_multiplier=1.7e308), PARAMS),
         "llama-3": (_params(use_scaled_rope=True), "use_scaled_rope"),
@@ -116,6 +113,16 @@ def _params(**said: object) -> bytes:
 )  # fmt: skip
 def params_refused(folder: Path, content: bytes) -> None:
     (folder / PARAMS).write_bytes(content)
+
+
+@accepted("vocab_size is 301; taken are the embedding's 300 rows")
+def params_of_another_vocabulary(folder: Path) -> None:
+    (folder / PARAMS).write_bytes(_params(vocab_size=301))
+
+
+@accepted("multiple_of 32 and ffn_dim_multiplier 9.5 give a feed-forward width of 224; taken")
+def params_of_another_width(folder: Path) -> None:
+    (folder / PARAMS).write_bytes(_params(multiple_of=32, ffn_dim_multiplier=9.5))
 
 
 @many(
