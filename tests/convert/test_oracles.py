@@ -32,9 +32,9 @@ from tests.witness.checkpoints import (
     save_checkpoint,
     split_ranks,
     tokenizer_model,
-    write_sparse_checkpoint,
 )
 from tests.witness.meta_forward import meta_logits
+from tests.witness.sparse import write_sparse_checkpoint
 
 TOLERANCE = 1e-4  # logits are of order one; float32 sums of a few hundred terms
 CLEARLY_WRONG = 0.05

@@ -29,8 +29,8 @@ from tests.witness.checkpoints import (
     random_model,
     save_checkpoint,
     tokenizer_model,
-    write_sparse_checkpoint,
 )
+from tests.witness.sparse import write_sparse_checkpoint
 from tests.witness.tiny import DOCUMENTED_MIDDLE, merged
 
 TINY = ROOT / "examples" / "tiny-codellama"

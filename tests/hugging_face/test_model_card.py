@@ -15,8 +15,8 @@ from tests.witness.checkpoints import (
     GQA,
     Shape,
     save_checkpoint,
-    write_sparse_checkpoint,
 )
+from tests.witness.sparse import write_sparse_checkpoint
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny-codellama"
 

@@ -16,7 +16,8 @@ from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.tensor_table import build_layout
 from codellama_convert.plan.plan import fit_plan
 from codellama_convert.tensors import BFLOAT16
-from tests.witness.checkpoints import CODE_LLAMA_7B, CODE_LLAMA_70B, write_sparse_checkpoint
+from tests.witness.checkpoints import CODE_LLAMA_7B, CODE_LLAMA_70B
+from tests.witness.sparse import write_sparse_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = ModelConfig(

@@ -28,8 +28,8 @@ from tests.witness.checkpoints import (
     CODE_LLAMA_70B,
     Shape,
     meta_shapes,
-    write_sparse_checkpoint,
 )
+from tests.witness.sparse import write_sparse_checkpoint
 
 CONFIG = ModelConfig(
     hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4,

@@ -7,9 +7,6 @@ transformers' `LlamaForCausalLM`: fixtures that borrow the package's table share
 from __future__ import annotations
 
 import json
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,7 +166,7 @@ def rope_freqs(shape: Shape, dtype: torch.dtype, theta: float = 10000.0) -> torc
 
 # fairscale's ColumnParallelLinear stores its weight split on dimension 0, RowParallelLinear and
 # ParallelEmbedding on dimension 1; norms are copied to every rank.
-_SPLIT_DIM: dict[str, int | None] = {
+SPLIT_DIM: dict[str, int | None] = {
     "tok_embeddings": 1,
     "wq": 0,
     "wk": 0,
@@ -193,7 +190,7 @@ def split_ranks(state: Mapping[str, torch.Tensor], n_ranks: int) -> list[State]:
     """
     ranks: list[State] = [{} for _ in range(n_ranks)]
     for name, tensor in state.items():
-        split_dim = _SPLIT_DIM[name.split(".")[-2]]
+        split_dim = SPLIT_DIM[name.split(".")[-2]]
         parts: Sequence[torch.Tensor] = [tensor] * n_ranks
         if split_dim is not None:
             if tensor.shape[split_dim] % n_ranks:
@@ -500,87 +497,3 @@ def tokenizer_model(n_pieces: int) -> bytes:
     model.normalizer_spec.escape_whitespaces = True
     content: bytes = model.SerializeToString()
     return content
-
-
-# --- true sizes without their bytes ---------------------------------------------------------------
-
-
-def write_sparse_checkpoint(
-    folder: Path,
-    shape: Shape,
-    n_ranks: int,
-    dtype: torch.dtype = torch.bfloat16,
-    *,
-    rope: Rope | None = "top",
-    style: Style = "code_llama",
-    params: Mapping[str, object] | None = None,
-    tokenizer: bool = True,
-) -> Path:
-    """Write a checkpoint of true size whose weights are holes: all zeros, next to no disk.
-
-    torch lays the files out but skips the weights' bytes, and leaves their CRC fields 0, which
-    means "not computed"; the sums of the zeros are put there. The file system must know holes
-    (most do).
-
-    Args:
-        folder: Made if missing.
-        shape: The model's sizes.
-        n_ranks: Files to split it over.
-        dtype: Of all tensors.
-        rope: As in `save_checkpoint`.
-        style: As in `save_checkpoint`.
-        params: As in `save_checkpoint`.
-        tokenizer: Whether to write a tokenizer.model.
-
-    Returns:
-        The folder.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.serialization import skip_data
-
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes: dict[str, tuple[int, ...]] = {}
-    for name, size in meta_shapes(shape).items():
-        split_dim = _SPLIT_DIM[name.split(".")[-2]]
-        assert split_dim is None or size[split_dim] % n_ranks == 0, (name, size, n_ranks)
-        sizes[name] = tuple(n // n_ranks if i == split_dim else n for i, n in enumerate(size))
-    sizes |= dict.fromkeys(rope_names(shape, rope), (shape.head_dim // 2,))
-    names = list(sizes)
-    for index in range(n_ranks):
-        # Another order of names in each rank: without weights the files would be copies of one.
-        rotated = names[index:] + names[:index]
-        with FakeTensorMode():
-            rank = {name: torch.empty(sizes[name], dtype=dtype) for name in rotated}
-        with skip_data(materialize_fake_tensors=True):
-            torch.save(rank, folder / f"consolidated.{index:02d}.pth")
-        _write_sums_of_zeros(folder / f"consolidated.{index:02d}.pth")
-    (folder / "params.json").write_text(params_json(shape, style, params), encoding="utf-8")
-    if tokenizer:
-        (folder / "tokenizer.model").write_bytes(tokenizer_model(shape.vocab))
-    return folder
-
-
-def _write_sums_of_zeros(path: Path) -> None:
-    """Fill the CRC fields that torch left 0: in the zip directory, and behind the data."""
-    with zipfile.ZipFile(path) as archive:
-        entries, position = archive.infolist(), archive.start_dir
-    with path.open("r+b") as file:
-        for entry in entries:
-            file.seek(position)
-            lengths = struct.unpack_from("<3H", file.read(46), 28)  # of name, extra and comment
-            if not entry.CRC and entry.file_size:
-                file.seek(entry.header_offset + 26)
-                n_name, n_extra = struct.unpack("<2H", file.read(4))
-                behind = entry.header_offset + 30 + n_name + n_extra + entry.file_size
-                for place in (position + 16, behind + 4):
-                    file.seek(place)
-                    file.write(struct.pack("<I", _sum_of_zeros(entry.file_size)))
-            position += 46 + sum(lengths)
-
-
-@cache
-def _sum_of_zeros(n_bytes: int) -> int:
-    chunk, crc = bytes(1 << 20), 0
-    for _ in range(n_bytes >> 20):
-        crc = zlib.crc32(chunk, crc)
-    return zlib.crc32(bytes(n_bytes % (1 << 20)), crc)

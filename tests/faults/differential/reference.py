@@ -17,7 +17,7 @@ from tests.faults.differential.bits import KINDS, Bits, Moved, move
 from tests.faults.differential.expected import CARD, RECORD, Expected
 from tests.faults.differential.sources import FOLDERS, OnDisk
 from tests.outputs import ROOT
-from tests.witness.checkpoints import _SPLIT_DIM, expected_state_dict, meta_shapes
+from tests.witness.checkpoints import SPLIT_DIM, expected_state_dict, meta_shapes
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
@@ -127,7 +127,7 @@ class _Model:
         state = {}
         for name in meta_shapes(self._checkpoint.shape):
             parts = [self._source.tensor(n, name) for n in range(len(self._source.ranks))]
-            dimension = _SPLIT_DIM[name.split(".")[-2]]
+            dimension = SPLIT_DIM[name.split(".")[-2]]
             whole = parts[0] if dimension is None else np.concatenate(parts, dimension)
             whole = np.array(whole, order="C")  # of its own, as torch wants it
             state[name] = torch.from_numpy(whole.view(f"i{whole.itemsize}"))
