@@ -36,8 +36,6 @@ for _name, _value, _dtype, _to, *_facts in (
 
 
 _LOST = f"1 value in 1 tensor too small for the new dtype became zero (first in {_HF_QUERY})"
-
-
 _KEPT = f"1 value in 1 tensor infinite or NaN, kept as stored (first in {_HF_QUERY})"
 
 

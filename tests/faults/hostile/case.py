@@ -46,11 +46,7 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
-
-
 Build = Callable[[Path], Any]
-
-
 WEIGHTS_ONLY = ("--skip_tokenizer",)
 
 

@@ -89,14 +89,8 @@ def _put_query(folder: Path, query: bytes) -> None:
 
 
 _FULL = p_dict([(p_str("x"), P_NONE)])
-
-
 _PARAMETER = p_global("torch._utils", "_rebuild_parameter")
-
-
 _WITH_STATE = p_global("torch._utils", "_rebuild_parameter_with_state")
-
-
 _FROM_TYPE = p_global("torch._tensor", "_rebuild_from_type_v2")
 
 

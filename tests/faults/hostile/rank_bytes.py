@@ -14,27 +14,13 @@ from tests.faults.hostile.zip_bytes import Member, write_zip
 from tests.witness.checkpoints import Shape, random_model
 
 RANK = "consolidated.00.pth"
-
-
 SECOND = "consolidated.01.pth"
-
-
 PARAMS = "params.json"
-
-
 TOKENIZER = "tokenizer.model"
-
-
 # Two heads, so that the reordering of rows is no identity; an embedding of more than 4 KiB.
 TINY = Shape(dim=8, n_layers=1, n_heads=2, n_kv_heads=2, hidden=16, vocab=300)
-
-
 STATE = random_model(TINY, seed=5)
-
-
 EMBEDDING, QUERY, NORM = "tok_embeddings.weight", "layers.0.attention.wq.weight", "norm.weight"
-
-
 N_RECORDS = len(STATE)  # the rotary buffer's record, where there is one, comes behind them
 
 
@@ -76,8 +62,6 @@ def p_call(function: bytes, *arguments: bytes) -> bytes:
 
 
 P_ORDERED_DICT = p_global("collections", "OrderedDict") + b")R"
-
-
 P_NONE, P_TRUE, P_FALSE = b"N", b"\x88", b"\x89"
 
 
@@ -218,6 +202,4 @@ def raw_tensor(shape: bytes, strides: bytes, offset: bytes = b"K\0") -> bytes:
 
 
 P_8_8 = p_tuple(p_int(8), p_int(8))
-
-
 P_8_1 = p_tuple(p_int(8), p_int(1))

@@ -54,8 +54,6 @@ def _as_view(name: str, strides: tuple[int, ...], offset: int = 0, behind: int =
 
 
 GATE = "layers.0.feed_forward.w1.weight"
-
-
 _DOWN = "layers.0.feed_forward.w2.weight"
 
 
