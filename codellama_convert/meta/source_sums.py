@@ -102,6 +102,8 @@ def fits(sums: SourceSums, tensors: Iterable[StoredTensor], pass_of: Mapping[str
     Returns:
         Whether they can. Between the rows of a strided view, more may have been read or less.
     """
+    if not all(sums.values()):  # a storage that was not read is not named
+        return False
     covers = {place: _Cover(pieces) for place, pieces in _by_pass(sums).items()}
     if any(cover.has_overlap for cover in covers.values()):
         return False

@@ -181,12 +181,19 @@ def another_sum(journal: Journal) -> SealedFile:
     return replace(sealed, tensors=sealed.tensors | {name: crc ^ 1})
 
 
+def with_an_unknown_storage(journal: Journal) -> SealedFile:
+    """All that was read, and a storage that no rank has; it ended in a KeyError."""
+    sealed = journal.sealed[SECOND]
+    return replace(sealed, source=[{**sums, "data/7": []} for sums in sealed.source])
+
+
 WRONG_RECORDS: dict[str, Callable[[Journal], SealedFile]] = {
     "of all that was read": everything_before,
     "of another file": lambda j: replace(j.sealed[SECOND], source=j.sealed[FIRST].source),
     "of nothing": lambda j: replace(j.sealed[SECOND], source=[{}, {}]),
     "of one rank": lambda j: replace(j.sealed[SECOND], source=j.sealed[SECOND].source[:1]),
     "of an unknown storage": lambda j: replace(j.sealed[SECOND], source=[{"data/7": []}] * 2),
+    "with an unknown storage": with_an_unknown_storage,
     "another sum": another_sum,
     "no tensors": lambda j: replace(j.sealed[SECOND], tensors={}),
 }
@@ -254,5 +261,5 @@ def test_without_sums_another_order_of_the_tensors_is_another_conversion(
         assert after != before
         rank.write_bytes(after)
     replace_ranks(folder / "in", tmp_path / "other")
-    with pytest.raises(OutputError, match=r"another conversion.*consolidated\.00\.pth"):
+    with pytest.raises(OutputError, match=r"another checkpoint.*consolidated\.00\.pth"):
         run(plan_conversion(folder / "in", OPTIONS), folder / "out")
