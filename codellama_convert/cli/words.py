@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from codellama_convert.convert.run import ConversionReport
     from codellama_convert.meta.checkpoint import Checkpoint
     from codellama_convert.plan.job import Job
-    from codellama_convert.plan.plan import ConversionPlan, TensorPlan
+    from codellama_convert.plan.plan import ConversionPlan
+    from codellama_convert.plan.tiles import TensorPlan
     from codellama_convert.staging.output_state import OutputState
     from codellama_convert.verify.report import VerifyReport
 

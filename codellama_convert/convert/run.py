@@ -19,8 +19,9 @@ from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.plan.options import Options
-from codellama_convert.plan.plan import FilePlan, TensorPlan
+from codellama_convert.plan.plan import FilePlan
 from codellama_convert.plan.run_options import RunOptions, refuse_unused
+from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.record_values import SealedFile
 from codellama_convert.staging.staged import STAGING_NAME

@@ -11,7 +11,8 @@ import numpy as np
 from codellama_convert.convert.movers import Mover
 from codellama_convert.meta.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.model.rope import to_half_split
-from codellama_convert.plan.plan import FilePlan, TensorPlan, Tile
+from codellama_convert.plan.plan import FilePlan
+from codellama_convert.plan.tiles import TensorPlan, Tile
 from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.output_file import OutputFile, SpanWriter
 from codellama_convert.storage.threads import share_out

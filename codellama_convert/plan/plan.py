@@ -1,11 +1,11 @@
-"""Own what is written where, tile by tile, and what it costs; pure: know nothing of open files.
+"""Own what is written where, and what it costs.
 
 A plan is plain data: it can be pickled, and each of its files can be written without the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from codellama_convert.errors import ConfigError
 from codellama_convert.formats.safetensors import encode_header, encode_index, shard_name
 from codellama_convert.model.tensor_table import TensorLayout
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES
+from codellama_convert.plan.tiles import TensorPlan, choose_tile_rows
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 from codellama_convert.tensors import Dtype, TensorSpec
 
@@ -21,58 +22,6 @@ DEFAULT_MAX_RAM_BYTES = 32_000_000
 # than the system calls it costs.
 _LARGEST_TILE_BYTES = 4 << 20
 _SMALLEST_SHARED_TILE_BYTES = 512 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Contiguous output rows that are handled at once.
-
-    Attributes:
-        start_row: The first row of the whole tensor.
-        n_rows: How many.
-    """
-
-    start_row: int
-    n_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """One output tensor: where it comes from, where it goes.
-
-    Attributes:
-        layout: Where it comes from.
-        spec: As it is written.
-        offset: Its first byte's position in the file.
-        tile_rows: Rows handled at once; for rotary tensors a whole number of heads.
-    """
-
-    layout: TensorLayout
-    spec: TensorSpec
-    offset: int
-    tile_rows: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one output row."""
-        return self.spec.n_columns * self.spec.dtype.itemsize
-
-    @property
-    def read_bytes(self) -> int:
-        """Most bytes that are read into one buffer: a rank's part of a tile."""
-        n_columns = len(self.layout.parts[0].columns)
-        return self.tile_rows * n_columns * self.layout.spec.dtype.itemsize
-
-    @property
-    def write_bytes(self) -> int:
-        """Most bytes that are written from one buffer: a tile."""
-        return self.tile_rows * self.row_bytes
-
-    def tiles(self) -> Iterator[Tile]:
-        """Cut the rows into tiles; where ranks split the rows, a tile lies inside one rank."""
-        for rows in dict.fromkeys(part.rows for part in self.layout.parts):
-            for row in rows[:: self.tile_rows]:
-                yield Tile(row, min(self.tile_rows, rows.stop - row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +159,9 @@ def build_plan(
         header, offsets = encode_header([specs[i] for i in group])
         by_name = {specs[i].name: i for i in group}
         tensors = tuple(
-            TensorPlan(layout[i], specs[i], offset, _tile_rows(layout[i], specs[i], tile_bytes))
+            TensorPlan(
+                layout[i], specs[i], offset, choose_tile_rows(layout[i], specs[i], tile_bytes)
+            )
             for name, offset in offsets.items()
             for i in (by_name[name],)
         )
@@ -275,11 +226,3 @@ def fit_plan(
         f"{needed} bytes of buffers",
         hint="allow at least that much" + (", or ask for fewer workers" if fewest > 1 else ""),
     )
-
-
-def _tile_rows(layout: TensorLayout, spec: TensorSpec, tile_bytes: int) -> int:
-    """Choose how many rows make a tile: at least one row, or one head where rows are rotary."""
-    itemsize = max(spec.dtype.itemsize, layout.spec.dtype.itemsize)
-    unit = layout.head_dim or 1
-    wanted = unit * max(1, tile_bytes // (unit * spec.n_columns * itemsize))
-    return min(wanted, len(layout.parts[0].rows))

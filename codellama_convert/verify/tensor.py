@@ -15,7 +15,7 @@ import numpy as np
 from codellama_convert.meta.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.model.rope import to_interleaved
 from codellama_convert.model.tensor_table import Part
-from codellama_convert.plan.plan import TensorPlan, Tile
+from codellama_convert.plan.tiles import TensorPlan, Tile
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Progress
 from codellama_convert.tensors import Dtype

@@ -9,7 +9,8 @@ from codellama_convert.errors import VerifyError, shown
 from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.plan.job import Job
-from codellama_convert.plan.plan import ConversionPlan, TensorPlan
+from codellama_convert.plan.plan import ConversionPlan
+from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.threads import share_out
