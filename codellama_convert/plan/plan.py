@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from codellama_convert.errors import ConfigError
 from codellama_convert.formats.safetensors import encode_header, encode_index, shard_name
 from codellama_convert.model.tensor_table import TensorLayout
+from codellama_convert.plan.budget import (
+    LARGEST_TILE_BYTES,
+    buffer_pair_bytes,
+    choose_tile_and_workers,
+)
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES
 from codellama_convert.plan.tiles import TensorPlan, choose_tile_rows
-from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 from codellama_convert.tensors import Dtype, TensorSpec
-
-DEFAULT_MAX_RAM_BYTES = 32_000_000
-# Larger tiles gained nothing in the benchmark; below the smallest, a second worker is worth less
-# than the system calls it costs.
-_LARGEST_TILE_BYTES = 4 << 20
-_SMALLEST_SHARED_TILE_BYTES = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +79,6 @@ class ConversionPlan:
         return sum(file.tensor_bytes for file in self.files)
 
     @property
-    def file_bytes(self) -> int:
-        """Bytes of all safetensors files, headers included."""
-        return sum(file.n_bytes for file in self.files)
-
-    @property
     def read_tile_bytes(self) -> int:
         """Most bytes that a worker reads at once."""
         return max(tensor.read_bytes for tensor in self.tensors)
@@ -100,10 +91,7 @@ class ConversionPlan:
     @property
     def buffer_bytes(self) -> int:
         """Peak memory of all buffers: workers x (one tile read + one tile written + slack)."""
-        return self.workers * sum(
-            block_ceil(n_bytes) + SLACK_BYTES
-            for n_bytes in (self.read_tile_bytes, self.write_tile_bytes)
-        )
+        return self.workers * buffer_pair_bytes(self.read_tile_bytes, self.write_tile_bytes)
 
 
 def split_into_files(sizes: Sequence[int], max_bytes: int) -> tuple[tuple[int, ...], ...]:
@@ -137,7 +125,7 @@ def build_plan(
     *,
     dtype: Dtype,
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
-    tile_bytes: int = _LARGEST_TILE_BYTES,
+    tile_bytes: int = LARGEST_TILE_BYTES,
     workers: int = 1,
 ) -> ConversionPlan:
     """Decide every byte's place before anything is written.
@@ -181,9 +169,7 @@ def fit_plan(
     workers: int,
     keep_workers: bool = False,
 ) -> ConversionPlan:
-    """Choose tile and workers so that all buffers together stay within a budget.
-
-    Smaller tiles come first, fewer workers only where tiles would get too small to be worth it.
+    """Decide every byte's place, with tile and workers so that all buffers stay within a budget.
 
     Args:
         layout: The model's tensors, in the order of Hugging Face's state dict.
@@ -200,29 +186,17 @@ def fit_plan(
     Raises:
         ConfigError: If not even one row (or head) fits.
     """
-    halvings = [_LARGEST_TILE_BYTES >> n for n in range(_LARGEST_TILE_BYTES.bit_length())]
-    worth_sharing = [size for size in halvings if size >= _SMALLEST_SHARED_TILE_BYTES]
-    fewest = workers if keep_workers else 1
-    choices = [(n, size) for n in range(workers, fewest - 1, -1) for size in worth_sharing]
-    choices += [(fewest, size) for size in halvings[len(worth_sharing) :]]
-    budget = DEFAULT_MAX_RAM_BYTES if max_ram_bytes is None else max_ram_bytes
-    needed = 0
-    # What a tile takes depends on a tensor's form alone, and of thousands of layers there are few.
-    forms = {(t.spec.shape, t.tp_dim, t.head_dim): t for t in layout}
-    for n_workers, tile_bytes in choices:
-        make = partial(
-            build_plan,
-            dtype=dtype,
-            max_shard_bytes=max_shard_bytes,
-            tile_bytes=tile_bytes,
-            workers=n_workers,
-        )
-        needed = make(tuple(forms.values())).buffer_bytes
-        asked_for = max_ram_bytes is None and keep_workers and tile_bytes == worth_sharing[-1]
-        if needed <= budget or asked_for:
-            return make(layout)
-    raise ConfigError(
-        f"--max_ram {budget} bytes is too small: the largest row or head needs "
-        f"{needed} bytes of buffers",
-        hint="allow at least that much" + (", or ask for fewer workers" if fewest > 1 else ""),
+    tile_bytes, workers = choose_tile_and_workers(
+        layout,
+        dtype=dtype,
+        max_ram_bytes=max_ram_bytes,
+        workers=workers,
+        keep_workers=keep_workers,
+    )
+    return build_plan(
+        layout,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        tile_bytes=tile_bytes,
+        workers=workers,
     )
