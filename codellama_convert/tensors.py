@@ -56,6 +56,13 @@ FLOAT32 = Dtype(
     (2.0 - 2.0**-23) * 2.0**127, 2.0**-149, 0x7F800000,
 )  # fmt: skip
 DTYPES: tuple[Dtype, ...] = (BFLOAT16, FLOAT16, FLOAT32)
+_ALIASES = {"half": "float16", "float": "float32"}  # torch's
+# How a dtype may be spelled on a command line; `dtype_named` reads codes too.
+DTYPE_NAMES: tuple[str, ...] = (
+    *(dtype.name for dtype in DTYPES),
+    *(dtype.short for dtype in DTYPES),
+    *_ALIASES,
+)
 
 
 class TorchDtype(Protocol):
@@ -97,7 +104,7 @@ def dtype_named(name: str) -> Dtype:
         ValueError: If no row has that name.
     """
     wanted = name.lower().removeprefix("torch.")
-    wanted = {"half": "float16", "float": "float32"}.get(wanted, wanted)
+    wanted = _ALIASES.get(wanted, wanted)
     for dtype in DTYPES:
         if wanted in {dtype.code.lower(), dtype.name, dtype.short}:
             return dtype

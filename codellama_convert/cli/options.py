@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
-from codellama_convert.plan.options import CHECKSUM_MODES, IO_MODES, MAX_WORKERS, TOKENIZER_ONLY
+from codellama_convert.plan.budget import DEFAULT_MAX_RAM_BYTES
+from codellama_convert.plan.options import (
+    CHECKSUM_MODES,
+    IO_MODES,
+    MAX_WORKERS,
+    TOKENIZER_ONLY,
+    Options,
+)
 from codellama_convert.storage.sizes import parse_size
+from codellama_convert.tensors import DTYPE_NAMES
 from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES
 
 # What click's newer versions call generic, older ones cannot subscript.
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 else:
     SizeType, ChoiceType = click.ParamType, click.Choice
 
-_DTYPES = ("auto", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float")
+_DEFAULTS = Options()
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -91,14 +99,15 @@ _MODEL_SIZES = OneOf((*MODEL_SIZES, TOKENIZER_ONLY))
 _CHECKSUMS = click.option(
     "--checksums",
     type=OneOf(CHECKSUM_MODES),
-    default="off",
+    default=_DEFAULTS.checksums,
     show_default=True,
     help="First compare the ranks with Meta's checklist.chk (MD5); small files are always compared.",
 )
 _MAX_RAM = click.option(
     "--max_ram",
     type=Size(),
-    help="Limit for all buffers together, by default 32MB; tiles and workers are chosen to fit.",
+    help=f"Limit for all buffers together, by default {DEFAULT_MAX_RAM_BYTES // 10**6}MB; "
+    "tiles and workers are chosen to fit.",
 )
 _CLASSES = f"{', '.join(TOKENIZER_CLASSES[:-1])} or {TOKENIZER_CLASSES[-1]}"
 MODEL_OPTIONS = _options(
@@ -114,7 +123,7 @@ MODEL_OPTIONS = _options(
     ),
     click.option(
         "--dtype",
-        type=OneOf(_DTYPES),
+        type=OneOf(("auto", *DTYPE_NAMES)),
         default="auto",
         show_default=True,
         help="Dtype of the written weights; auto keeps the checkpoint's.",
@@ -122,7 +131,7 @@ MODEL_OPTIONS = _options(
     click.option(
         "--max_shard_size",
         type=Size(),
-        default="5GB",
+        default=f"{_DEFAULTS.max_shard_bytes // 10**9}GB",
         show_default=True,
         help="Most bytes of tensors in one file; a larger tensor gets a file of its own.",
     ),
@@ -150,7 +159,7 @@ MODEL_OPTIONS = _options(
 # goes first, and is a difference where the record says otherwise.
 ASKED_OPTIONS = _options(
     click.option("--variant", type=OneOf(FLAVORS), help="What the model was tuned for."),
-    click.option("--dtype", type=OneOf(_DTYPES[1:]), help="Of the written weights."),
+    click.option("--dtype", type=OneOf(DTYPE_NAMES), help="Of the written weights."),
     click.option("--max_shard_size", type=Size(), help="Most bytes of tensors in one file."),
     click.option("--max_position_embeddings", type=click.IntRange(min=1), help="Context length."),
     click.option("--skip_tokenizer", is_flag=True, help="The weights were converted alone."),
@@ -181,7 +190,7 @@ _IO = click.option(
     "--io",
     "io_mode",
     type=OneOf(IO_MODES),
-    default="auto",
+    default=_DEFAULTS.io_mode,
     show_default=True,
     help="Bypass the page cache (direct) or use it (buffered); auto bypasses it if the file system can.",
 )

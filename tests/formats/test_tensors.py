@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype, TensorSpec, dtype_named
+from codellama_convert.tensors import (
+    BFLOAT16,
+    DTYPE_NAMES,
+    FLOAT16,
+    FLOAT32,
+    Dtype,
+    TensorSpec,
+    dtype_named,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +26,14 @@ from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype, TensorS
 def test_a_dtype_is_found_by_every_name_it_has(dtype: Dtype, names: list[str]) -> None:
     for name in names:
         assert dtype_named(name) is dtype
+
+
+def test_the_names_for_a_command_line_are_all_found() -> None:
+    assert DTYPE_NAMES == (
+        "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float",
+    )  # fmt: skip
+    found = [dtype_named(name) for name in DTYPE_NAMES]
+    assert found == [BFLOAT16, FLOAT16, FLOAT32, BFLOAT16, FLOAT16, FLOAT32, FLOAT16, FLOAT32]
 
 
 @pytest.mark.parametrize("name", ["", "auto", "float64", "torch.", "bfloat", "int8"])
