@@ -324,7 +324,7 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     job = _plan_and_check(input_dir, _to_options(choices), hidden=as_json)
     sizes = file_sizes(job, job.small_files())
     output_dir = output_dir or default_output_dir(job.files.folder)
-    output = look_at_output(output_dir, job.identity(), sizes)
+    output = look_at_output(output_dir, job.fingerprint(), sizes)
     description = describe_job(job, output)
     if as_json:
         _say_json(description)

@@ -45,13 +45,13 @@ def describe_job(job: Job, output: OutputState) -> dict[str, Any]:
 
 def _describe_model(checkpoint: Checkpoint, plan: ConversionPlan) -> dict[str, Any]:
     return {
-        "variant": checkpoint.identity.name,
-        "flavor": checkpoint.identity.flavor,
+        "variant": checkpoint.recognised.name,
+        "flavor": checkpoint.recognised.flavor,
         "ranks": len(checkpoint.ranks),
         "parameters": plan.n_parameters,
         "source_dtype": checkpoint.dtype.name,
         "dtype": plan.dtype.name,
-        "max_position_embeddings": checkpoint.identity.max_position_embeddings,
+        "max_position_embeddings": checkpoint.recognised.max_position_embeddings,
         "rope_theta": checkpoint.config.rope_theta,
         "vocab_size": checkpoint.config.vocab_size,
         "dropped": list(checkpoint.dropped),

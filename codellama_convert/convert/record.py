@@ -65,9 +65,9 @@ def record_json(
         {
             "converter": {"name": "codellama-convert", "version": __version__},
             "files": files,
-            "model": None if job.checkpoint is None else job.checkpoint.identity.name,
+            "model": None if job.checkpoint is None else job.checkpoint.recognised.name,
             "notes": list(job.notes),
-            "options": job.identity()["options"],
+            "options": job.fingerprint()["options"],
             "source": _source(job, rank_crcs),
             "tensors": _tensors(job, sealed),
         }

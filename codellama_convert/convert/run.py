@@ -135,7 +135,7 @@ def run(
     watch = replace(watch or Watch(), hint=hint)
     small_files = job.small_files()
     with OutputFolder(
-        output_dir, job.identity(), file_sizes(job, small_files, with_card=chosen.model_card),
+        output_dir, job.fingerprint(), file_sizes(job, small_files, with_card=chosen.model_card),
         overwrite=chosen.overwrite, restart=chosen.restart, watch=watch,
     ) as folder:  # fmt: skip
         check_source = chosen.check_source or _check_ranks

@@ -44,7 +44,7 @@ class RankIndex:
     Attributes:
         path: The file.
         n_bytes: Its size.
-        identity: Device and inode.
+        inode: Device and inode.
         mtime_ns: Time of its last change.
         tensors: By Meta's name, in the file's order.
         storages: By name; also those that no tensor of `tensors` uses are checked when read.
@@ -55,7 +55,7 @@ class RankIndex:
 
     path: Path
     n_bytes: int
-    identity: tuple[int, int]
+    inode: tuple[int, int]
     mtime_ns: int
     tensors: dict[str, StoredTensor]
     storages: dict[str, Storage]
@@ -106,7 +106,7 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
         return RankIndex(
             path=path,
             n_bytes=file.n_bytes,
-            identity=file.identity,
+            inode=file.inode,
             mtime_ns=file.mtime_ns,
             tensors=tensors,
             storages=storages,

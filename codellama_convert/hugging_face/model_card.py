@@ -8,7 +8,7 @@ from __future__ import annotations
 from codellama_convert import __version__
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.model.config import ModelConfig
-from codellama_convert.model.recognise import Identity
+from codellama_convert.model.recognise import Recognised
 from codellama_convert.tensors import Dtype
 from codellama_convert.tokenizer.hf_files import CHAT_FLAVORS, has_infilling
 
@@ -89,7 +89,7 @@ _CHAT = """
 
 def model_card(
     config: ModelConfig,
-    identity: Identity,
+    recognised: Recognised,
     tokenizer: SentencePieceModel | None,
     *,
     source_dtype: Dtype,
@@ -101,7 +101,7 @@ def model_card(
 
     Args:
         config: The model.
-        identity: What it was recognised as.
+        recognised: What it was recognised as.
         tokenizer: What the folder holds of one; None for weights alone.
         source_dtype: Of the checkpoint's tensors.
         dtype: Of the written tensors.
@@ -114,20 +114,20 @@ def model_card(
     weights = f"{dtype.name}, bit for bit the checkpoint's"
     if dtype != source_dtype:
         weights = f"{dtype.name}, cast from {source_dtype.name}"
-    context = f"{identity.max_position_embeddings} tokens"
-    if not identity.context_is_known:
+    context = f"{recognised.max_position_embeddings} tokens"
+    if not recognised.context_is_known:
         context += " (a guess: it is not in the checkpoint)"
     more_uses = ""
     if tokenizer is not None and has_infilling(tokenizer):
         more_uses += _INFILLING
-    if tokenizer is not None and identity.flavor in CHAT_FLAVORS:
+    if tokenizer is not None and recognised.flavor in CHAT_FLAVORS:
         more_uses += _CHAT
     return _TEMPLATE.format(
-        base_model=identity.name,
+        base_model=recognised.name,
         parameters=n_parameters,
         weights=weights,
-        metadata=_METADATA.get(identity.family or "", _UNKNOWN_METADATA),
-        title=identity.name if identity.family else "A converted Llama checkpoint",
+        metadata=_METADATA.get(recognised.family or "", _UNKNOWN_METADATA),
+        title=recognised.name if recognised.family else "A converted Llama checkpoint",
         context=context,
         dtype=dtype.name,
         rope_theta=config.rope_theta,

@@ -21,7 +21,7 @@ from codellama_convert.meta.find import CheckpointFiles, missing_tokenizer
 from codellama_convert.meta.places import model_name
 from codellama_convert.meta.rank_tensors import check_ranks, measure, require_layers
 from codellama_convert.model.config import ModelConfig, build_config, lagging_notes, parse_params
-from codellama_convert.model.recognise import Identity, check_model_size, identify, is_released
+from codellama_convert.model.recognise import Recognised, check_model_size, is_released, recognise
 from codellama_convert.model.releases import Flavor
 from codellama_convert.model.tensor_table import TensorLayout, build_layout, meta_name_of
 from codellama_convert.storage.input_file import InputFile
@@ -38,7 +38,7 @@ class Checkpoint:
     Attributes:
         files: Where it lies.
         config: The model.
-        identity: Which released model it is.
+        recognised: Which released model it is.
         ranks: What each rank holds.
         layout: Where every output tensor comes from.
         dropped: Names that are left out.
@@ -49,7 +49,7 @@ class Checkpoint:
 
     files: CheckpointFiles
     config: ModelConfig
-    identity: Identity
+    recognised: Recognised
     ranks: tuple[RankIndex, ...]
     layout: tuple[TensorLayout, ...]
     dropped: tuple[str, ...]
@@ -108,7 +108,7 @@ def open_checkpoint(
         else check_embedding_rows(tokenizer, vocab_size, is_released=is_released(config))
     )
     size_note = check_model_size(model_size, config, len(ranks)) if model_size else None
-    identity = identify(
+    recognised = recognise(
         config,
         folder_name=model_name(files.folder),
         flavor=flavor or ("chat" if model_size and model_size.endswith("f") else None),
@@ -123,9 +123,9 @@ def open_checkpoint(
         *_unsummed_notes(ranks),
         *_renamed_notes(ranks),
         *((size_note,) if size_note else ()),
-        *identity.notes,
+        *recognised.notes,
     )
-    return Checkpoint(files, config, identity, ranks, layout, dropped, digest, tokenizer, notes)
+    return Checkpoint(files, config, recognised, ranks, layout, dropped, digest, tokenizer, notes)
 
 
 def _read_params(path: Path) -> bytes:
@@ -185,7 +185,7 @@ def _refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
     """Refuse two ranks of the same content, which a copied or twice downloaded file is."""
     seen: dict[tuple[Any, ...], RankIndex] = {}
     for rank in ranks:
-        twin = seen.setdefault(rank.identity, rank)
+        twin = seen.setdefault(rank.inode, rank)
         if twin is not rank:
             raise LayoutError(
                 f"is the same file as {twin.path.name}", path=rank.path, hint="download it again"

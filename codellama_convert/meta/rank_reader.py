@@ -53,8 +53,8 @@ class RankReader:
         """
         self.index = index
         self._file = InputFile(index.path, io_mode=io_mode)
-        found = (self._file.identity, self._file.n_bytes, self._file.mtime_ns)
-        if found != (index.identity, index.n_bytes, index.mtime_ns):
+        found = (self._file.inode, self._file.n_bytes, self._file.mtime_ns)
+        if found != (index.inode, index.n_bytes, index.mtime_ns):
             self._file.close()
             raise CheckpointError("the file changed while it was read", path=index.path)
         self._pass_of = assign_passes(index.tensors[name] for name in names)

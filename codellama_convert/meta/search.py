@@ -156,9 +156,9 @@ def _inside(folder: Listing, search: _Search) -> Iterator[Listing]:
 
 def _is_new(path: Path, search: _Search) -> bool:
     status = path.stat()
-    identity = (status.st_dev, status.st_ino)
-    is_new = identity not in search.seen
-    search.seen.add(identity)
+    inode = (status.st_dev, status.st_ino)
+    is_new = inode not in search.seen
+    search.seen.add(inode)
     return is_new
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.releases import (
     FLAVORS,
+    RELEASES,
     SHAPES_BY_SIZE,
-    VARIANTS,
     Family,
     Flavor,
-    Variant,
+    Release,
 )
 
 _UNKNOWN_CONTEXT = 2048  # the shortest that any of the families was trained for
@@ -25,7 +25,7 @@ _CODE_LLAMA_ROPE_THETA = 1e6
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class Recognised:
     """What a checkpoint was recognised as.
 
     Attributes:
@@ -102,16 +102,16 @@ def _files(count: int) -> str:
 
 def is_released(config: ModelConfig) -> bool:
     """Report whether a model has all the numbers of a released one."""
-    return any(_fits(variant, config) for variant in VARIANTS)
+    return any(_fits(release, config) for release in RELEASES)
 
 
-def identify(
+def recognise(
     config: ModelConfig,
     *,
     folder_name: str,
     flavor: Flavor | None = None,
     max_position_embeddings: int | None = None,
-) -> Identity:
+) -> Recognised:
     """Recognise a released model by its dimensions, and by its folder's name where they are shared.
 
     Args:
@@ -125,7 +125,7 @@ def identify(
     """
     family, named_flavor = read_folder_name(folder_name)
     notes: list[str] = []
-    candidates = tuple(variant for variant in VARIANTS if _fits(variant, config))
+    candidates = tuple(release for release in RELEASES if _fits(release, config))
     of_family = tuple(v for v in candidates if family in (None, v.family))
     if candidates and not of_family:
         notes.append(
@@ -145,8 +145,8 @@ def identify(
             f"params.json says norm_eps {config.rms_norm_eps}; Meta corrected it to "
             f"{candidates[0].norm_epsilons[0]} in later downloads of {candidates[0].name}"
         )
-    families = {variant.family for variant in candidates}
-    return Identity(
+    families = {release.family for release in candidates}
+    return Recognised(
         name=_describe(candidates, family),
         family=families.pop() if len(families) == 1 else None,
         flavor=wanted,
@@ -156,33 +156,33 @@ def identify(
     )
 
 
-def _fits(variant: Variant, config: ModelConfig) -> bool:
-    shape = variant.shape
+def _fits(release: Release, config: ModelConfig) -> bool:
+    shape = release.shape
     return (
         shape.hidden_size == config.hidden_size
         and shape.num_hidden_layers == config.num_hidden_layers
         and shape.num_attention_heads == config.num_attention_heads
         and shape.num_key_value_heads == config.num_key_value_heads
         and shape.intermediate_size == config.intermediate_size
-        and variant.vocab_size == config.vocab_size
-        and variant.rope_theta == config.rope_theta
-        and config.rms_norm_eps in variant.norm_epsilons
+        and release.vocab_size == config.vocab_size
+        and release.rope_theta == config.rope_theta
+        and config.rms_norm_eps in release.norm_epsilons
     )
 
 
 def _of_flavor(
-    candidates: tuple[Variant, ...], flavor: Flavor | None, named: Flavor | None
-) -> tuple[tuple[Variant, ...], Flavor | None, tuple[str, ...]]:
+    candidates: tuple[Release, ...], flavor: Flavor | None, named: Flavor | None
+) -> tuple[tuple[Release, ...], Flavor | None, tuple[str, ...]]:
     """Keep the candidates of a flavour, asked for or named; give them, the flavour, and notes."""
     wanted = flavor or named
     if wanted is not None:
-        fitting = tuple(variant for variant in candidates if variant.flavor == wanted)
+        fitting = tuple(release for release in candidates if release.flavor == wanted)
         if fitting or not candidates:
             return fitting, wanted, ()
         asked = f"{flavor} was asked for" if flavor else f"the folder's name says {named}"
         note = f"{asked}, but the weights are those of {_either(candidates)}"
         return candidates, wanted, (note,)
-    flavors = {variant.flavor for variant in candidates}
+    flavors = {release.flavor for release in candidates}
     if len(flavors) < 2:
         return candidates, next(iter(flavors), None), ()
     note = (
@@ -193,10 +193,10 @@ def _of_flavor(
 
 
 def _context(
-    candidates: tuple[Variant, ...], family: Family | None, config: ModelConfig
+    candidates: tuple[Release, ...], family: Family | None, config: ModelConfig
 ) -> tuple[int, str | None]:
     """Give the context length, and a note unless every candidate has the same."""
-    lengths = sorted({variant.max_position_embeddings for variant in candidates})
+    lengths = sorted({release.max_position_embeddings for release in candidates})
     if len(lengths) == 1:
         return lengths[0], None
     if lengths:
@@ -215,7 +215,7 @@ def _context(
     return guess, note
 
 
-def _describe(candidates: tuple[Variant, ...], family: Family | None) -> str:
+def _describe(candidates: tuple[Release, ...], family: Family | None) -> str:
     if not candidates:
         return (
             f"not a released model ({family} by its folder's name)"
@@ -225,5 +225,5 @@ def _describe(candidates: tuple[Variant, ...], family: Family | None) -> str:
     return _either(candidates)
 
 
-def _either(candidates: tuple[Variant, ...]) -> str:
-    return " or ".join(variant.name for variant in candidates)
+def _either(candidates: tuple[Release, ...]) -> str:
+    return " or ".join(release.name for release in candidates)

@@ -32,7 +32,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class Release:
     """One released model.
 
     Attributes:
@@ -74,32 +74,32 @@ _CODE_LLAMA = "meta-llama/codellama README and MODEL_CARD; codellama hub configs
 _CODE_LLAMA_70B = "meta-llama/codellama issue 188: the answer of Meta's jgehring"
 
 # One row a released model, one source a row. Adding a model means adding a row.
-VARIANTS: tuple[Variant, ...] = (
-    Variant("Llama 7B", "Llama 1", "base", "7B", _7B, (1e-6,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
-    Variant("Llama 13B", "Llama 1", "base", "13B", _13B, (1e-6,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
-    Variant("Llama 30B", "Llama 1", "base", "30B", _30B, (1e-6,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
-    Variant("Llama 65B", "Llama 1", "base", "65B", _65B, (1e-5,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
-    Variant("Llama 2 7B", "Llama 2", "base", "7B", _7B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Llama 2 13B", "Llama 2", "base", "13B", _13B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Llama 2 70B", "Llama 2", "base", "70B", _70B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Llama 2 7B Chat", "Llama 2", "chat", "7B", _7B, (1e-5, 1e-6), 1e4, 32000, 4096, _LLAMA_2_7B_CHAT),
-    Variant("Llama 2 13B Chat", "Llama 2", "chat", "13B", _13B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Llama 2 70B Chat", "Llama 2", "chat", "70B", _70B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
-    Variant("Code Llama 7B", "Code Llama", "base", "7B", _7B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
-    Variant("Code Llama 7B Python", "Code Llama", "python", "7B", _7B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 7B Instruct", "Code Llama", "instruct", "7B", _7B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
-    Variant("Code Llama 13B", "Code Llama", "base", "13B", _13B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
-    Variant("Code Llama 13B Python", "Code Llama", "python", "13B", _13B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 13B Instruct", "Code Llama", "instruct", "13B", _13B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
-    Variant("Code Llama 34B", "Code Llama", "base", "34B", _34B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 34B Python", "Code Llama", "python", "34B", _34B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 34B Instruct", "Code Llama", "instruct", "34B", _34B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
-    Variant("Code Llama 70B", "Code Llama", "base", "70B", _70B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA_70B),
-    Variant("Code Llama 70B Python", "Code Llama", "python", "70B", _70B, (1e-5,), 1e4, 32016, 4096, _CODE_LLAMA_70B),
-    Variant("Code Llama 70B Instruct", "Code Llama", "instruct", "70B", _70B, (1e-5,), 1e4, 32016, 4096, _CODE_LLAMA_70B),
+RELEASES: tuple[Release, ...] = (
+    Release("Llama 7B", "Llama 1", "base", "7B", _7B, (1e-6,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
+    Release("Llama 13B", "Llama 1", "base", "13B", _13B, (1e-6,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
+    Release("Llama 30B", "Llama 1", "base", "30B", _30B, (1e-6,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
+    Release("Llama 65B", "Llama 1", "base", "65B", _65B, (1e-5,), 1e4, 32000, 2048, _LLAMA_1_PARAMS),
+    Release("Llama 2 7B", "Llama 2", "base", "7B", _7B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
+    Release("Llama 2 13B", "Llama 2", "base", "13B", _13B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
+    Release("Llama 2 70B", "Llama 2", "base", "70B", _70B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
+    Release("Llama 2 7B Chat", "Llama 2", "chat", "7B", _7B, (1e-5, 1e-6), 1e4, 32000, 4096, _LLAMA_2_7B_CHAT),
+    Release("Llama 2 13B Chat", "Llama 2", "chat", "13B", _13B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
+    Release("Llama 2 70B Chat", "Llama 2", "chat", "70B", _70B, (1e-5,), 1e4, 32000, 4096, _LLAMA_2_PARAMS),
+    Release("Code Llama 7B", "Code Llama", "base", "7B", _7B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
+    Release("Code Llama 7B Python", "Code Llama", "python", "7B", _7B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
+    Release("Code Llama 7B Instruct", "Code Llama", "instruct", "7B", _7B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
+    Release("Code Llama 13B", "Code Llama", "base", "13B", _13B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
+    Release("Code Llama 13B Python", "Code Llama", "python", "13B", _13B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
+    Release("Code Llama 13B Instruct", "Code Llama", "instruct", "13B", _13B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA),
+    Release("Code Llama 34B", "Code Llama", "base", "34B", _34B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
+    Release("Code Llama 34B Python", "Code Llama", "python", "34B", _34B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
+    Release("Code Llama 34B Instruct", "Code Llama", "instruct", "34B", _34B, (1e-5,), 1e6, 32000, 16384, _CODE_LLAMA),
+    Release("Code Llama 70B", "Code Llama", "base", "70B", _70B, (1e-5,), 1e6, 32016, 16384, _CODE_LLAMA_70B),
+    Release("Code Llama 70B Python", "Code Llama", "python", "70B", _70B, (1e-5,), 1e4, 32016, 4096, _CODE_LLAMA_70B),
+    Release("Code Llama 70B Instruct", "Code Llama", "instruct", "70B", _70B, (1e-5,), 1e4, 32016, 4096, _CODE_LLAMA_70B),
 )  # fmt: skip
 
-SHAPES_BY_SIZE = {variant.size: variant.shape for variant in VARIANTS}
+SHAPES_BY_SIZE = {release.size: release.shape for release in RELEASES}
 # `--model_size` as the reference converter spells it: "f" is Llama 2's chat tuning.
 MODEL_SIZES: tuple[str, ...] = (
     *sorted(SHAPES_BY_SIZE, key=lambda size: int(size.removesuffix("B"))),

@@ -68,7 +68,7 @@ class Job:
         parts = [f"input_dir={str(self.files.folder)!r}"]
         if self.checkpoint is not None and self.plan is not None:
             parts += [
-                f"model={self.checkpoint.identity.name!r}",
+                f"model={self.checkpoint.recognised.name!r}",
                 f"dtype={self.plan.dtype.name!r}",
                 f"n_tensors={len(self.plan.tensors)}",
                 f"n_files={len(self.plan.files)}",
@@ -77,7 +77,7 @@ class Job:
         n_pieces = None if self.tokenizer is None else self.tokenizer.n_pieces
         return f"Job({', '.join(parts)}, n_pieces={n_pieces}, n_notes={len(self.notes)})"
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Tell what the output's bytes depend on: inputs and options, as plain values.
 
         A rank's zip directory holds the CRC-32 of all it has, so no weight is read for this.
@@ -96,8 +96,8 @@ class Job:
         else:
             options |= {
                 "dtype": self.plan.dtype.name,
-                "variant": self.checkpoint.identity.flavor,
-                "max_position_embeddings": self.checkpoint.identity.max_position_embeddings,
+                "variant": self.checkpoint.recognised.flavor,
+                "max_position_embeddings": self.checkpoint.recognised.max_position_embeddings,
             }
             inputs["params.json"] = self.checkpoint.params_sha256
             for rank in self.checkpoint.ranks:
@@ -133,7 +133,7 @@ class Job:
 
     def small_files(self) -> dict[str, Content]:
         """Build every file beside the weights, by name."""
-        flavor = self.checkpoint.identity.flavor if self.checkpoint else self.options.flavor
+        flavor = self.checkpoint.recognised.flavor if self.checkpoint else self.options.flavor
         content: dict[str, Content] = {}
         bos_id = META_BOS_ID
         stop_ids: tuple[int, ...] = (META_EOS_ID,)
@@ -150,7 +150,7 @@ class Job:
             content["config.json"] = config_json(
                 self.checkpoint.config,
                 dtype=self.plan.dtype,
-                max_position_embeddings=self.checkpoint.identity.max_position_embeddings,
+                max_position_embeddings=self.checkpoint.recognised.max_position_embeddings,
                 bos_token_id=bos_id,
                 eos_token_id=stop_ids[0],
             )
@@ -167,7 +167,7 @@ class Job:
             return None
         return model_card(
             self.checkpoint.config,
-            self.checkpoint.identity,
+            self.checkpoint.recognised,
             self.tokenizer,
             source_dtype=self.checkpoint.dtype,
             dtype=self.plan.dtype,
@@ -178,7 +178,7 @@ class Job:
     def _context(self) -> int | None:
         if self.checkpoint is None:
             return self.options.max_position_embeddings
-        return self.checkpoint.identity.max_position_embeddings
+        return self.checkpoint.recognised.max_position_embeddings
 
     @property
     def _tokenizer_class(self) -> str:

@@ -72,7 +72,7 @@ class OutputFolder:
     def __init__(
         self,
         path: Path,
-        identity: Mapping[str, Any],
+        fingerprint: Mapping[str, Any],
         sizes: Mapping[str, int],
         *,
         overwrite: bool = False,
@@ -83,7 +83,7 @@ class OutputFolder:
 
         Args:
             path: The folder; it need not exist.
-            identity: The inputs and options of the conversion; staged work of the same is resumed.
+            fingerprint: The inputs and options of the conversion; staged work of the same is resumed.
             sizes: Bytes of each file that the conversion may write, 0 for one that it does not this
                 time; no others are taken for its own.
             overwrite: Whether a model that it holds may be replaced.
@@ -92,7 +92,7 @@ class OutputFolder:
         """
         self.path = path
         self.staging = path / STAGING_NAME
-        self._journal = Journal(json.loads(json.dumps(identity)))
+        self._journal = Journal(json.loads(json.dumps(fingerprint)))
         self._sizes = dict(sizes)
         self._overwrite, self._restart, self._watch = overwrite, restart, watch
         self._parts: dict[str, Path] = {}
@@ -165,9 +165,9 @@ class OutputFolder:
         """Tell what of the staged work is wanted: this conversion's, unless it is to be dropped."""
         if staged is None or self._restart:
             return None
-        if self._overwrite and staged.identity != self._journal.identity:
+        if self._overwrite and staged.fingerprint != self._journal.fingerprint:
             return None
-        refuse_other_work(self.staging, staged, self._journal.identity, self._sizes)
+        refuse_other_work(self.staging, staged, self._journal.fingerprint, self._sizes)
         return staged
 
     def _take_back(self, staged: Journal | None, resumed: Journal | None) -> None:
@@ -184,7 +184,7 @@ class OutputFolder:
             }
             moved = find_moved(self._held, self._folder, sums, self._watch)
             is_done = moved == set(staged.publishing)
-            if is_done and staged.identity != self._journal.identity:
+            if is_done and staged.fingerprint != self._journal.fingerprint:
                 moved = set()  # another conversion came to its end: this is its model
         self._refuse_content(moved, resumed=resumed is not None)
         if moved:

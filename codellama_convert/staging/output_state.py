@@ -33,13 +33,13 @@ class OutputState:
 
 
 def look_at_output(
-    folder: Path, identity: Mapping[str, Any], sizes: Mapping[str, int]
+    folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> OutputState:
     """Look at an output folder as a conversion without `overwrite` and `restart` would.
 
     Args:
         folder: It need not exist.
-        identity: The inputs and options of the conversion.
+        fingerprint: The inputs and options of the conversion.
         sizes: Bytes of each file that it writes, by name.
 
     Returns:
@@ -51,7 +51,7 @@ def look_at_output(
     staged, moved, refusal = None, set[str](), None
     try:
         refuse_unwritable(folder)
-        staged = _staged_work(folder, identity, sizes)
+        staged = _staged_work(folder, fingerprint, sizes)
         moved = _moved_by_size(folder, staged)
         if folder.exists():
             resumed = staged is not None
@@ -63,11 +63,11 @@ def look_at_output(
 
 
 def _staged_work(
-    folder: Path, identity: Mapping[str, Any], sizes: Mapping[str, int]
+    folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Journal | None:
     found = look_at_staged(folder)
     if found is not None:
-        refuse_other_work(folder / STAGING_NAME, found, json.loads(json.dumps(identity)), sizes)
+        refuse_other_work(folder / STAGING_NAME, found, json.loads(json.dumps(fingerprint)), sizes)
     return found
 
 

@@ -15,7 +15,7 @@ from codellama_convert.storage.checksums import SourceSums
 _MAX_NAME_LENGTH = 1024
 _MAX_SIZE = (1 << 63) - 1
 _MAX_CRC = (1 << 32) - 1
-_MAX_DEPTH = 4  # of an identity, which has 2
+_MAX_DEPTH = 4  # of a fingerprint, which has 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class SealedFile:
     source: list[SourceSums]
 
 
-def identity_in(value: object) -> dict[str, Any]:
+def fingerprint_in(value: object) -> dict[str, Any]:
     """Read the inputs and options of a conversion: any plain values, but not of any depth."""
     found = _object(value)
     _refuse_depth(found, _MAX_DEPTH)

@@ -22,7 +22,7 @@ from codellama_convert.staging.record_values import (
     FileSum,
     SealedFile,
     file_sums_in,
-    identity_in,
+    fingerprint_in,
     sealed_file_in,
 )
 from codellama_convert.storage.blocks import first_line, some_written
@@ -36,7 +36,7 @@ _CANNOT_RENAME = (errno.EPERM, errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP)
 _MAX_BYTES = 8 << 20
 _MAX_LINE_BYTES = 2 << 20
 _MAX_DIFFERENCES = 8  # that are named
-_NO_INPUTS = ("options", "version")  # every other key of an identity names a file that is read
+_NO_INPUTS = ("options", "version")  # every other key of a fingerprint names a file that is read
 
 
 @dataclass(slots=True)
@@ -44,27 +44,27 @@ class Journal:
     """What a staging folder holds.
 
     Attributes:
-        identity: The inputs and options that it is of.
+        fingerprint: The inputs and options that it is of.
         sealed: The whole files, by name.
         publishing: What goes out, by name, once that has begun.
     """
 
-    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
     sealed: dict[str, SealedFile] = field(default_factory=dict)
     publishing: dict[str, FileSum] = field(default_factory=dict)
 
 
-def fingerprint(identity: Mapping[str, Any]) -> str:
+def fingerprint_sha256(fingerprint: Mapping[str, Any]) -> str:
     """Give the SHA-256 of the inputs and options of a conversion."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
 
 def differences(staged: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Name what differs between two conversions: options with both values, input files without.
 
     Args:
-        staged: Identity of what lies in the staging folder.
-        wanted: Identity of what is asked for.
+        staged: Fingerprint of what lies in the staging folder.
+        wanted: Fingerprint of what is asked for.
 
     Returns:
         One text a difference.
@@ -153,10 +153,10 @@ def _record(line: bytes) -> dict[str, Any]:
 
 def _take(journal: Journal | None, record: dict[str, Any]) -> Journal:
     if journal is None:
-        identity = identity_in(record["identity"])
-        if record["fingerprint"] != fingerprint(identity):
-            raise ValueError("the identity was changed")
-        return Journal(identity)
+        fingerprint = fingerprint_in(record["identity"])
+        if record["fingerprint"] != fingerprint_sha256(fingerprint):
+            raise ValueError("the fingerprint was changed")
+        return Journal(fingerprint)
     if "publish" in record:
         journal.publishing = file_sums_in(record["publish"])
     else:
@@ -175,8 +175,9 @@ def write_journal(staging: HeldFolder, journal: Journal) -> None:
     Raises:
         OutputError: If it cannot be written, or the file system cannot rename.
     """
+    # The names of the first version, so that work that it staged is resumed.
     records: list[dict[str, Any]] = [
-        {"fingerprint": fingerprint(journal.identity), "identity": journal.identity}
+        {"fingerprint": fingerprint_sha256(journal.fingerprint), "identity": journal.fingerprint}
     ]
     records += [{"file": asdict(sealed)} for sealed in journal.sealed.values()]
     if journal.publishing:

@@ -127,22 +127,22 @@ def read_staged(staging: HeldFolder, *, restart: bool) -> Journal | None:
 
 
 def refuse_other_work(
-    staging: Path, found: Journal, identity: Mapping[str, Any], names: Collection[str]
+    staging: Path, found: Journal, fingerprint: Mapping[str, Any], names: Collection[str]
 ) -> None:
     """Refuse to resume what is not of this conversion.
 
     Args:
         staging: The staging folder.
         found: What its journal says.
-        identity: The inputs and options of the conversion that is to be done.
+        fingerprint: The inputs and options of the conversion that is to be done.
         names: The files that it writes.
 
     Raises:
         OutputError: If either differs.
     """
-    if found.identity != identity:
-        named = "; ".join(differences(found.identity, identity))
-        is_other = is_of_other_inputs(found.identity, identity)
+    if found.fingerprint != fingerprint:
+        named = "; ".join(differences(found.fingerprint, fingerprint))
+        is_other = is_of_other_inputs(found.fingerprint, fingerprint)
         raise OutputError(
             f"holds staged work of another {'checkpoint' if is_other else 'conversion'}: {named}",
             path=staging.parent,

@@ -39,7 +39,7 @@ class InputFile:
     Attributes:
         path: As it was given.
         n_bytes: Its size when it was opened.
-        identity: Device and inode, equal for two names of one file.
+        inode: Device and inode, equal for two names of one file.
         direct: Whether `read_window` goes past the page cache.
     """
 
@@ -73,7 +73,7 @@ class InputFile:
             status = os.fstat(self._fd)
             self._refuse_irregular(status.st_mode)
             self.n_bytes = status.st_size
-            self.identity = (status.st_dev, status.st_ino)
+            self.inode = (status.st_dev, status.st_ino)
             self.mtime_ns = status.st_mtime_ns
             self._open_direct(io_mode)
         except BaseException:
@@ -111,7 +111,7 @@ class InputFile:
         direct_fd = open_past_cache(self._open, self._error)
         if direct_fd is not None:
             status = os.fstat(direct_fd)
-            same = (status.st_dev, status.st_ino) == self.identity
+            same = (status.st_dev, status.st_ino) == self.inode
             if same and self._direct_read_works(direct_fd):
                 self._direct_fd = direct_fd
                 return

@@ -166,15 +166,15 @@ def _expected_options(job: Job, record: Record) -> dict[str, Any]:
         return expected
     return expected | {
         "dtype": job.plan.dtype.name,
-        "max_position_embeddings": job.checkpoint.identity.max_position_embeddings,
-        "variant": job.checkpoint.identity.flavor,
+        "max_position_embeddings": job.checkpoint.recognised.max_position_embeddings,
+        "variant": job.checkpoint.recognised.flavor,
     }
 
 
 def _compare_model(record: Record, job: Job, problems: Problems) -> None:
-    identity = None if job.checkpoint is None else job.checkpoint.identity
-    expected = None if identity is None else identity.name
-    is_a_guess = identity is not None and identity.family is None
+    recognised = None if job.checkpoint is None else job.checkpoint.recognised
+    expected = None if recognised is None else recognised.name
+    is_a_guess = recognised is not None and recognised.family is None
     # Another version of this program may call a model otherwise.
     if record.version == __version__ and record.model != expected and not is_a_guess:
         problems.add(f"{RECORD_NAME}: model is {shown(record.model)}, expected {expected!r}")

@@ -16,7 +16,7 @@ from codellama_convert.errors import VerifyError
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.meta.places import model_name
 from codellama_convert.model.asked import TOKENIZER_CLASSES, Asked
-from codellama_convert.model.recognise import identify
+from codellama_convert.model.recognise import recognise
 from codellama_convert.plan.job import Job, plan_weights
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, TOKENIZER_ONLY, Options
 from codellama_convert.storage.folders import names_in
@@ -106,13 +106,13 @@ def job_as_asked(job: Job, asked: Asked) -> Job:
     tokenizer = None if options.skip_tokenizer else job.tokenizer
     if job.checkpoint is None:
         return replace(job, options=options, tokenizer=tokenizer)
-    identity = identify(
+    recognised = recognise(
         job.checkpoint.config,
         folder_name=model_name(job.files.folder),
         flavor=options.flavor,
         max_position_embeddings=options.max_position_embeddings,
     )
-    checkpoint = replace(job.checkpoint, identity=identity, tokenizer=tokenizer)
+    checkpoint = replace(job.checkpoint, recognised=recognised, tokenizer=tokenizer)
     plan = plan_weights(checkpoint, options)
     return replace(job, options=options, checkpoint=checkpoint, plan=plan, tokenizer=tokenizer)
 
@@ -153,17 +153,17 @@ def shown_by(output_dir: Path, stored: Mapping[str, StoredOutput], job: Job) -> 
         _content(output_dir / name) for name in ("config.json", "tokenizer_config.json")
     )
     dtypes = {one.dtype.name for one in stored.values()}
-    identity = None if job.checkpoint is None else job.checkpoint.identity
+    recognised = None if job.checkpoint is None else job.checkpoint.recognised
     context = (
         tokenizer_config.get("model_max_length")
         if job.checkpoint is None
         else config.get("max_position_embeddings")
     )
-    is_known = identity is not None and identity.context_is_known
+    is_known = recognised is not None and recognised.context_is_known
     is_context = type(context) is int and 0 < context < NO_LIMIT and not is_known
     named = tokenizer_config.get("tokenizer_class")
     has_template = "chat_template" in tokenizer_config
-    flavor_is_known = identity is not None and identity.flavor is not None
+    flavor_is_known = recognised is not None and recognised.flavor is not None
     return Asked(
         dtype=dtypes.pop() if len(dtypes) == 1 else None,
         max_position_embeddings=context if is_context else None,

@@ -126,16 +126,16 @@ def _check_configs(
     problems: Problems,
 ) -> None:
     assert job.plan is not None
-    marks, identity = marks_of(job.tokenizer), checkpoint.identity
+    marks, recognised = marks_of(job.tokenizer), checkpoint.recognised
     check_config(
         output_dir,
         checkpoint.config,
         dtype=_common_dtype(stored, job.plan, problems),
-        context=identity.max_position_embeddings,
+        context=recognised.max_position_embeddings,
         marks=marks,
         problems=problems,
     )
-    chat = identity.flavor in _CHAT_FLAVORS
+    chat = recognised.flavor in _CHAT_FLAVORS
     check_generation_config(output_dir, marks=marks, chat=chat, problems=problems)
 
 
@@ -159,8 +159,8 @@ def _check_tokenizer(
     assert job.tokenizer is not None
     context, flavor = job.options.max_position_embeddings, job.options.flavor
     if job.checkpoint is not None:
-        context = job.checkpoint.identity.max_position_embeddings
-        flavor = job.checkpoint.identity.flavor
+        context = job.checkpoint.recognised.max_position_embeddings
+        flavor = job.checkpoint.recognised.flavor
     check_tokenizer(
         output_dir,
         job.tokenizer,

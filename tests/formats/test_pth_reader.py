@@ -41,7 +41,7 @@ def test_an_index_tells_one_file_from_another(tmp_path: Path) -> None:
     assert index.path == path
     assert index.n_bytes == status.st_size
     assert index.mtime_ns == status.st_mtime_ns
-    assert index.identity == (status.st_dev, status.st_ino)
+    assert index.inode == (status.st_dev, status.st_ino)
     with InputFile(path) as file:
         archive = read_archive(file)
         pickled = read_entry(file, archive.entries["data.pkl"], 1 << 16)

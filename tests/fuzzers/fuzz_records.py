@@ -23,7 +23,7 @@ from codellama_convert.plan.job import plan_conversion
 from codellama_convert.plan.options import Options
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.record_values import FileSum, SealedFile
-from codellama_convert.staging.records import fingerprint
+from codellama_convert.staging.records import fingerprint_sha256
 from tests.fuzzers.fuzz_files import damage
 from tests.fuzzers.fuzz_outputs import change_value, ended
 from tests.fuzzers.running import scratch_folder
@@ -82,7 +82,7 @@ def forge(raw: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 3))):
         change_value(records, rng)
     if records and isinstance(records[0], dict) and rng.random() < 0.8:
-        records[0]["fingerprint"] = fingerprint(records[0].get("identity", {}))
+        records[0]["fingerprint"] = fingerprint_sha256(records[0].get("identity", {}))
     return b"".join(map(line_of, records))
 
 

@@ -15,7 +15,7 @@ import click
 from click.testing import CliRunner
 
 from codellama_convert.cli.commands import main
-from codellama_convert.model.releases import VARIANTS, Variant
+from codellama_convert.model.releases import RELEASES, Release
 from codellama_convert.model.tensor_table import RULES, Rule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +117,7 @@ def _table(*rows: tuple[str, ...]) -> str:
 def models_table() -> str:
     """One row for the models that differ only in their tuning, from the table of releases."""
     rows = []
-    for _, group in groupby(sorted(VARIANTS, key=_facts), key=_facts):
+    for _, group in groupby(sorted(RELEASES, key=_facts), key=_facts):
         first, *others = list(group)
         tunings = "".join(f", {v.flavor.capitalize()}" for v in others)
         rows.append(
@@ -133,20 +133,20 @@ def models_table() -> str:
     return _table(("model", "ranks", "weights", "vocabulary", "context", "rope_theta"), *rows)
 
 
-def _facts(variant: Variant) -> tuple[str | float, ...]:
+def _facts(release: Release) -> tuple[str | float, ...]:
     """Everything that is shown, as a key to sort by: Code Llama first, then by size."""
     return (
-        variant.family, _n_parameters(variant) // 10**9, -variant.max_position_embeddings,
-        -variant.vocab_size, variant.rope_theta,
+        release.family, _n_parameters(release) // 10**9, -release.max_position_embeddings,
+        -release.vocab_size, release.rope_theta,
     )  # fmt: skip
 
 
-def _n_parameters(variant: Variant) -> int:
-    shape = variant.shape
+def _n_parameters(release: Release) -> int:
+    shape = release.shape
     dim, head_dim = shape.hidden_size, shape.hidden_size // shape.num_attention_heads
     attention = 2 * dim * dim + 2 * dim * shape.num_key_value_heads * head_dim
     layer = attention + 3 * dim * shape.intermediate_size + 2 * dim
-    return 2 * variant.vocab_size * dim + shape.num_hidden_layers * layer + dim
+    return 2 * release.vocab_size * dim + shape.num_hidden_layers * layer + dim
 
 
 def rules_table() -> str:

@@ -32,7 +32,7 @@ def rank_of(shapes: dict[str, tuple[int, ...]], name: str = "consolidated.00.pth
     return RankIndex(
         path=Path(name),
         n_bytes=1,
-        identity=(0, 0),
+        inode=(0, 0),
         mtime_ns=0,
         tensors={name: tensor(name, shape) for name, shape in shapes.items()},
         storages={},

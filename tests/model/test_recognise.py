@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from codellama_convert.model.config import ModelConfig
-from codellama_convert.model.recognise import check_model_size, identify, read_folder_name
-from codellama_convert.model.releases import VARIANTS
+from codellama_convert.model.recognise import check_model_size, read_folder_name, recognise
+from codellama_convert.model.releases import RELEASES
 from tests.model.params import (
     CODE_7B,
     CODE_13B,
@@ -59,19 +59,19 @@ def test_a_released_model_is_recognised_without_a_note(
     content, width, vocab, folder, name, flavor, positions, rope_theta
 ):
     config = model(content, width, vocab)
-    found = identify(config, folder_name=folder)
+    found = recognise(config, folder_name=folder)
     assert (found.name, found.flavor, found.max_position_embeddings) == (name, flavor, positions)
     assert found.notes == ()
     assert config.rope_theta == rope_theta
 
 
 def test_every_row_of_the_table_is_spelled_here_too():
-    assert {row[4] for row in RELEASED} == {variant.name for variant in VARIANTS}
+    assert {row[4] for row in RELEASED} == {release.name for release in RELEASES}
 
 
 def test_every_row_of_the_table_is_found_by_its_own_name():
     folders = {"Llama 1": "{size}", "Llama 2": "llama-2-{size}", "Code Llama": "CodeLlama-{size}"}
-    for row in VARIANTS:
+    for row in RELEASES:
         folder = folders[row.family].format(size=row.size)
         folder += "" if row.flavor == "base" else f"-{row.flavor}"
         config = ModelConfig(
@@ -79,14 +79,14 @@ def test_every_row_of_the_table_is_found_by_its_own_name():
             row.shape.num_attention_heads, row.shape.num_key_value_heads, row.norm_epsilons[0],
             row.rope_theta, row.vocab_size,
         )  # fmt: skip
-        found = identify(config, folder_name=folder)
+        found = recognise(config, folder_name=folder)
         assert found.name == row.name
         assert found.notes == ()
         assert row.source
 
 
 def test_early_downloads_of_llama_2_7b_chat_are_told_of_the_corrected_epsilon():
-    found = identify(model(LLAMA_1_7B, 11008, 32000), folder_name="llama-2-7b-chat")
+    found = recognise(model(LLAMA_1_7B, 11008, 32000), folder_name="llama-2-7b-chat")
     assert (found.name, found.max_position_embeddings) == ("Llama 2 7B Chat", 4096)
     assert len(found.notes) == 1
     assert "1e-06" in found.notes[0]
@@ -95,10 +95,10 @@ def test_early_downloads_of_llama_2_7b_chat_are_told_of_the_corrected_epsilon():
 
 def test_what_fits_two_releases_of_another_context_is_a_note_and_an_option():
     config = model(LLAMA_1_7B, 11008, 32000)
-    found = identify(config, folder_name="renamed")
+    found = recognise(config, folder_name="renamed")
     assert found.max_position_embeddings == 2048
     assert "--max_position_embeddings" in found.notes[1]
-    told = identify(config, folder_name="renamed", max_position_embeddings=3000, flavor="base")
+    told = recognise(config, folder_name="renamed", max_position_embeddings=3000, flavor="base")
     assert told.max_position_embeddings == 3000
     assert told.notes == ()
 
@@ -106,12 +106,12 @@ def test_what_fits_two_releases_of_another_context_is_a_note_and_an_option():
 def test_a_renamed_model_that_may_be_one_for_dialogue_is_a_note_and_an_option():
     """Nothing in the weights tells Instruct from base; a chat template was left out in silence."""
     config = model(CODE_7B, 11008, 32016)
-    (note,) = identify(config, folder_name="ckpt").notes
+    (note,) = recognise(config, folder_name="ckpt").notes
     assert "Code Llama 7B or Code Llama 7B Instruct" in note
     assert "no chat template" in note
     assert "--variant" in note
     for flavor in ("base", "instruct"):
-        assert identify(config, folder_name="ckpt", flavor=flavor).notes == ()
+        assert recognise(config, folder_name="ckpt", flavor=flavor).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_a_renamed_model_that_may_be_one_for_dialogue_is_a_note_and_an_option():
     ],
 )
 def test_a_variant_that_the_weights_contradict_is_a_note(folder, flavor, said):
-    found = identify(model(CODE_7B, 11008, 32016), folder_name=folder, flavor=flavor)
+    found = recognise(model(CODE_7B, 11008, 32016), folder_name=folder, flavor=flavor)
     (note,) = found.notes
     assert note == (f"{said}, but the weights are those of Code Llama 7B or Code Llama 7B Instruct")
-    assert identify(model(CODE_7B, 11008, 32000), folder_name=folder, flavor="python").notes == ()
+    assert recognise(model(CODE_7B, 11008, 32000), folder_name=folder, flavor="python").notes == ()
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_a_variant_that_the_weights_contradict_is_a_note(folder, flavor, said):
 )
 def test_a_model_that_was_never_released_gets_a_note(rope_theta, folder, positions):
     config = ModelConfig(64, 176, 2, 8, 4, 1e-5, rope_theta, 320)
-    found = identify(config, folder_name=folder)
+    found = recognise(config, folder_name=folder)
     assert found.max_position_embeddings == positions
     assert len(found.notes) == 1
     assert "--max_position_embeddings" in found.notes[0]
 
 
 def test_a_folder_named_after_another_family_is_a_note():
-    found = identify(model(LLAMA_2_7B, 11008, 32000), folder_name="CodeLlama-7b")
+    found = recognise(model(LLAMA_2_7B, 11008, 32000), folder_name="CodeLlama-7b")
     assert found.max_position_embeddings == 4096
     assert "Code Llama" in found.notes[0]
 

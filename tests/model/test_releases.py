@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from codellama_convert.model.releases import VARIANTS, Variant
+from codellama_convert.model.releases import RELEASES, Release
 
 
-def sizes_of_several_shapes(variants: Iterable[Variant]) -> list[str]:
+def sizes_of_several_shapes(releases: Iterable[Release]) -> list[str]:
     shapes: dict[str, set[object]] = {}
-    for variant in variants:
-        shapes.setdefault(variant.size, set()).add(variant.shape)
+    for release in releases:
+        shapes.setdefault(release.size, set()).add(release.shape)
     return [size for size, found in shapes.items() if len(found) > 1]
 
 
 def test_every_size_has_one_shape():
     """`--model_size` is held against one shape: of two, the later row would win unseen."""
-    assert sizes_of_several_shapes(VARIANTS) == []
-    first = VARIANTS[0]
+    assert sizes_of_several_shapes(RELEASES) == []
+    first = RELEASES[0]
     assert first.size == "7B"
     other = replace(first, shape=replace(first.shape, num_hidden_layers=33))
-    assert sizes_of_several_shapes([*VARIANTS, other]) == ["7B"]
-    assert sizes_of_several_shapes([*VARIANTS, replace(other, size="8B")]) == []
+    assert sizes_of_several_shapes([*RELEASES, other]) == ["7B"]
+    assert sizes_of_several_shapes([*RELEASES, replace(other, size="8B")]) == []

@@ -18,14 +18,14 @@ from codellama_convert.staging.records import (
     Journal,
     append_publishing,
     append_sealed,
-    fingerprint,
+    fingerprint_sha256,
     read_journal,
     write_journal,
 )
 from codellama_convert.storage.held_folder import HeldFolder
 from tests.outputs import ROOT, environment
 
-IDENTITY = {"version": "1", "options": {"dtype": "bfloat16"}, "consolidated.00.pth": [9, "ab"]}
+FINGERPRINT = {"version": "1", "options": {"dtype": "bfloat16"}, "consolidated.00.pth": [9, "ab"]}
 SEALED = SealedFile(
     name="model.safetensors", n_bytes=90, crc32=(1 << 32) - 1, tensors={"a": 1, "b": 0},
     became_zero={}, nonfinite={"a": 2}, source=[{"data/0": [(0, 0, 4, 5), (0, 9, 10, 6)]}, {}],
@@ -37,7 +37,7 @@ def line_of(record: Any) -> bytes:
     return b'{"crc32":"%08x","record":%s}\n' % (zlib.crc32(text.encode()), text.encode())
 
 
-HEAD = line_of({"fingerprint": fingerprint(IDENTITY), "identity": IDENTITY})
+HEAD = line_of({"fingerprint": fingerprint_sha256(FINGERPRINT), "identity": FINGERPRINT})
 SECOND = json.loads(json.dumps(asdict(SEALED))) | {"name": "second"}
 
 
@@ -50,14 +50,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with HeldFolder(tmp_path) as staging:
         assert read_journal(staging) is None
-        write_journal(staging, Journal(IDENTITY))
+        write_journal(staging, Journal(FINGERPRINT))
         append_sealed(staging, SEALED)
         append_publishing(staging, {"config.json": FileSum(3, 4)})
     lines = path.read_bytes().splitlines(keepends=True)
     assert lines[0] == HEAD
     assert lines[1] == line_of({"file": asdict(SEALED)})
     found = read(path)
-    assert found == Journal(IDENTITY, {SEALED.name: SEALED}, {"config.json": FileSum(3, 4)})
+    assert found == Journal(FINGERPRINT, {SEALED.name: SEALED}, {"config.json": FileSum(3, 4)})
 
 
 def with_value(*keys: str | int) -> Callable[[Any], Any]:
@@ -115,7 +115,7 @@ def test_a_record_that_is_wrong_is_no_record_and_ends_the_journal(
     path = tmp_path / "journal.jsonl"
     sealed = line_of({"file": asdict(SEALED)})
     path.write_bytes(HEAD + sealed + line_of(record) + line_of({"file": SECOND}))
-    assert read(path) == Journal(IDENTITY, {SEALED.name: SEALED})
+    assert read(path) == Journal(FINGERPRINT, {SEALED.name: SEALED})
 
 
 def test_the_neighbours_of_wrong_records_are_records(tmp_path: Path) -> None:
@@ -141,12 +141,14 @@ def test_the_neighbours_of_wrong_records_are_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "identity", [1, None, [], "x", {"a": [[[[[]]]]]}, {"a": {"b": {"c": {"d": {"e": 1}}}}}]
+    "fingerprint", [1, None, [], "x", {"a": [[[[[]]]]]}, {"a": {"b": {"c": {"d": {"e": 1}}}}}]
 )
-def test_an_identity_of_another_form_is_none(tmp_path: Path, identity: Any) -> None:
+def test_a_fingerprint_of_another_form_is_none(tmp_path: Path, fingerprint: Any) -> None:
     path = tmp_path / "journal.jsonl"
-    text = json.dumps(identity, sort_keys=True)
-    path.write_bytes(line_of({"fingerprint": fingerprint(json.loads(text)), "identity": identity}))
+    text = json.dumps(fingerprint, sort_keys=True)
+    path.write_bytes(
+        line_of({"fingerprint": fingerprint_sha256(json.loads(text)), "identity": fingerprint})
+    )
     assert read(path) is None
 
 

@@ -115,7 +115,7 @@ def test_the_kind_of_error_is_the_callers(tmp_path: Path) -> None:
         InputFile(tmp_path / "a\0b")
 
 
-def test_two_names_of_one_file_have_one_identity(source: Path, tmp_path: Path) -> None:
+def test_two_names_of_one_file_have_one_inode(source: Path, tmp_path: Path) -> None:
     os.link(source, tmp_path / "twin")
     (tmp_path / "other").write_bytes(CONTENT)
     with (
@@ -123,4 +123,4 @@ def test_two_names_of_one_file_have_one_identity(source: Path, tmp_path: Path) -
         InputFile(tmp_path / "twin") as second,
         InputFile(tmp_path / "other") as other,
     ):
-        assert first.identity == second.identity != other.identity
+        assert first.inode == second.inode != other.inode

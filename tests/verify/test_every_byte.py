@@ -21,7 +21,7 @@ from codellama_convert import (
     verify_output,
 )
 from codellama_convert.errors import VerifyError
-from codellama_convert.model.releases import VARIANTS, Shape, Variant
+from codellama_convert.model.releases import RELEASES, Release, Shape
 from codellama_convert.plan.job import Job
 from codellama_convert.tensors import FLOAT16
 from tests.faults.hostile.rank_bytes import TINY
@@ -253,10 +253,10 @@ def test_what_nothing_else_tells_is_covered_by_the_records_own_sum(model, model_
 
 def test_the_name_of_a_released_model_is_compared(place, tmp_path, monkeypatch):
     shape = Shape(2, TINY.dim, TINY.n_layers, TINY.n_heads, TINY.n_kv_heads, TINY.hidden)
-    released = Variant(
+    released = Release(
         "Code Llama Tiny", "Code Llama", "base", "7B", shape, (1e-5,), 1e6, TINY.vocab, 64, "here"
     )
-    monkeypatch.setattr("codellama_convert.model.recognise.VARIANTS", (*VARIANTS, released))
+    monkeypatch.setattr("codellama_convert.model.recognise.RELEASES", (*RELEASES, released))
     job = plan_conversion(place / "in", Options())
     convert_checkpoint(place / "in", tmp_path / "out")
     assert told(tmp_path / "out", job) == []
@@ -265,7 +265,7 @@ def test_the_name_of_a_released_model_is_compared(place, tmp_path, monkeypatch):
         "conversion.json: model is 'Code Llama 7B', expected 'Code Llama Tiny'"
     ]
     monkeypatch.setattr(
-        "codellama_convert.model.recognise.VARIANTS",
-        (*VARIANTS, replace(released, name="Code Llama 7B")),
+        "codellama_convert.model.recognise.RELEASES",
+        (*RELEASES, replace(released, name="Code Llama 7B")),
     )
     assert told(tmp_path / "out", job) == []

@@ -72,7 +72,11 @@ def _unchecked_publishing() -> None:
     def resume_unchecked(self: OutputFolder) -> None:
         held = output.hold_staging(self._folder)
         staged = None if held is None else output.read_staged(held, restart=self._restart)
-        if staged is not None and staged.publishing and staged.identity == self._journal.identity:
+        if (
+            staged is not None
+            and staged.publishing
+            and staged.fingerprint == self._journal.fingerprint
+        ):
             self._held, self._journal = held, staged
         else:
             resume(self)
