@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,3 +130,14 @@ def test_the_proof_shares_nothing_with_the_writer(tmp_path):
         "codellama_convert.model.config.config_json",
         "codellama_convert.tokenizer.tokenizer_json",
     ]
+
+
+def test_the_map_has_every_package_in_order_and_names_files_that_exist():
+    """A map that nobody checks is wrong after the next move."""
+    page = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    mapped = re.findall(r"^\| `(\w+)/` \|", page, re.MULTILINE)
+    assert mapped == [name for name in ORDER if (PACKAGE / name).is_dir()]
+    named = set(re.findall(r"`((?:\w+/)+\w+(?:\.py)?)`", page))
+    assert {"model/rope.py", "tests/faults/hostile", "staging/publish.py"} <= named
+    roots = (PACKAGE, PACKAGE.parent)
+    assert [name for name in sorted(named) if not any((r / name).exists() for r in roots)] == []
