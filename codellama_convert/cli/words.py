@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -155,7 +157,15 @@ def _model_lines(described: Mapping[str, Any]) -> Iterator[str]:
         f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
     )
     if described["dropped"]:
-        yield f"dropped     {len(described['dropped'])} x rope.freqs"
+        yield f"dropped     {_dropped(described['dropped'])}"
+
+
+def _dropped(names: Sequence[str]) -> str:
+    """Count tensors that were left out, those of all layers together."""
+    kinds = Counter(
+        re.sub(r"layers\.[0-9]+\.(?:.*\.)?(?=rope\.|[^.]+$)", "", name) for name in names
+    )
+    return ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
 
 
 def _file_lines(described: Mapping[str, Any]) -> Iterator[str]:
@@ -283,7 +293,7 @@ def summary_line(described: Mapping[str, Any]) -> str:
     if described["cast"]:
         parts.append(f"cast {described['cast']}")
     if described["dropped"]:
-        parts.append(f"dropped {len(described['dropped'])} x rope.freqs")
+        parts.append(f"dropped {_dropped(described['dropped'])}")
     if described["notes"]:
         parts.append(count(len(described["notes"]), "note"))
     return ", ".join(parts)

@@ -120,7 +120,7 @@ class OrderedItems:
     __slots__ = ("content",)
 
     def __init__(self) -> None:
-        self.content: dict[str, Any] = {}
+        self.content: dict[Any, Any] = {}
 
 
 def named(module: str, name: str) -> GlobalName:

@@ -12,6 +12,7 @@ import pickletools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from codellama_convert.errors import shown
 from codellama_convert.formats.pickle_names import (
     METAS_FILES_HINT,
     GlobalName,
@@ -173,11 +174,11 @@ class _Machine:
         if type(content) is not dict or len(flat) % 2:
             raise RefusedPickle("it is damaged (it puts items into something that is not a dict)")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            # Only strings: hashing a forged tuple of tuples takes for ever.
-            if type(key) is not str:
-                raise RefusedPickle("a dict key is not a string")
+            # Optimizers number their states. Hashing a forged tuple of tuples takes for ever.
+            if type(key) not in (str, int):
+                raise RefusedPickle("a dict key is neither a string nor a whole number")
             if key in content:
-                raise RefusedPickle(f"the dict key {key[:80]!r} occurs twice")
+                raise RefusedPickle(f"the dict key {shown(key)} occurs twice")
             content[key] = value
 
     def _top(self) -> Any:
@@ -239,7 +240,7 @@ class _Machine:
         unknown = [name for name in state if name != "_metadata"]
         if unknown:
             raise RefusedPickle(
-                f"it sets the attribute {unknown[0][:80]!r} of a dict", METAS_FILES_HINT
+                f"it sets the attribute {shown(unknown[0])} of a dict", METAS_FILES_HINT
             )
         self._stack.append(target)
 

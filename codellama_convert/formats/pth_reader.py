@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.errors import CheckpointError
+from codellama_convert.errors import CheckpointError, shown
+from codellama_convert.formats.declared import (
+    Choose,
+    Declared,
+    kind_of,
+    read_declared,
+    take_all,
+)
 from codellama_convert.formats.pickle_names import (
     METAS_FILES_HINT,
     DeclaredStorage,
-    OrderedItems,
-    RefusedPickle,
     View,
 )
-from codellama_convert.formats.pickle_reader import parse_pickle
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor
 from codellama_convert.formats.views import refuse_costly_views, refuse_wrong_view
 from codellama_convert.formats.zip_directory import DAMAGED_HINT, TORCHSCRIPT, TORCHSCRIPT_HINT
@@ -51,6 +55,8 @@ class RankIndex:
         directory_sha256: Of the zip directory, which holds every size and CRC-32.
         pickle_sha256: Of what says which tensor lies where.
         root: The zip's root folder; torch calls it after the file that it writes.
+        dropped: Names of tensors that were left out unseen.
+        notes: What was taken off the names, or passed over.
     """
 
     path: Path
@@ -62,17 +68,22 @@ class RankIndex:
     directory_sha256: str
     pickle_sha256: str
     root: str = ""
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-PickleCache = dict[bytes, dict[str, Any]]
+PickleCache = dict[bytes, Declared]
 
 
-def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
+def read_rank(
+    path: Path, *, choose: Choose = take_all, cache: PickleCache | None = None
+) -> RankIndex:
     """Read which tensors a .pth file holds, and where their bytes lie.
 
     Args:
         path: The file.
-        cache: Parsed pickles by their bytes: the ranks of one model often have the same.
+        choose: Chooses the tensors, and their names, among all that the pickle holds.
+        cache: What was chosen by the pickle's bytes: the ranks of one model often have the same.
 
     Returns:
         The index; of the data, only the small records are read.
@@ -95,12 +106,13 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
         pickled = read_entry(file, archive.entries["data.pkl"], _MAX_PICKLE_BYTES)
         parsed = cache.get(pickled) if cache is not None else None
         if parsed is None:
-            parsed = _parse_pickle(path, pickled)
+            parsed = choose(path, read_declared(path, pickled))
             if cache is not None:
                 cache[pickled] = parsed
         storages: dict[str, Storage] = {}
         tensors = {
-            name: _resolve(path, archive, storages, name, value) for name, value in parsed.items()
+            name: _resolve(path, archive, storages, name, value)
+            for name, value in parsed.entries.items()
         }
         refuse_costly_views(path, tensors.values())
         return RankIndex(
@@ -113,6 +125,8 @@ def read_rank(path: Path, *, cache: PickleCache | None = None) -> RankIndex:
             directory_sha256=archive.directory_sha256,
             pickle_sha256=hashlib.sha256(pickled).hexdigest(),
             root=archive.root,
+            dropped=parsed.dropped,
+            notes=parsed.notes,
         )
 
 
@@ -169,43 +183,21 @@ def _require_little_endian(file: InputFile, archive: Archive) -> None:
         )
 
 
-def _parse_pickle(path: Path, pickled: bytes) -> dict[str, Any]:
-    """Run the inert machine and expect one flat dict of names."""
-    try:
-        top = parse_pickle(pickled)
-    except RefusedPickle as problem:
-        hint = problem.hint or DAMAGED_HINT
-        raise CheckpointError(f"data.pkl: {problem}", path=path, hint=hint) from None
-    if type(top) is OrderedItems:
-        top = top.content
-    if type(top) is not dict:
-        raise CheckpointError(
-            f"holds {_kind(top)}; expected Meta's flat layout of tensors",
-            path=path,
-            hint=METAS_FILES_HINT,
-        )
-    return top
-
-
-def _kind(value: Any) -> str:
-    names: dict[type, str] = {
-        dict: "a nested dict", OrderedItems: "a nested dict", View: "a tensor", type(None): "None",
-        int: "an int",
-    }  # fmt: skip
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
 def _resolve(
-    path: Path, archive: Archive, storages: dict[str, Storage], name: str, value: Any
+    path: Path, archive: Archive, storages: dict[str, Storage], name: Any, value: Any
 ) -> StoredTensor:
     """Turn a declared tensor into one whose every number was checked."""
+    if type(name) is not str:
+        raise CheckpointError(
+            f"the dict key {shown(name)} is not a tensor's name", path=path, hint=METAS_FILES_HINT
+        )
     if len(name) > _MAX_NAME_LENGTH:
         raise CheckpointError(
             f"a tensor's name has {len(name)} characters", path=path, hint=METAS_FILES_HINT
         )
     if type(value) is not View:
         raise CheckpointError(
-            f"entry {name!r} is {_kind(value)}; expected Meta's flat layout of tensors",
+            f"entry {name!r} is {kind_of(value)}; expected Meta's flat layout of tensors",
             path=path,
             hint=METAS_FILES_HINT,
         )

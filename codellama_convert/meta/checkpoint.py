@@ -20,6 +20,7 @@ from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sen
 from codellama_convert.meta.find import CheckpointFiles, missing_tokenizer
 from codellama_convert.meta.places import model_name
 from codellama_convert.meta.rank_tensors import check_ranks, measure, require_layers
+from codellama_convert.meta.state_dict import find_state_dict
 from codellama_convert.model.config import ModelConfig, build_config, lagging_notes, parse_params
 from codellama_convert.model.recognise import Recognised, check_model_size, is_released, recognise
 from codellama_convert.model.releases import Flavor
@@ -89,7 +90,7 @@ def open_checkpoint(
     content = _read_params(files.params)
     params, param_notes = parse_params(content, files.params)
     cache: PickleCache = {}
-    ranks = tuple(read_rank(path, cache=cache) for path in files.ranks)
+    ranks = tuple(read_rank(path, choose=find_state_dict, cache=cache) for path in files.ranks)
     intermediate_size, vocab_size = measure(ranks, hidden_size=params.dim)
     config = build_config(
         params, intermediate_size=intermediate_size, vocab_size=vocab_size, path=files.params
@@ -118,6 +119,7 @@ def open_checkpoint(
     notes = (
         *files.notes,
         *param_notes,
+        *dict.fromkeys(note for rank in ranks for note in rank.notes),
         *lagging,
         *row_notes,
         *_unsummed_notes(ranks),

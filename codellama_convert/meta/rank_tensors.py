@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from codellama_convert.errors import LayoutError
 from codellama_convert.formats.pth_reader import RankIndex
 from codellama_convert.formats.stored_tensor import StoredTensor
+from codellama_convert.meta.foreign_tensors import SUPPORTED_HINT
 from codellama_convert.model.config import SAME_FOLDER_HINT
 from codellama_convert.model.tensor_table import (
     DROPPED_SUFFIX,
@@ -113,11 +114,11 @@ def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> t
                 f"tensor {unknown[0]!r} of shape {shape} does not belong to a Llama model"
                 + _and_others(len(unknown) - 1),
                 path=rank.path,
-                hint="Llama 1, Llama 2 and Code Llama are supported",
+                hint=SUPPORTED_HINT,
             )
     dropped = tuple(name for name in ranks[0].tensors if name not in names)
     _compare_head_size(layout, ranks[0], dropped)
-    return dropped
+    return ranks[0].dropped + dropped
 
 
 def _and_others(n_others: int) -> str:

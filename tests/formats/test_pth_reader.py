@@ -13,7 +13,7 @@ import torch
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats import pth_reader as pth
-from codellama_convert.formats.pth_reader import read_rank, read_vector
+from codellama_convert.formats.pth_reader import PickleCache, read_rank, read_vector
 from codellama_convert.formats.zip_reader import read_archive, read_entry
 from codellama_convert.storage.input_file import InputFile
 from tests.faults.hostile.rank_bytes import (
@@ -61,11 +61,13 @@ def test_an_ordered_dict_is_read_like_a_dict(tmp_path: Path) -> None:
 def test_a_pickle_that_was_seen_before_is_not_parsed_again(tmp_path: Path, monkeypatch) -> None:
     """The ranks of one model often have the same; each record is still looked up in its own file."""
     rank = rank_file(declared((64,), (1,)))
-    cache: dict[bytes, dict[str, Any]] = {}
+    cache: PickleCache = {}
     first = read_rank(write(tmp_path / "a.pth", rank), cache=cache)
     assert list(cache) == [rank.pickled()]
-    parse, parsed = pth.parse_pickle, []
-    monkeypatch.setattr(pth, "parse_pickle", lambda raw: parsed.append(raw) or parse(raw))
+    read, parsed = pth.read_declared, []
+    monkeypatch.setattr(
+        pth, "read_declared", lambda path, raw: parsed.append(raw) or read(path, raw)
+    )
     second = read_rank(write(tmp_path / "b.pth", rank), cache=cache)
     assert second.tensors == first.tensors
     assert parsed == []

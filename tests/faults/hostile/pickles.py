@@ -172,7 +172,7 @@ def refused_name(folder: Path, pair: tuple[str, str]) -> None:
         "odd-items": (b"}(" + p_str("a") + b"u", "items"),
         "no-mark": (b"t" * 60, "damaged"),
         "key-twice": (p_dict([(p_str("a"), P_NONE), (p_str("a"), P_NONE)]), "'a'", "twice"),
-        "key-int": (p_dict([(p_int(1), P_NONE)]), "dict key"),
+        "key-int": (p_dict([(p_int(1), P_NONE)]), "'evil'", "nested dict"),
         "key-none": (p_dict([(P_NONE, P_NONE)]), "dict key"),
         "key-tensor": (p_dict([(raw_tensor(P_8_8, P_8_1), P_NONE)]), "dict key"),
         "surrogate": (b"X\x03\x00\x00\x00\xed\xa0\x80", "'evil'"),

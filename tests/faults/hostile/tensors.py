@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.faults.hostile.case import many, refused
+from tests.faults.hostile.case import accepted, many, refused
 from tests.faults.hostile.rank_bytes import (
     NORM,
     P_8_1,
@@ -156,7 +156,8 @@ def one_tensor_of_another_dtype(folder: Path) -> None:
 @many(
     RANK,
     {
-        "nested": ({"model": STATE}, "'model'", "nested dict"),
+        "nested-twice": ({"a": {"model": STATE}}, "'a'", "nested dict"),
+        "nested-beside-another": ({"model": STATE, "ema": STATE}, "2 dicts", "'model', 'ema'"),
         "extra-int": (STATE | {"step": 7}, "'step'", "int"),
         "extra-list": (STATE | {"losses": [1.0]}, "'losses'", "list"),
         "extra-none": (STATE | {"optimizer": None}, "'optimizer'", "None"),
@@ -164,7 +165,8 @@ def one_tensor_of_another_dtype(folder: Path) -> None:
         "list": (list(STATE.values()), "list"),
         "tensor": (STATE[QUERY], "tensor"),
         "empty": ({}, "missing"),
-        "hugging-face-names": ({f"model.{k}": v for k, v in STATE.items()}, "missing"),
+        "hugging-face-names": ({"model.embed_tokens.weight": STATE[QUERY]}, "Hugging Face"),
+        "prefix-of-some": ({k if k == NORM else f"m.{k}": v for k, v in STATE.items()}, "'m.'", NORM),
         "extra-tensor": (STATE | {"lora_A.weight": STATE[QUERY].clone()}, "'lora_A.weight'", "(8, 8)"),
         "missing-tensor": ({k: v for k, v in STATE.items() if k != NORM}, NORM, "missing"),
         "long-name": (STATE | {"x" * 257: STATE[QUERY]}, "257"),
@@ -172,3 +174,9 @@ def one_tensor_of_another_dtype(folder: Path) -> None:
 )  # fmt: skip
 def another_structure(folder: Path, saved: Any) -> None:
     torch.save(saved, folder / RANK)
+
+
+@accepted("the tensors lie under 'model'; passed over: 'optimizer'", "begins with 'module.'")
+def another_structure_of_a_trainer(folder: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in STATE.items()}
+    torch.save({"model": state, "optimizer": {"state": {0: STATE[QUERY]}}}, folder / RANK)

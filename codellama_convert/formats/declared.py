@@ -1,0 +1,86 @@
+"""Own what the pickle of a rank declares, before any of its numbers is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import CheckpointError
+from codellama_convert.formats.pickle_names import (
+    METAS_FILES_HINT,
+    OrderedItems,
+    RefusedPickle,
+    View,
+)
+from codellama_convert.formats.pickle_reader import parse_pickle
+from codellama_convert.formats.zip_directory import DAMAGED_HINT
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What is taken of a pickle.
+
+    Attributes:
+        entries: What must be tensors, by the names they go by from here on.
+        dropped: Names of tensors that are left out, and never looked at.
+        notes: What a user should know of the choice.
+    """
+
+    entries: Mapping[Any, Any]
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+Choose = Callable[[Path, Mapping[Any, Any]], Declared]
+
+
+def take_all(path: Path, top: Mapping[Any, Any]) -> Declared:
+    """Take every entry of a pickle under its own name."""
+    del path
+    return Declared(top)
+
+
+def read_declared(path: Path, pickled: bytes) -> Mapping[Any, Any]:
+    """Run the inert machine and expect a dict.
+
+    Args:
+        path: The file, for messages.
+        pickled: The content of data.pkl.
+
+    Returns:
+        The dict; what its values are is not looked at.
+
+    Raises:
+        CheckpointError: If the pickle is refused, or is of something else.
+    """
+    try:
+        top = parse_pickle(pickled)
+    except RefusedPickle as problem:
+        hint = problem.hint or DAMAGED_HINT
+        raise CheckpointError(f"data.pkl: {problem}", path=path, hint=hint) from None
+    content = items_of(top)
+    if content is None:
+        raise CheckpointError(
+            f"holds {kind_of(top)}; expected Meta's flat layout of tensors",
+            path=path,
+            hint=METAS_FILES_HINT,
+        )
+    return content
+
+
+def items_of(value: Any) -> Mapping[Any, Any] | None:
+    """Return what a dict of either kind holds; None where the value is not one."""
+    if type(value) is OrderedItems:
+        return value.content
+    return value if type(value) is dict else None
+
+
+def kind_of(value: Any) -> str:
+    """Name the kind of a value, for a message."""
+    names: dict[type, str] = {
+        dict: "a nested dict", OrderedItems: "a nested dict", View: "a tensor", type(None): "None",
+        int: "an int",
+    }  # fmt: skip
+    return names.get(type(value), f"a {type(value).__name__}")

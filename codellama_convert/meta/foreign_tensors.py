@@ -1,0 +1,89 @@
+"""Own the names of tensors that show a file to be of another kind of model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import LayoutError, shown
+from codellama_convert.formats.pickle_names import View
+
+SUPPORTED_HINT = "Llama 1, Llama 2 and Code Llama are supported"
+_MAX_SHOWN = 120
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignTensor:
+    """One kind of tensor that no supported checkpoint has.
+
+    Attributes:
+        pattern: Somewhere in its name.
+        what: Follows the name in a message.
+        hint: What to do.
+    """
+
+    pattern: re.Pattern[str]
+    what: str
+    hint: str = SUPPORTED_HINT
+
+
+# The first row that fits is told. Names: meta-llama/llama-models, models/llama3/reference_impl/
+# multimodal/model.py; mistralai/mistral-inference, moe.py and vision_encoder.py; torchtune and
+# peft, LoRA; transformers, modeling_llama.py; pytorch-labs/gpt-fast, model.py and quantize.py.
+FOREIGN_TENSORS: tuple[ForeignTensor, ...] = (
+    ForeignTensor(
+        re.compile(r"(?:^|\.)(?:vision_\w+|cross_attention_layers|multi_modal_projector)\."),
+        "is of a model that reads images, such as Llama 3.2 Vision",
+    ),
+    ForeignTensor(
+        re.compile(r"(?:^|\.)(?:lora_\w+|lora|adapter\w*|base_layer)(?:\.|$)"),
+        "is of a LoRA or another adapter",
+        "merge the adapter into its model first, with the program that trained it",
+    ),
+    ForeignTensor(
+        re.compile(r"\.(?:experts|router\w*|block_sparse_moe|feed_forward\.gate)\."),
+        "is of a mixture of experts, such as Mixtral",
+    ),
+    ForeignTensor(
+        re.compile(
+            r"\.(?:qweight|qzeros|g_idx|scales|zeros|weight_scale\w*|absmax|quant_map|SCB)$"
+        ),
+        "is of quantised weights",
+        "use the weights that were quantised, in bfloat16, float16 or float32",
+    ),
+    ForeignTensor(
+        re.compile(r"\.attention\.wqkv\."),
+        "holds queries, keys and values in one, as gpt-fast joins them",
+        "use the files that it was made of",
+    ),
+    ForeignTensor(
+        re.compile(
+            r"(?:^|\.)(?:embed_tokens|lm_head|self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\."
+        ),
+        "is not one of Meta's: these are Hugging Face's names already",
+        "load the model with transformers as it is, or get Meta's files",
+    ),
+)
+
+
+def refuse_foreign(path: Path, entries: Mapping[str, Any]) -> None:
+    """Refuse the tensors of another kind of model by what they are.
+
+    Args:
+        path: The file, for the message.
+        entries: What it holds, by name; nothing was checked.
+
+    Raises:
+        LayoutError: If a name shows it.
+    """
+    for row in FOREIGN_TENSORS:
+        name = next((name for name in entries if row.pattern.search(name)), None)
+        if name is not None:
+            value = entries[name]
+            of_shape = f" of shape {shown(value.shape)}" if type(value) is View else ""
+            raise LayoutError(
+                f"tensor {shown(name, _MAX_SHOWN)}{of_shape} {row.what}", path=path, hint=row.hint
+            )

@@ -1,0 +1,109 @@
+"""Own which entries of a pickle are the model's tensors, and what Meta calls them.
+
+What other programs put around Meta's flat dict is taken off here: a dict around it, a prefix before
+every name, buffers among the weights. What is passed over is never looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import LayoutError, shown
+from codellama_convert.formats.declared import Declared, items_of
+from codellama_convert.formats.pickle_names import View
+from codellama_convert.meta.foreign_tensors import refuse_foreign
+from codellama_convert.meta.rank_names import listed
+
+# A name as Meta's modules have it, and what stands before it.
+_META_NAME = re.compile(r"(|.*?\.)(?:tok_embeddings|norm|output|layers\.[0-9]+)\..*", re.DOTALL)
+# What reimplementations register beside the weights: karpathy/llama2.c (model.py), pytorch-labs/
+# gpt-fast (model.py), pytorch-tpu/llama (model.py), transformers' rotary embedding.
+_BUFFER = re.compile(
+    r"(?:.*\.)?(?:freqs_cis|freqs_cos|freqs_sin|inv_freq|cos_cached|sin_cached"
+    r"|mask|causal_mask|cache_[kv]|[kv]_cache)"
+)
+_MAX_LISTED, _MAX_SHOWN = 6, 60
+
+
+def find_state_dict(path: Path, top: Mapping[Any, Any]) -> Declared:
+    """Find the model's tensors in what a file holds.
+
+    Args:
+        path: The file, for messages.
+        top: Its pickle's dict; nothing of it was checked.
+
+    Returns:
+        The entries that must be tensors, by Meta's names; the buffers that are left out; and a note
+        on everything that was taken off.
+
+    Raises:
+        LayoutError: If there are two dicts of tensors, some names have a prefix and others none, or
+            a name shows another kind of model.
+    """
+    entries, notes = _unwrap(path, top)
+    if not all(type(name) is str for name in entries):
+        return Declared(entries)  # refused for it when the entries are looked at
+    refuse_foreign(path, entries)
+    prefix = _common_prefix(path, entries)
+    if prefix:
+        notes += (f"every tensor's name begins with {shown(prefix, _MAX_SHOWN)}: taken off",)
+        entries = {name.removeprefix(prefix): value for name, value in entries.items()}
+    dropped = [n for n, value in entries.items() if type(value) is View and _BUFFER.fullmatch(n)]
+    if dropped:
+        notes += (f"left out {_quoted(dropped)}: buffers that follow from the sizes, no weights",)
+        entries = {name: value for name, value in entries.items() if name not in set(dropped)}
+    return Declared(entries, tuple(dropped), notes)
+
+
+def _unwrap(path: Path, top: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
+    """Find the one dict of tensors that lies beside numbers, texts and a trainer's own state."""
+    wrapped = {
+        key: items
+        for key, value in top.items()
+        if (items := items_of(value)) is not None and _holds_matrix(items)
+    }
+    if not wrapped or _holds_matrix(top):
+        return top, ()
+    if len(wrapped) > 1:
+        raise LayoutError(
+            f"holds {len(wrapped)} dicts of tensors: {_quoted(wrapped)}",
+            path=path,
+            hint="save the one that is the model as a file of its own",
+        )
+    ((key, items),) = wrapped.items()
+    others = [other for other in top if other != key]
+    passed_over = f"; passed over: {_quoted(others)}" if others else ""
+    return items, (f"the tensors lie under {shown(key, _MAX_SHOWN)}{passed_over}",)
+
+
+def _holds_matrix(items: Mapping[Any, Any]) -> bool:
+    return any(
+        type(value) is View and type(value.shape) is tuple and len(value.shape) > 1
+        for value in items.values()
+    )
+
+
+def _common_prefix(path: Path, names: Iterable[str]) -> str:
+    """Return what stands before every name; empty where nothing does."""
+    found = Counter(match[1] for name in names if (match := _META_NAME.fullmatch(name)))
+    prefix = max(found, key=lambda one: found[one], default="")
+    if not prefix and len(found) < 2:
+        return ""
+    prefix = prefix or next(filter(None, found))
+    bare = [name for name in names if not name.startswith(prefix)]
+    if bare:
+        raise LayoutError(
+            f"some tensors' names begin with {shown(prefix, _MAX_SHOWN)}, and others do not: "
+            f"{_quoted(bare)}",
+            path=path,
+            hint="save the model's state dict alone, with one prefix or none",
+        )
+    return prefix
+
+
+def _quoted(keys: Iterable[Any]) -> str:
+    return listed([shown(key, _MAX_SHOWN) for key in keys], _MAX_LISTED)
