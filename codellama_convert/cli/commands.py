@@ -192,6 +192,7 @@ def convert(
       codellama-convert convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
     """  # noqa: D301
     check_memory()
+    from codellama_convert.cli.finished import describe_finished, finished_record
     from codellama_convert.convert.run import run
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.run_options import RunOptions, refuse_unused
@@ -212,6 +213,14 @@ def convert(
     job = _plan(input_dir, options)
     output_dir = output_dir or default_output_dir(job.files.folder)
     started = time.monotonic()
+    if not (overwrite or restart):
+        done = finished_record(output_dir, job, with_sha256=sha256, with_card=model_card)
+        if done is not None:
+            described = describe_finished(
+                output_dir, job, done, with_card=model_card, seconds=time.monotonic() - started
+            )
+            _print_finished(described, as_json=as_json, quiet=quiet)
+            return
     with (
         stop_on_signals() as stop,
         progress_bar("converting", _weight_bytes(job), hidden=quiet) as progress,
@@ -220,6 +229,14 @@ def convert(
     _print_notes(report.notes[len(job.notes) + len(told) :])
     described = describe_report(report, time.monotonic() - started)
     _print_report(described, as_json=as_json, quiet=quiet)
+
+
+def _print_finished(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        _say_json(described)
+    elif not quiet:
+        where = described["output_dir"]
+        _say(f"{where}: already converted, nothing to do; --overwrite converts it again")
 
 
 def _check_source(told: list[str], job: Job, watch: Watch, *, hidden: bool) -> tuple[str, ...]:

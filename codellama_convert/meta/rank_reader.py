@@ -8,7 +8,7 @@ end, to finish the sum.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -203,9 +203,28 @@ class RankReader:
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
         """
+        return self._joined({n: one[0].crc for n, one in self._known.items()}, buffer, watch)
+
+    def stated_crc(self, buffer: memoryview) -> int | None:
+        """Report the CRC-32 that the whole file has if its zip directory is right.
+
+        Args:
+            buffer: From `aligned_buffer`, to read into.
+
+        Returns:
+            It, without a look at the weights; None if the directory lacks a sum.
+
+        Raises:
+            CheckpointError: If the file ends before, or cannot be read.
+        """
+        crcs = {name: storage.crc for name, storage in self.index.storages.items()}
+        return None if None in crcs.values() else self._joined(crcs, buffer, Watch())
+
+    def _joined(self, crcs: Mapping[str, int | None], buffer: memoryview, watch: Watch) -> int:
+        """Join the CRC-32s of storages, and of all that has to be read, to that of the file."""
         whole = CrcLedger(self.index.n_bytes)
         for name, storage in self.index.storages.items():
-            crc = self._known[name][0].crc
+            crc = crcs[name]
             if crc is not None:
                 whole.add_crc(storage.offset, storage.offset + storage.n_bytes, crc)
         self._fill_gaps(0, [whole], buffer, watch)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.faults.differential import damage, program
 from tests.faults.differential.asked import Asked, change, draw_asked
-from tests.faults.differential.expected import Expected
+from tests.faults.differential.expected import RECORD, Expected
 from tests.faults.differential.program import EVENTS, Ended, Stop
 from tests.faults.differential.reference import expected
 from tests.faults.differential.sources import OnDisk, draw_checkpoint
@@ -88,7 +88,7 @@ class Case:
                 asked = self._trouble(asked)
             ended = self._run_once(asked, self._draw_stop(control))
             if ended.status == 0 and not asked.overwrite and rng.random() < 0.7:
-                break  # one more run would only say that the folder is not empty
+                break  # one more run would mostly say that all is done
         if not self._on_disk.is_whole():
             self.story.append(self._place().heal())
         self._finish(rng.choice((asked, meant)))
@@ -102,7 +102,7 @@ class Case:
         wanted = self._expect(self._asked)
         target = self.folder / "control"
         ended = self._start(self._asked, target, None)
-        self._judge(ended, wanted, target, set())
+        self._judge(ended, wanted, target, {})
         if wanted.refusal is None and ended.status:
             raise Wrong(f"refused: {ended.err.strip()}")
         return ended
@@ -167,12 +167,14 @@ class Case:
         allowed = {0, 1} | ({-stop.signal, 128 + stop.signal} if stop else set())
         if ended.status not in allowed:
             raise Wrong(f"exit status {ended.status}: {ended.err.strip()}")
-        self._judge(ended, wanted, self._target, set(before))
+        self._judge(ended, wanted, self._target, before)
         if ended.status:
             self._refuse_torn(before)
         return ended
 
-    def _judge(self, ended: Ended, wanted: Expected, target: Path, before: set[str]) -> None:
+    def _judge(
+        self, ended: Ended, wanted: Expected, target: Path, before: dict[str, bytes]
+    ) -> None:
         """Check what was said and, where all went well, what was left."""
         _judge_words(ended)
         if ended.status:
@@ -182,6 +184,8 @@ class Case:
         if wanted.refusal is not None:
             raise Wrong(f"exit status 0, but {wanted.refusal}")
         problems = [*wanted.problems(target)]
+        if content(target) == before:  # taken for done: neither weights nor notes were looked at
+            problems = [one for one in problems if ".safetensors" not in one and RECORD not in one]
         if ended.out:
             problems += wanted.report_problems(ended.out)
         if problems:

@@ -1,0 +1,151 @@
+"""Own the question whether a conversion was done before: answered without reading any weights.
+
+The output's own record names what it was made of. Whoever changed the weights themselves, on either
+side, and left all else as it was, is found by `verify` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from codellama_convert import __version__
+from codellama_convert.cli.words import describe_report
+from codellama_convert.convert.run import ConversionReport
+from codellama_convert.errors import CheckpointError, OutputError, VerifyError
+from codellama_convert.hugging_face.model_card import CARD_NAME
+from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.model.asked import RECORD_NAME
+from codellama_convert.plan.job import Job
+from codellama_convert.plan.plan import FilePlan
+from codellama_convert.staging.staged import STAGING_NAME
+from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.contents import Content, chunks_of
+from codellama_convert.storage.folders import names_in
+from codellama_convert.storage.input_file import InputFile
+from codellama_convert.verify.output_files import complain_of_strays
+from codellama_convert.verify.record_reader import FileSums, Record, read_record
+
+_BUFFER_BYTES = 1 << 20
+
+
+def finished_record(
+    output_dir: Path, job: Job, *, with_sha256: bool, with_card: bool
+) -> Record | None:
+    """Read the record of a folder that holds what a conversion would write, of the same files.
+
+    Sizes, headers and all small files are compared; of the weights, the sums that the zip
+    directories of the ranks state are compared with those of the record.
+
+    Args:
+        output_dir: Where the output would go; it need not exist.
+        job: What is asked for.
+        with_sha256: Whether SHA-256 sums are asked for in the record.
+        with_card: Whether a model card is asked for.
+
+    Returns:
+        The record, or None where anything is missing or differs.
+    """
+    try:
+        if not output_dir.is_dir() or STAGING_NAME in names_in(output_dir):
+            return None
+        complaints: list[str] = []
+        record = read_record(output_dir, complaints.append)
+        if record is None or not _is_of_options(record, job, with_sha256=with_sha256):
+            return None
+        complain_of_strays(output_dir, {*record.files, RECORD_NAME}, complaints.append)
+        is_same = (
+            not complaints
+            and _holds_files(output_dir, record, job)
+            and (not with_card or _is_equal(output_dir / CARD_NAME, job.model_card() or b""))
+            and _is_of_ranks(record.source, job)
+        )
+    except (CheckpointError, OSError, OutputError, VerifyError):
+        return None  # the conversion itself says what is in its way
+    return record if is_same else None
+
+
+def _is_of_options(record: Record, job: Job, *, with_sha256: bool) -> bool:
+    has_sha256 = any(sums.sha256 is not None for sums in record.files.values())
+    return (
+        record.version == __version__
+        and record.options == job.fingerprint()["options"]
+        and has_sha256 == with_sha256
+    )
+
+
+def _holds_files(output_dir: Path, record: Record, job: Job) -> bool:
+    small = job.small_files()
+    weights = {} if job.plan is None else {file.name: file for file in job.plan.files}
+    return (
+        record.files.keys() == {*small, *weights}
+        and all(_is_equal(output_dir / name, content) for name, content in small.items())
+        and all(_is_of_plan(output_dir / name, file, record) for name, file in weights.items())
+    )
+
+
+def _is_equal(path: Path, content: Content) -> bool:
+    with InputFile(path) as file:
+        if file.n_bytes != len(content):
+            return False
+        at = 0
+        for chunk in chunks_of(content):
+            if file.read_exact(at, len(chunk)) != chunk:
+                return False
+            at += len(chunk)
+    return True
+
+
+def _is_of_plan(path: Path, wanted: FilePlan, record: Record) -> bool:
+    with InputFile(path) as file:
+        sizes = {file.n_bytes, wanted.n_bytes, record.files[wanted.name].size}
+        return len(sizes) == 1 and file.read_exact(0, len(wanted.header)) == wanted.header
+
+
+def _is_of_ranks(source: Mapping[str, FileSums], job: Job) -> bool:
+    ranks = () if job.checkpoint is None else job.checkpoint.ranks
+    if source.keys() != {rank.path.name for rank in ranks}:
+        return False
+    buffer = aligned_buffer(_BUFFER_BYTES)
+    for rank in ranks:
+        if source[rank.path.name].size != rank.n_bytes:
+            return False
+        with RankReader(rank, ()) as reader:
+            crc = reader.stated_crc(buffer)
+        if crc is None or source[rank.path.name].crc32 != f"{crc:08x}":
+            return False
+    return True
+
+
+def describe_finished(
+    output_dir: Path, job: Job, record: Record, *, with_card: bool, seconds: float
+) -> dict[str, Any]:
+    """Describe it for machines, as a run that kept all of it would be described.
+
+    Args:
+        output_dir: Where it is.
+        job: What was asked for again.
+        record: From `finished_record`.
+        with_card: Whether a model card was asked for.
+        seconds: How long it took to find out.
+
+    Returns:
+        As `describe_report`.
+    """
+    n_bytes = job.plan.tensor_bytes if job.plan else 0
+    card = (CARD_NAME,) if with_card else ()
+    tensors = record.tensors.items()
+    report = ConversionReport(
+        output_dir=output_dir,
+        files=tuple(sorted((*record.files, RECORD_NAME, *card))),
+        tensor_bytes=n_bytes,
+        kept_bytes=n_bytes,
+        direct=False,
+        dropped=job.checkpoint.dropped if job.checkpoint else (),
+        cast=job.cast,
+        became_zero={name: sums.became_zero for name, sums in tensors if sums.became_zero},
+        nonfinite={name: sums.nonfinite for name, sums in tensors if sums.nonfinite},
+        notes=job.notes,
+    )
+    return describe_report(report, seconds)

@@ -1,0 +1,196 @@
+"""The same command a second time: what is done is not done again, and nothing else passes for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from codellama_convert.cli.commands import main
+from tests.outputs import STAGING, content, flip_bit
+from tests.witness.checkpoints import GQA, random_model, save_checkpoint, sums_computed
+
+SHARDS = ("--max_shard_size", "60KB")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
+    assert convert(folder, *SHARDS).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def done(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def convert(folder: Path, *more: str) -> Result:
+    both = ["--input_dir", str(folder / "in"), "--output_dir", str(folder / "out")]
+    return CliRunner().invoke(main, [*both, *more])
+
+
+def written(folder: Path) -> dict[str, tuple[int, int]]:
+    """Which file each name leads to, and when it was written."""
+    found = {path.name: path.stat() for path in folder.iterdir()}
+    return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
+
+
+def test_the_same_command_twice_does_nothing(done: Path) -> None:
+    """The second one was refused: the output folder is not empty."""
+    before = written(done / "out")
+    again = convert(done, *SHARDS)
+    assert again.exit_code == 0, again.output
+    assert f"{done / 'out'}: already converted, nothing to do" in again.stdout
+    assert written(done / "out") == before
+    assert convert(done, *SHARDS, "--quiet").stdout == ""
+    said = json.loads(convert(done, *SHARDS, "--json").stdout)
+    assert said["output_dir"] == str(done / "out")
+    assert said["kept_bytes"] == said["tensor_bytes"] > 0
+    assert set(said["files"]) == set(before)
+
+
+def test_the_weights_are_not_read_for_it(done: Path) -> None:
+    """An hour of reading was not asked for; `verify` is there to find what this does not."""
+    shard = next((done / "out").glob("*.safetensors"))
+    flip_bit(shard, -1)
+    assert convert(done, *SHARDS).exit_code == 0
+    found = CliRunner().invoke(
+        main, ["verify", "--input_dir", str(done / "in"), "--output_dir", str(done / "out")]
+    )
+    assert found.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--max_shard_size", "70KB"],
+        [*SHARDS, "--dtype", "float32"],
+        [*SHARDS, "--variant", "instruct"],
+        [*SHARDS, "--max_position_embeddings", "99"],
+        [*SHARDS, "--skip_tokenizer"],
+        [*SHARDS, "--tokenizer_class", "LlamaTokenizer"],
+        [*SHARDS, "--sha256"],
+        [*SHARDS, "--model_card"],
+        [*SHARDS, "--restart"],
+        ["--model_size", "tokenizer_only"],
+    ],
+)
+def test_another_command_is_refused(done: Path, options: list[str]) -> None:
+    before = content(done / "out")
+    refused = convert(done, *options)
+    assert refused.exit_code == 1
+    assert "Error: " in refused.stderr
+    assert content(done / "out") == before
+
+
+def other_weights(folder: Path) -> None:
+    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 4), n_ranks=2)
+
+
+def one_rank(folder: Path) -> None:
+    shutil.rmtree(folder / "in")
+    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=1)
+
+
+def a_file_is_gone(folder: Path) -> None:
+    (folder / "out" / "generation_config.json").unlink()
+
+
+def a_shard_is_gone(folder: Path) -> None:
+    next((folder / "out").glob("*.safetensors")).unlink()
+
+
+def a_shard_is_short(folder: Path) -> None:
+    shard = next((folder / "out").glob("*.safetensors"))
+    os.truncate(shard, shard.stat().st_size - 1)
+
+
+def a_header_is_damaged(folder: Path) -> None:
+    flip_bit(next((folder / "out").glob("*.safetensors")), 20)
+
+
+def a_small_file_was_edited(folder: Path) -> None:
+    flip_bit(folder / "out" / "config.json", 10)
+
+
+def the_record_was_edited(folder: Path) -> None:
+    path = folder / "out" / "conversion.json"
+    path.write_text(path.read_text().replace('"notes"', '"Notes"'))
+
+
+def the_record_is_gone(folder: Path) -> None:
+    (folder / "out" / "conversion.json").unlink()
+
+
+def a_loader_takes_another(folder: Path) -> None:
+    (folder / "out" / "adapter_config.json").write_text("{}")
+
+
+def work_is_staged(folder: Path) -> None:
+    (folder / "out" / STAGING).mkdir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_weights, one_rank, a_file_is_gone, a_shard_is_gone, a_shard_is_short,
+        a_header_is_damaged, a_small_file_was_edited, the_record_was_edited, the_record_is_gone,
+        a_loader_takes_another, work_is_staged,
+    ],
+)  # fmt: skip
+def test_what_is_not_the_whole_result_of_this_command_is_not_finished(
+    done: Path, change: Callable[[Path], None]
+) -> None:
+    change(done)
+    refused = convert(done, *SHARDS)
+    assert refused.exit_code == 1, refused.output
+    assert "already converted" not in refused.output
+
+
+def test_notes_of_people_do_not_count(done: Path) -> None:
+    (done / "out" / "LICENSE").write_text("mine")
+    (done / "out" / "README.md").write_text("mine")
+    assert "already converted" in convert(done, *SHARDS).stdout
+
+
+def test_overwriting_converts_again(done: Path) -> None:
+    shard = next((done / "out").glob("*.safetensors"))
+    whole = shard.read_bytes()
+    flip_bit(shard, -1)
+    again = convert(done, *SHARDS, "--overwrite")
+    assert again.exit_code == 0
+    assert "already converted" not in again.stdout
+    assert shard.read_bytes() == whole
+
+
+def test_options_that_change_no_byte_may_differ(done: Path) -> None:
+    for more in (["--workers", "1"], ["--io", "buffered"], ["--verify"]):
+        assert "already converted" in convert(done, *SHARDS, *more).stdout
+
+
+def test_the_tokenizer_alone_and_the_sums_are_known_again(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "in", GQA)
+    for out, more in (("t", ["--model_size", "tokenizer_only"]), ("s", ["--sha256"])):
+        both = ["--input_dir", str(tmp_path / "in"), "--output_dir", str(tmp_path / out), *more]
+        assert "wrote" in CliRunner().invoke(main, both).stdout
+        assert "already converted" in CliRunner().invoke(main, both).stdout
+
+
+def test_ranks_without_sums_tell_nothing(tmp_path: Path) -> None:
+    """Their directories do not change with the weights, so equal ones prove nothing."""
+    with sums_computed(by_torch=False):
+        save_checkpoint(tmp_path / "in", GQA)
+    assert convert(tmp_path).exit_code == 0
+    refused = convert(tmp_path)
+    assert refused.exit_code == 1
+    assert "not empty" in refused.stderr
