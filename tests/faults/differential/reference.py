@@ -218,7 +218,7 @@ class _Model:
     def record(self) -> dict[str, Any]:
         """Spell conversion.json but for its notes, the files, and the sums of the ranks."""
         asked, family = self._asked, self._family
-        name = "no released model" + (f" ({family} by its folder's name)" if family else "")
+        name = "not a released model" + (f" ({family} by its folder's name)" if family else "")
         return {
             "converter": _converter(),
             "model": name,
