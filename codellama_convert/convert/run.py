@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
-from codellama_convert.convert.movers import open_mover
 from codellama_convert.convert.record import file_sizes, record_json
-from codellama_convert.convert.transfer import TileSource, write_tensors
+from codellama_convert.convert.weights import WeightWriter, Written
 from codellama_convert.errors import CheckpointError
 from codellama_convert.hugging_face.model_card import CARD_MARK, CARD_NAME
-from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.plan.options import Options
-from codellama_convert.plan.plan import FilePlan
 from codellama_convert.plan.run_options import RunOptions, refuse_unused
-from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.staging.folder import OutputFolder
-from codellama_convert.staging.record_values import SealedFile
+from codellama_convert.staging.resume import Wanted
 from codellama_convert.staging.staged import STAGING_NAME
-from codellama_convert.storage.blocks import IoMode, aligned_buffer
-from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.folders import refuse_inputs
 from codellama_convert.storage.input_file import InputFile
@@ -134,13 +126,17 @@ def run(
     hint = f"run the same command again to resume, or delete {output_dir / STAGING_NAME}"
     watch = replace(watch or Watch(), hint=hint)
     small_files = job.small_files()
-    with OutputFolder(
-        output_dir, job.fingerprint(), file_sizes(job, small_files, with_card=chosen.model_card),
-        overwrite=chosen.overwrite, restart=chosen.restart, watch=watch,
-    ) as folder:  # fmt: skip
+    wanted = Wanted(
+        fingerprint=job.fingerprint(),
+        sizes=file_sizes(job, small_files, with_card=chosen.model_card),
+        overwrite=chosen.overwrite,
+        restart=chosen.restart,
+        watch=watch,
+    )
+    with OutputFolder(output_dir, wanted) as folder:
         check_source = chosen.check_source or _check_ranks
         job = replace(job, notes=job.notes + check_source(job, watch))
-        write = _WeightWriter(job, folder, watch)
+        write = WeightWriter(job, folder, watch)
         written = _stage(job, folder, chosen, small_files=small_files, write=write, watch=watch)
         folder.commit()
         names = folder.publish()
@@ -178,9 +174,9 @@ def _stage(
     chosen: RunOptions,
     *,
     small_files: Mapping[str, Content],
-    write: _WeightWriter,
+    write: WeightWriter,
     watch: Watch,
-) -> _Written:
+) -> Written:
     """Bring everything into the staging folder, and check it there as far as was asked for."""
     # The small files first: the disk must have room for them too, and not an hour later.
     small_sums = {name: folder.add(name, content) for name, content in small_files.items()}
@@ -206,134 +202,3 @@ def _check_ranks(job: Job, watch: Watch) -> tuple[str, ...]:
 def _by_tensor(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Join the counts of several files; a tensor lies in one of them."""
     return {name: n for one in counts for name, n in one.items()}
-
-
-@dataclass(slots=True)
-class _Written:
-    """What was written of the weights."""
-
-    sealed: dict[str, SealedFile] = field(default_factory=dict)
-    rank_crcs: tuple[int, ...] = ()
-    kept_bytes: int = 0
-    direct: bool = False
-
-
-class _WeightWriter:
-    """Writes the safetensors files of a job that are not whole yet."""
-
-    def __init__(self, job: Job, folder: OutputFolder, watch: Watch) -> None:
-        self._job, self._folder, self._watch = job, folder, watch
-
-    def all_files(self) -> _Written:
-        """Write them in order, each whole before the next one."""
-        checkpoint, plan = self._job.checkpoint, self._job.plan
-        if checkpoint is None or plan is None:
-            return _Written()
-        io_mode = self._job.options.io_mode
-        with ExitStack() as stack:
-            mover = open_mover(checkpoint.dtype, plan.dtype)
-            stack.callback(mover.close)
-            readers = [
-                stack.enter_context(
-                    RankReader(rank, _names_read(plan.tensors, number), io_mode=io_mode)
-                )
-                for number, rank in enumerate(checkpoint.ranks)
-            ]
-            buffers = [
-                (aligned_buffer(plan.read_tile_bytes), aligned_buffer(plan.write_tile_bytes))
-                for _ in range(plan.workers)
-            ]
-            kept = self._keep_whole_files(plan.files, readers, buffers[0][0])
-            missing = [file for file in plan.files if file.name not in kept]
-            kept_bytes = plan.tensor_bytes - sum(file.tensor_bytes for file in missing)
-            self._folder.reserve({file.name: file.n_bytes for file in missing})
-            source = TileSource(readers, mover)
-            direct = all(reader.direct for reader in readers)
-            for file in missing:
-                output_is_direct = self._write_file(file, source, buffers, io_mode)
-                direct = direct and output_is_direct
-            for reader in readers:
-                reader.finish(buffers[0][0], self._watch)
-            rank_crcs = tuple(reader.file_crc(buffers[0][0], self._watch) for reader in readers)
-            return _Written(dict(self._folder.sealed), rank_crcs, kept_bytes, direct)
-
-    def _keep_whole_files(
-        self, files: Sequence[FilePlan], readers: Sequence[RankReader], buffer: memoryview
-    ) -> set[str]:
-        """Find the files that an earlier run left whole, and take note of what it read for them."""
-        kept = set()
-        for file in files:
-            if not self._folder.keeps(file.name, file.header, buffer):
-                continue
-            sealed = self._folder.sealed[file.name]
-            if _is_of(sealed, file) and self._confirms(sealed, file, readers, buffer):
-                for reader, sums in zip(readers, sealed.source, strict=True):
-                    reader.keep(sums)
-                kept.add(file.name)
-                self._watch.advance(file.tensor_bytes)
-            else:
-                self._folder.forget(file.name)
-        return kept
-
-    def _confirms(
-        self,
-        sealed: SealedFile,
-        file: FilePlan,
-        readers: Sequence[RankReader],
-        buffer: memoryview,
-    ) -> bool:
-        """Tell whether every rank is still what a file was made of."""
-        return len(sealed.source) == len(readers) and all(
-            reader.confirms(sums, _names_read(file.tensors, rank), buffer, self._watch)
-            for rank, (reader, sums) in enumerate(zip(readers, sealed.source, strict=True))
-        )
-
-    def _write_file(
-        self,
-        file: FilePlan,
-        source: TileSource,
-        buffers: Sequence[tuple[memoryview, memoryview]],
-        io_mode: IoMode,
-    ) -> bool:
-        with self._folder.open_part(file.name, io_mode=io_mode) as output:
-            crcs = write_tensors(file, output, source, buffers=buffers, watch=self._watch)
-            self._watch.check()
-            was_direct = output.direct
-            sums = [reader.take_sums() for reader in source.readers]
-            self._folder.seal(output, file.name, file.header)
-        counts = source.mover.counts(crcs)
-        self._folder.note_sealed(
-            SealedFile(
-                name=file.name, n_bytes=file.n_bytes, crc32=_file_crc(file, crcs), tensors=crcs,
-                became_zero=counts.became_zero, nonfinite=counts.nonfinite, source=sums,
-            )
-        )  # fmt: skip
-        return was_direct
-
-
-def _is_of(sealed: SealedFile, file: FilePlan) -> bool:
-    """Tell whether a record speaks of the tensors of a file, and agrees with itself."""
-    n_elements = {tensor.spec.name: tensor.spec.n_elements for tensor in file.tensors}
-    counts = [*sealed.became_zero.items(), *sealed.nonfinite.items()]
-    return (
-        sealed.tensors.keys() == n_elements.keys()
-        and all(0 < n <= n_elements.get(name, 0) for name, n in counts)
-        and sealed.crc32 == _file_crc(file, sealed.tensors)
-    )
-
-
-def _file_crc(file: FilePlan, crcs: Mapping[str, int]) -> int:
-    """Join the CRC-32s of a file's tensors to that of all its bytes."""
-    whole = zlib.crc32(file.header)
-    for tensor in file.tensors:
-        whole = combine(whole, crcs[tensor.spec.name], tensor.spec.n_bytes)
-    return whole
-
-
-def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:
-    """Name the tensors whose rows are taken from a rank: copies are taken from the first."""
-    return [
-        tensor.layout.meta_name
-        for tensor in tensors
-        if any(part.rank == rank for part in tensor.layout.sources)
-    ]

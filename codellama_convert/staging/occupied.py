@@ -1,9 +1,8 @@
-"""Own the question whether a folder may receive a model: what it holds, and whether there is space."""
+"""Own the question whether a folder may receive a model, for what it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 
 from codellama_convert.errors import OutputError, shown
@@ -13,13 +12,10 @@ from codellama_convert.hugging_face.loader_names import (
     is_taken_by_loaders,
 )
 from codellama_convert.staging.publish import is_replaced
-from codellama_convert.staging.records import Journal
-from codellama_convert.staging.staged import STAGING_NAME, dropped_bytes, kept_names
-from codellama_convert.storage.folders import free_bytes, names_a_folder, names_in
+from codellama_convert.staging.space import ANOTHER_PLACE
+from codellama_convert.staging.staged import STAGING_NAME
+from codellama_convert.storage.folders import names_a_folder, names_in
 from codellama_convert.storage.lock import LOCK_NAME
-from codellama_convert.storage.sizes import format_size
-
-ANOTHER_PLACE = "name another place with --output_dir"
 
 
 def refuse_content(
@@ -59,67 +55,6 @@ def refuse_content(
         _refuse_a_model(folder, content)
     for name in content:
         _refuse_what_stays(folder, name, names)
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """What an output needs of the disk and what there is.
-
-    Attributes:
-        needed: Bytes that are still to be written.
-        free: Bytes that its file system has for them, what is staged and not wanted included; None
-            where it does not say.
-    """
-
-    needed: int
-    free: int | None
-
-    @property
-    def missing(self) -> int:
-        """Bytes that are too few."""
-        return 0 if self.free is None else max(0, self.needed - self.free)
-
-
-def space_for(
-    folder: Path, sizes: Mapping[str, int], resumed: Journal | None, moved: Collection[str] = ()
-) -> Space:
-    """Compare what is to be written with what is free; nothing is touched.
-
-    Args:
-        folder: Where it goes; it need not exist.
-        sizes: Bytes of each file, by name.
-        resumed: What of the staged work is kept: its files are there already.
-        moved: Those of them that are in the folder itself.
-
-    Returns:
-        Both figures.
-
-    Raises:
-        OutputError: If they cannot be looked up.
-    """
-    staging = folder / STAGING_NAME
-    kept = set() if resumed is None else kept_names(staging, resumed.sealed).union(moved)
-    needed = sum(n_bytes for name, n_bytes in sizes.items() if name not in kept)
-    free = free_bytes(folder)
-    return Space(needed, None if free is None else free + dropped_bytes(staging, kept))
-
-
-def refuse_small_disk(folder: Path, space: Space) -> None:
-    """Refuse to begin what cannot come to its end; nothing is reserved.
-
-    Raises:
-        OutputError: With both figures.
-    """
-    if space.missing:
-        raise OutputError(
-            f"needs {_figure(space.needed)} and has {_figure(space.free or 0)} free",
-            path=folder,
-            hint=f"free some space, or {ANOTHER_PLACE}",
-        )
-
-
-def _figure(n_bytes: int) -> str:
-    return f"{format_size(n_bytes)} ({n_bytes:,} bytes)"
 
 
 def may_be_ours(name: str, names: Collection[str]) -> bool:

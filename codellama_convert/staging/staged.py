@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -21,7 +19,6 @@ from codellama_convert.staging.records import (
     read_journal,
 )
 from codellama_convert.storage.blocks import aligned_buffer, first_line
-from codellama_convert.storage.folders import names_a_folder, names_in
 from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Watch
@@ -157,37 +154,6 @@ def refuse_other_work(
             path=staging / JOURNAL_NAME,
             hint="--restart drops the staged work",
         )
-
-
-def kept_names(staging: Path, sealed: Mapping[str, SealedFile]) -> set[str]:
-    """Name the staged files of the recorded size: their space is taken already."""
-    return {
-        name
-        for name, one in sealed.items()
-        if (status := _status(staging / name)) is not None and status.st_size == one.n_bytes
-    }
-
-
-def dropped_bytes(staging: Path, kept: Collection[str]) -> int:
-    """Tell what the disk gets back when all staged files but some are dropped."""
-    if not names_a_folder(staging):
-        return 0
-    dropped = (_status(staging / name) for name in names_in(staging).difference(kept))
-    return sum(_disk_bytes(status) for status in dropped if status is not None)
-
-
-def _status(path: Path) -> os.stat_result | None:
-    """Look at a file itself; None where there is none of its own, that would free its space."""
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else None
-
-
-def _disk_bytes(status: os.stat_result) -> int:
-    blocks: int | None = getattr(status, "st_blocks", None)  # not on Windows
-    return status.st_size if blocks is None else blocks * 512
 
 
 def find_moved(

@@ -83,7 +83,7 @@ def test_a_signal_that_the_caller_has_ignored_stays_ignored(
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
     )
     arguments = command(converted / "in", tmp_path / "out")[3:]
-    hooks = hook("convert.run:OutputFolder:seal", number)
+    hooks = hook("staging.part_files:PartFiles:seal", number)
     done = finish([sys.executable, "-c", starter, *hooks, *arguments])
     assert done.returncode == (0 if ignored else 128 + number), done.stderr
     assert loads(tmp_path / "out") == ignored
@@ -95,9 +95,9 @@ def test_a_signal_that_the_caller_has_ignored_stays_ignored(
 
 # Where the program may be when a signal comes, the signal, and the options that bring it there.
 WHILE_AT_WORK = {
-    "the space is reserved": ("staging.folder:OutputFolder:reserve", "SIGHUP", ()),
+    "the space is reserved": ("staging.part_files:PartFiles:reserve", "SIGHUP", ()),
     "a tile is written": ("convert.transfer:TileSource:fill", "SIGTERM", ()),
-    "a file is sealed": ("staging.folder:OutputFolder:seal", "SIGINT", ()),
+    "a file is sealed": ("staging.part_files:PartFiles:seal", "SIGINT", ()),
     "the last bytes of a rank are read": ("meta.rank_reader:RankReader:finish", "SIGINT", ()),
     "the sum of a rank is made": ("meta.rank_reader:RankReader:file_crc", "SIGTERM", ()),
     "SHA-256 is taken": ("convert.record::file_digest", "SIGHUP", ("--sha256",)),
@@ -238,7 +238,7 @@ main()
 @pytest.mark.parametrize("what", ["fifo", "lock"])
 @pytest.mark.parametrize(
     ("place", "workers"),
-    [("staging.folder:OutputFolder:seal", 1), ("convert.transfer:TileSource:fill", 2)],
+    [("staging.part_files:PartFiles:seal", 1), ("convert.transfer:TileSource:fill", 2)],
 )
 def test_one_signal_ends_a_run_that_waits_for_the_system(
     converted: Path, tmp_path: Path, what: str, place: str, workers: int

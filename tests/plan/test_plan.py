@@ -18,8 +18,8 @@ from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.tensor_table import RULES, build_layout
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.plan.plan import build_plan, split_into_files
-from codellama_convert.staging.occupied import Space
 from codellama_convert.staging.output_state import OutputState
+from codellama_convert.staging.space import Space
 from codellama_convert.tensors import BFLOAT16, FLOAT32
 from tests.witness.checkpoints import (
     CODE_LLAMA_7B,

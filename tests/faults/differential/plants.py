@@ -66,24 +66,26 @@ def _unchecked_publishing() -> None:
     from codellama_convert.staging import folder as output
     from codellama_convert.staging import publish
     from codellama_convert.staging.folder import OutputFolder
+    from codellama_convert.staging.part_files import PartFiles
+    from codellama_convert.staging.staged import hold_staging, read_staged
 
     resume, stage, commit = OutputFolder._resume_or_begin, convert._stage, OutputFolder.commit
 
     def resume_unchecked(self: OutputFolder) -> None:
-        held = output.hold_staging(self._folder)
-        staged = None if held is None else output.read_staged(held, restart=self._restart)
+        held = hold_staging(self._folder)
+        staged = None if held is None else read_staged(held, restart=self._wanted.restart)
         if (
             staged is not None
             and staged.publishing
             and staged.fingerprint == self._journal.fingerprint
         ):
-            self._held, self._journal = held, staged
+            self._held, self._journal, self.parts = held, staged, PartFiles(held)
         else:
             resume(self)
 
     def stage_unless_done(job: Any, folder: OutputFolder, *args: Any, **kwargs: Any) -> Any:
         if folder._journal.publishing:
-            return convert._Written(dict(folder.sealed))
+            return convert.Written(dict(folder.sealed))
         return stage(job, folder, *args, **kwargs)
 
     def commit_unless_done(self: OutputFolder) -> None:
