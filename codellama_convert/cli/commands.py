@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codellama_convert import __version__
-from codellama_convert.cli.machine import check_memory, lack_in_words
+from codellama_convert.cli.describe import describe_job, describe_report, describe_verification
+from codellama_convert.cli.group import ConvertGroup
+from codellama_convert.cli.machine import check_memory
 from codellama_convert.cli.options import (
     ASKED_OPTIONS,
     CONTEXT,
@@ -28,112 +29,20 @@ from codellama_convert.cli.options import (
     SOURCE_OPTIONS,
     SPEED_OPTIONS,
 )
+from codellama_convert.cli.printing import print_finished, print_notes, print_report, say, say_json
 from codellama_convert.cli.progress import progress_bar
-from codellama_convert.cli.words import (
-    describe_job,
-    describe_report,
-    describe_verification,
-    plan_lines,
-    summary_line,
-    value_notes,
-    verify_lines,
+from codellama_convert.cli.steps import (
+    check_source,
+    plan_and_check,
+    read_job,
+    verify_staged,
+    weight_bytes,
 )
-from codellama_convert.errors import ConfigError, ConvertError, Interrupted, one_line
+from codellama_convert.cli.words import plan_lines, verify_lines
+from codellama_convert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
-    from codellama_convert.plan.job import Job
     from codellama_convert.plan.options import Options
-    from codellama_convert.storage.watch import Watch
-
-
-@contextmanager
-def _one_line_problems() -> Iterator[None]:
-    """Escape what click quotes of the arguments: they may be names that a script has found."""
-    try:
-        yield
-    except click.UsageError as problem:
-        if problem.ctx is not None and problem.message == problem.ctx.get_help():
-            raise  # without arguments the help is shown, which has many lines
-        raise click.UsageError(one_line(problem.format_message()), problem.ctx) from problem
-
-
-class ConvertGroup(click.Group):
-    """A group whose bare form converts, and whose problems end in one line."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run; what the machine lacks (memory, room behind `>`) is one line and no traceback."""
-        try:
-            return super().main(*args, **kwargs)
-        except (ImportError, MemoryError, OSError, RuntimeError) as problem:
-            lack = lack_in_words(problem)
-            if lack is None:
-                raise
-            with suppress(OSError):  # stderr may be what is full
-                _say(f"Error: {lack}", err=True)
-            raise SystemExit(1) from problem
-
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        """Read the arguments; what is wrong with them is quoted in one line."""
-        with _one_line_problems():
-            return super().make_context(info_name, args, parent, **extra)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read `codellama-convert --input_dir X` as `codellama-convert convert --input_dir X`."""
-        own = ("--help", "-h", "--version")
-        if args and args[0] not in self.commands and args[0].startswith("-") and args[0] not in own:
-            args = ["convert", *args]
-        return super().parse_args(ctx, args)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command; tell who gives the bare name of a folder how folders are named."""
-        name = args[0]
-        if name not in self.commands and (Path(name).exists() or any(c in name for c in "/\\-.")):
-            ctx.fail(f"no such command: {name!r}; to name a folder, write --input_dir {name}")
-        return super().resolve_command(ctx, args)
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Offer the options of `convert` too: they are those of the bare form."""
-        found = super().shell_complete(ctx, incomplete)
-        if incomplete.startswith("-"):
-            convert = self.commands["convert"]
-            bare = click.Context(convert, parent=ctx, info_name="convert")
-            listed = {item.value for item in found}
-            found += [
-                item
-                for item in convert.shell_complete(bare, incomplete)
-                if item.value not in listed
-            ]
-        return found
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Show the options of `convert` too: they are those of the bare form."""
-        super().format_options(ctx, formatter)
-        convert_command = self.commands["convert"]
-        sub_context = click.Context(convert_command, info_name="convert", parent=ctx)
-        records = [p.get_help_record(sub_context) for p in convert_command.params]
-        with formatter.section("Options of convert, which is the default command"):
-            formatter.write_dl([record for record in records if record is not None])
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; turn what a user can act on into one line and an exit status."""
-        try:
-            with _one_line_problems():
-                return super().invoke(ctx)
-        except Interrupted as problem:
-            _say(str(problem), err=True)
-            raise SystemExit(128 + problem.signal_number) from problem
-        except ConvertError as problem:
-            raise click.ClickException(str(problem)) from problem
 
 
 @click.group(cls=ConvertGroup, context_settings=CONTEXT)
@@ -204,13 +113,13 @@ def convert(
         restart=restart,
         sha256=sha256,
         model_card=model_card,
-        check_source=partial(_check_source, told, hidden=quiet),
-        check_staged=partial(_verify_staged, hidden=quiet) if verify_too else None,
+        check_source=partial(check_source, told, hidden=quiet),
+        check_staged=partial(verify_staged, hidden=quiet) if verify_too else None,
     )
     options = _to_options(choices)
     with _usage_errors():
         refuse_unused(options, run_options)
-    job = _plan(input_dir, options)
+    job = read_job(input_dir, options)
     output_dir = output_dir or default_output_dir(job.files.folder)
     started = time.monotonic()
     if not (overwrite or restart):
@@ -219,43 +128,16 @@ def convert(
             described = describe_finished(
                 output_dir, job, done, with_card=model_card, seconds=time.monotonic() - started
             )
-            _print_finished(described, as_json=as_json, quiet=quiet)
+            print_finished(described, as_json=as_json, quiet=quiet)
             return
     with (
         stop_on_signals() as stop,
-        progress_bar("converting", _weight_bytes(job), hidden=quiet) as progress,
+        progress_bar("converting", weight_bytes(job), hidden=quiet) as progress,
     ):
         report = run(job, output_dir, run_options, watch=Watch(progress, stop))
-    _print_notes(report.notes[len(job.notes) + len(told) :])
+    print_notes(report.notes[len(job.notes) + len(told) :])
     described = describe_report(report, time.monotonic() - started)
-    _print_report(described, as_json=as_json, quiet=quiet)
-
-
-def _print_finished(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        _say_json(described)
-    elif not quiet:
-        where = described["output_dir"]
-        _say(f"{where}: already converted, nothing to do; --overwrite converts it again")
-
-
-def _check_source(told: list[str], job: Job, watch: Watch, *, hidden: bool) -> tuple[str, ...]:
-    """Compare the ranks with Meta's list; say at once what differs, and add it to what was told."""
-    with _md5_bar(job.options, hidden=hidden) as bar:
-        notes = job.check_ranks(replace(watch, progress=bar).advance)
-    _print_notes(notes)
-    told += notes
-    return notes
-
-
-def _verify_staged(job: Job, staged: Path, watch: Watch, *, hidden: bool) -> None:
-    from codellama_convert.errors import VerifyError
-    from codellama_convert.verify.run import verify_output
-
-    with progress_bar("verifying", _weight_bytes(job), hidden=hidden) as bar:
-        report = verify_output(staged, job, progress=replace(watch, progress=bar).advance)
-    if report.problems:
-        raise VerifyError(report.problems[0], path=staged, hint="nothing was published")
+    print_report(described, as_json=as_json, quiet=quiet)
 
 
 @main.command(
@@ -297,9 +179,9 @@ def verify(
         _refuse_source_options()
         job = None
     else:
-        job = _plan_and_check(input_dir, options_for(output_dir, options, asked), hidden=quiet)
+        job = plan_and_check(input_dir, options_for(output_dir, options, asked), hidden=quiet)
     started = time.monotonic()
-    with progress_bar("verifying", _weight_bytes(job), hidden=quiet) as progress:
+    with progress_bar("verifying", weight_bytes(job), hidden=quiet) as progress:
         report = verify_output(
             output_dir, job, asked=asked, io_mode=options.io_mode, workers=options.workers,
             progress=progress,
@@ -307,10 +189,10 @@ def verify(
     seconds = time.monotonic() - started
     if as_json:
         notes = () if job is None else job.notes
-        _say_json(describe_verification(report, seconds, notes))
+        say_json(describe_verification(report, seconds, notes))
     else:
         for line in verify_lines(report, seconds):
-            _say(line)
+            say(line)
     if report.problems:
         raise SystemExit(1)
 
@@ -338,42 +220,18 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.staging.output_state import look_at_output
 
-    job = _plan_and_check(input_dir, _to_options(choices), hidden=as_json)
+    job = plan_and_check(input_dir, _to_options(choices), hidden=as_json)
     sizes = file_sizes(job, job.small_files())
     output_dir = output_dir or default_output_dir(job.files.folder)
     output = look_at_output(output_dir, job.fingerprint(), sizes)
     description = describe_job(job, output)
     if as_json:
-        _say_json(description)
+        say_json(description)
     else:
         for line in plan_lines(description):
-            _say(line)
+            say(line)
     if output.space.missing:
         raise SystemExit(1)
-
-
-def _plan(input_dir: Path, options: Options) -> Job:
-    """Read and check the input; print what the user should know."""
-    from codellama_convert.plan.job import plan_conversion
-
-    job = plan_conversion(input_dir, options)
-    _print_notes(job.notes)
-    return job
-
-
-def _plan_and_check(input_dir: Path, options: Options, *, hidden: bool) -> Job:
-    """Do the same, and compare the ranks with Meta's list where that was asked for."""
-    job = _plan(input_dir, options)
-    with _md5_bar(options, hidden=hidden) as progress:
-        notes = job.check_ranks(progress)
-    _print_notes(notes)
-    return replace(job, notes=job.notes + notes)
-
-
-def _md5_bar(
-    options: Options, *, hidden: bool
-) -> AbstractContextManager[Callable[[int], None] | None]:
-    return progress_bar("checking MD5", None, hidden=hidden or options.checksums == "off")
 
 
 @contextmanager
@@ -412,29 +270,3 @@ def _to_options(choices: Mapping[str, Any]) -> Options:
             workers=choices["workers"],
             max_ram_bytes=choices["max_ram"],
         )
-
-
-def _print_notes(notes: Iterable[str]) -> None:
-    for note in notes:
-        _say(f"note: {note}", err=True)
-
-
-def _weight_bytes(job: Job | None) -> int | None:
-    return None if job is None or job.plan is None else job.plan.tensor_bytes
-
-
-def _print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
-    _print_notes(value_notes(described))
-    if as_json:
-        _say_json(described)
-    elif not quiet:
-        _say(summary_line(described))
-
-
-def _say(line: str, *, err: bool = False) -> None:
-    click.echo(one_line(line), err=err)
-
-
-def _say_json(described: Mapping[str, Any]) -> None:
-    """Print JSON in ASCII; it escapes every other character that does not print but one."""
-    click.echo(json.dumps(described, indent=2).replace("\x7f", "\\u007f"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert import __version__
-from codellama_convert.cli.words import describe_report
+from codellama_convert.cli.describe import describe_report
 from codellama_convert.convert.run import ConversionReport
 from codellama_convert.errors import CheckpointError, OutputError, VerifyError
 from codellama_convert.hugging_face.model_card import CARD_NAME

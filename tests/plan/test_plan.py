@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codellama_convert.cli.words import describe_job, plan_lines
+from codellama_convert.cli.describe import describe_job
+from codellama_convert.cli.words import plan_lines
 from codellama_convert.convert.record import file_sizes
 from codellama_convert.errors import LayoutError
 from codellama_convert.model.config import ModelConfig

@@ -1,0 +1,143 @@
+"""Own what --json prints: what will be done, was done and was found, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from codellama_convert.cli.usage import peak_rss_bytes
+from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
+
+if TYPE_CHECKING:
+    from codellama_convert.convert.run import ConversionReport
+    from codellama_convert.meta.checkpoint import Checkpoint
+    from codellama_convert.plan.job import Job
+    from codellama_convert.plan.plan import ConversionPlan
+    from codellama_convert.plan.tiles import TensorPlan
+    from codellama_convert.staging.output_state import OutputState
+    from codellama_convert.verify.report import VerifyReport
+
+
+def describe_job(job: Job, output: OutputState) -> dict[str, Any]:
+    """Describe what a job will write, for machines.
+
+    Args:
+        job: The job.
+        output: What stands where it goes.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
+    if job.checkpoint is not None and job.plan is not None:
+        described |= _describe_model(job.checkpoint, job.plan)
+    return described | {
+        "output_dir": str(output.path),
+        "output_refusal": output.refusal,
+        "staged_bytes": output.staged_bytes,
+        "disk_needed_bytes": output.space.needed,
+        "disk_free_bytes": output.space.free,
+        "disk_missing_bytes": output.space.missing,
+    }
+
+
+def _describe_model(checkpoint: Checkpoint, plan: ConversionPlan) -> dict[str, Any]:
+    return {
+        "variant": checkpoint.recognised.name,
+        "flavor": checkpoint.recognised.flavor,
+        "ranks": len(checkpoint.ranks),
+        "parameters": plan.n_parameters,
+        "source_dtype": checkpoint.dtype.name,
+        "dtype": plan.dtype.name,
+        "max_position_embeddings": checkpoint.recognised.max_position_embeddings,
+        "rope_theta": checkpoint.config.rope_theta,
+        "vocab_size": checkpoint.config.vocab_size,
+        "dropped": list(checkpoint.dropped),
+        "largest_tile_bytes": max(plan.read_tile_bytes, plan.write_tile_bytes),
+        "workers": plan.workers,
+        "buffer_bytes": plan.buffer_bytes,
+        "total_size": plan.tensor_bytes,
+        "run_memory": {
+            dtype.name: {
+                "weight_bytes": plan.n_parameters * dtype.itemsize,
+                "kv_cache_bytes_per_1000_tokens": checkpoint.config.kv_cache_bytes(
+                    1000, dtype.itemsize
+                ),
+            }
+            for dtype in (BFLOAT16, FLOAT16, FLOAT32)
+        },
+        "files": [
+            {
+                "name": file.name,
+                "bytes": file.n_bytes,
+                "tensors": [_describe_tensor(tensor) for tensor in file.tensors],
+            }
+            for file in plan.files
+        ],
+    }
+
+
+def _describe_tensor(tensor: TensorPlan) -> dict[str, Any]:
+    return {
+        "name": tensor.spec.name,
+        "source": tensor.layout.meta_name,
+        "dtype": tensor.spec.dtype.code,
+        "shape": list(tensor.spec.shape),
+        "offset": tensor.offset,
+        "bytes": tensor.spec.n_bytes,
+        "tile_rows": tensor.tile_rows,
+    }
+
+
+def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
+    """Describe what a conversion did, for machines.
+
+    Args:
+        report: What it did.
+        seconds: How long it took.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    return {
+        "output_dir": str(report.output_dir),
+        "files": list(report.files),
+        "tensor_bytes": report.tensor_bytes,
+        "kept_bytes": report.kept_bytes,
+        "seconds": round(seconds, 3),
+        "bytes_per_second": (
+            round((report.tensor_bytes - report.kept_bytes) / seconds) if seconds else None
+        ),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "direct_io": report.direct,
+        "dropped": list(report.dropped),
+        "cast": report.cast,
+        "became_zero": report.became_zero,
+        "nonfinite": report.nonfinite,
+        "notes": list(report.notes),
+    }
+
+
+def describe_verification(
+    report: VerifyReport, seconds: float, notes: Sequence[str]
+) -> dict[str, Any]:
+    """Describe what a verification found, for machines.
+
+    Args:
+        report: What it found.
+        seconds: How long it took.
+        notes: What the user should know of the source.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    return {
+        **asdict(report),
+        "output_dir": str(report.output_dir),
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(report.n_bytes / seconds) if seconds else None,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "notes": list(notes),
+        "ok": not report.problems,
+    }

@@ -1,0 +1,52 @@
+"""Own what is printed, and where: each line is one that only prints, whatever names it quotes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from codellama_convert.cli.words import summary_line, value_notes
+from codellama_convert.errors import one_line
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print notes on stderr, whatever the result is printed as."""
+    for note in notes:
+        say(f"note: {note}", err=True)
+
+
+def print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """Print what a conversion did.
+
+    Args:
+        described: From `describe_report`.
+        as_json: Whether a machine reads it.
+        quiet: Whether only notes are printed, if no machine does.
+    """
+    print_notes(value_notes(described))
+    if as_json:
+        say_json(described)
+    elif not quiet:
+        say(summary_line(described))
+
+
+def print_finished(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """Print that a conversion was done before; the arguments of `print_report`."""
+    if as_json:
+        say_json(described)
+    elif not quiet:
+        where = described["output_dir"]
+        say(f"{where}: already converted, nothing to do; --overwrite converts it again")
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line, on stdout or stderr."""
+    click.echo(one_line(line), err=err)
+
+
+def say_json(described: Mapping[str, Any]) -> None:
+    """Print JSON in ASCII; it escapes every other character that does not print but one."""
+    click.echo(json.dumps(described, indent=2).replace("\x7f", "\\u007f"))

@@ -1,0 +1,66 @@
+"""Own the steps that several commands take, each with its bar: reading the input, and both checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codellama_convert.cli.printing import print_notes
+from codellama_convert.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from codellama_convert.plan.job import Job
+    from codellama_convert.plan.options import Options
+    from codellama_convert.storage.watch import Watch
+
+
+def check_source(told: list[str], job: Job, watch: Watch, *, hidden: bool) -> tuple[str, ...]:
+    """Compare the ranks with Meta's list; say at once what differs, and add it to what was told."""
+    with _md5_bar(job.options, hidden=hidden) as bar:
+        notes = job.check_ranks(replace(watch, progress=bar).advance)
+    print_notes(notes)
+    told += notes
+    return notes
+
+
+def verify_staged(job: Job, staged: Path, watch: Watch, *, hidden: bool) -> None:
+    """Compare what is staged with its source; refuse to publish what differs."""
+    from codellama_convert.errors import VerifyError
+    from codellama_convert.verify.run import verify_output
+
+    with progress_bar("verifying", weight_bytes(job), hidden=hidden) as bar:
+        report = verify_output(staged, job, progress=replace(watch, progress=bar).advance)
+    if report.problems:
+        raise VerifyError(report.problems[0], path=staged, hint="nothing was published")
+
+
+def read_job(input_dir: Path, options: Options) -> Job:
+    """Read and check the input; print what the user should know."""
+    from codellama_convert.plan.job import plan_conversion
+
+    job = plan_conversion(input_dir, options)
+    print_notes(job.notes)
+    return job
+
+
+def plan_and_check(input_dir: Path, options: Options, *, hidden: bool) -> Job:
+    """Do the same, and compare the ranks with Meta's list where that was asked for."""
+    job = read_job(input_dir, options)
+    with _md5_bar(options, hidden=hidden) as progress:
+        notes = job.check_ranks(progress)
+    print_notes(notes)
+    return replace(job, notes=job.notes + notes)
+
+
+def _md5_bar(
+    options: Options, *, hidden: bool
+) -> AbstractContextManager[Callable[[int], None] | None]:
+    return progress_bar("checking MD5", None, hidden=hidden or options.checksums == "off")
+
+
+def weight_bytes(job: Job | None) -> int | None:
+    """Return what a bar has to reach; None where that is not known."""
+    return None if job is None or job.plan is None else job.plan.tensor_bytes
