@@ -48,7 +48,7 @@ def _describe_model(checkpoint: Checkpoint, plan: ConversionPlan) -> dict[str, A
         "flavor": checkpoint.recognised.flavor,
         "ranks": len(checkpoint.ranks),
         "parameters": plan.n_parameters,
-        "source_dtype": checkpoint.dtype.name,
+        "source_dtype": checkpoint.dtype_names,
         "dtype": plan.dtype.name,
         "max_position_embeddings": checkpoint.recognised.max_position_embeddings,
         "rope_theta": checkpoint.config.rope_theta,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -218,14 +218,38 @@ def _count_nonzero(elements: npt.NDArray[Any]) -> int:
     )
 
 
-def open_mover(source: Dtype, target: Dtype) -> Mover:
-    """Choose how elements are moved.
+class Movers:
+    """One mover for each dtype that is read; threads may share them."""
 
-    Args:
-        source: Dtype of what is read.
-        target: Dtype of what is written.
+    def __init__(self, sources: Iterable[Dtype], target: Dtype) -> None:
+        """Choose how elements are moved.
 
-    Returns:
-        A mover that threads may share.
-    """
-    return KeepBits(source) if source == target else Cast(source, target)
+        Args:
+            sources: Dtypes of what is read.
+            target: Dtype of what is written.
+        """
+        self._movers: dict[Dtype, Mover] = {
+            source: KeepBits(source) if source == target else Cast(source, target)
+            for source in sources
+        }
+
+    def __getitem__(self, source: Dtype) -> Mover:
+        """Return the mover of elements of a dtype."""
+        return self._movers[source]
+
+    def counts(self, names: Container[str]) -> ValueCounts:
+        """Report what was odd so far about the values of these tensors, each moved by one mover."""
+        each = [mover.counts(names) for mover in self._movers.values()]
+        return ValueCounts(
+            became_zero=_joined(one.became_zero for one in each),
+            nonfinite=_joined(one.nonfinite for one in each),
+        )
+
+    def close(self) -> None:
+        """Close them, the last one first: each gives torch back what it found."""
+        for mover in reversed(self._movers.values()):
+            mover.close()
+
+
+def _joined(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sorted(item for one in counts for item in one.items()))

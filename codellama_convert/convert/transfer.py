@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codellama_convert.convert.movers import Mover
+from codellama_convert.convert.movers import Movers
 from codellama_convert.meta.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.model.rope import to_half_split
 from codellama_convert.plan.plan import FilePlan
@@ -67,11 +67,11 @@ class TileSource:
 
     Attributes:
         readers: One a rank, in order.
-        mover: How elements are moved.
+        movers: How elements are moved.
     """
 
     readers: Sequence[RankReader]
-    mover: Mover
+    movers: Movers
 
     def fill(
         self, target: memoryview, tensor: TensorPlan, tile: Tile, read_buffer: memoryview
@@ -93,15 +93,16 @@ class TileSource:
         elements = np.frombuffer(target, UNSIGNED[tensor.spec.dtype.itemsize])
         elements = elements.reshape(tile.n_rows, tensor.spec.n_columns)
         name, head_dim = tensor.spec.name, tensor.layout.head_dim
+        mover = self.movers[tensor.layout.spec.dtype]
         crcs = []
         for rows, part, crc in self._parts(tensor, tile, elements, read_buffer):
             crcs.append(crc)
             if head_dim is None:
-                self.mover.move(rows, part, name=name)
+                mover.move(rows, part, name=name)
             else:
                 reordered = to_half_split(rows, head_dim)
-                self.mover.move(reordered, part.reshape(reordered.shape), name=name)
-        if len(crcs) == 1 and crcs[0] is not None and head_dim is None and self.mover.keeps_bits:
+                mover.move(reordered, part.reshape(reordered.shape), name=name)
+        if len(crcs) == 1 and crcs[0] is not None and head_dim is None and mover.keeps_bits:
             return crcs[0]  # the tile is what was read: its sum is known
         return zlib.crc32(target)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from codellama_convert.convert.movers import open_mover
+from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource, write_tensors
 from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.plan.job import Job
@@ -43,8 +43,8 @@ class WeightWriter:
             return Written()
         io_mode = self._job.options.io_mode
         with ExitStack() as stack:
-            mover = open_mover(checkpoint.dtype, plan.dtype)
-            stack.callback(mover.close)
+            movers = Movers(checkpoint.dtypes, plan.dtype)
+            stack.callback(movers.close)
             readers = [
                 stack.enter_context(
                     RankReader(rank, _names_read(plan.tensors, number), io_mode=io_mode)
@@ -59,7 +59,7 @@ class WeightWriter:
             missing = [file for file in plan.files if file.name not in kept]
             kept_bytes = plan.tensor_bytes - sum(file.tensor_bytes for file in missing)
             self._folder.parts.reserve({file.name: file.n_bytes for file in missing})
-            source = TileSource(readers, mover)
+            source = TileSource(readers, movers)
             direct = all(reader.direct for reader in readers)
             for file in missing:
                 output_is_direct = self._write_file(file, source, buffers, io_mode)
@@ -113,7 +113,7 @@ class WeightWriter:
             was_direct = output.direct
             sums = [reader.take_sums() for reader in source.readers]
             self._folder.parts.seal(output, file.name, file.header)
-        counts = source.mover.counts(crcs)
+        counts = source.movers.counts(crcs)
         self._folder.note_sealed(
             SealedFile(
                 name=file.name, n_bytes=file.n_bytes, crc32=_file_crc(file, crcs), tensors=crcs,

@@ -57,6 +57,11 @@ class StoredTensor:
         return self.storage.dtype
 
     @property
+    def place(self) -> tuple[str, int, tuple[int, ...], tuple[int, ...]]:
+        """Where its elements lie; two tensors of one place are one."""
+        return self.storage.name, self.storage_offset, self.shape, self.strides
+
+    @property
     def extent(self) -> tuple[int, int]:
         """The bytes of the storage that it reaches over, as (first, behind the last)."""
         reach = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))

@@ -54,7 +54,7 @@ def config_json(
         "rms_norm_eps": config.rms_norm_eps,
         "rope_scaling": None,
         "rope_theta": config.rope_theta,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "torch_dtype": dtype.name,
         "use_cache": True,
         "vocab_size": config.vocab_size,

@@ -92,7 +92,7 @@ def model_card(
     recognised: Recognised,
     tokenizer: SentencePieceModel | None,
     *,
-    source_dtype: Dtype,
+    source_dtype: str,
     dtype: Dtype,
     n_parameters: int,
     n_ranks: int,
@@ -103,7 +103,7 @@ def model_card(
         config: The model.
         recognised: What it was recognised as.
         tokenizer: What the folder holds of one; None for weights alone.
-        source_dtype: Of the checkpoint's tensors.
+        source_dtype: Names of the dtypes of the checkpoint's tensors.
         dtype: Of the written tensors.
         n_parameters: Elements of all tensors.
         n_ranks: Files that the checkpoint had.
@@ -112,8 +112,8 @@ def model_card(
         Markdown with a YAML head, as model hubs read it.
     """
     weights = f"{dtype.name}, bit for bit the checkpoint's"
-    if dtype != source_dtype:
-        weights = f"{dtype.name}, cast from {source_dtype.name}"
+    if dtype.name != source_dtype:
+        weights = f"{dtype.name}, cast from {source_dtype}"
     context = f"{recognised.max_position_embeddings} tokens"
     if not recognised.context_is_known:
         context += " (a guess: it is not in the checkpoint)"

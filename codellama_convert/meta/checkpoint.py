@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from codellama_convert.errors import ConfigError, LayoutError
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
-from codellama_convert.formats.pth_reader import PickleCache, RankIndex, read_rank, read_vector
+from codellama_convert.formats.pth_reader import PickleCache, RankIndex, read_rank
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.meta.find import CheckpointFiles, missing_tokenizer
 from codellama_convert.meta.places import model_name
-from codellama_convert.meta.rank_tensors import check_ranks, measure, require_layers
+from codellama_convert.meta.rank_copies import compare_copies, refuse_copied_ranks
+from codellama_convert.meta.rank_tensors import (
+    check_ranks,
+    is_tied,
+    measure,
+    require_layers,
+    with_dtypes,
+)
 from codellama_convert.meta.state_dict import find_state_dict
-from codellama_convert.model.config import ModelConfig, build_config, lagging_notes, parse_params
+from codellama_convert.model.config import ModelConfig, build_config, parse_params
+from codellama_convert.model.lagging import lagging_notes
 from codellama_convert.model.recognise import Recognised, check_model_size, is_released, recognise
 from codellama_convert.model.releases import Flavor
 from codellama_convert.model.tensor_table import TensorLayout, build_layout, meta_name_of
@@ -59,9 +67,31 @@ class Checkpoint:
     notes: tuple[str, ...]
 
     @property
-    def dtype(self) -> Dtype:
-        """The ranks' dtype."""
-        return self.layout[0].spec.dtype
+    def dtypes(self) -> tuple[Dtype, ...]:
+        """The dtypes of its tensors, the embedding's first."""
+        return tuple(dict.fromkeys(tensor.spec.dtype for tensor in self.layout))
+
+    @property
+    def dtype_names(self) -> str:
+        """Their names, such as "bfloat16", or "bfloat16 and float32"."""
+        return " and ".join(dtype.name for dtype in self.dtypes)
+
+    def common_dtype(self) -> Dtype:
+        """Return the one dtype of all tensors.
+
+        Raises:
+            LayoutError: If they have several.
+        """
+        first = self.layout[0].spec.dtype
+        for tensor in self.layout:
+            if tensor.spec.dtype != first:
+                raise LayoutError(
+                    f"tensor {tensor.meta_name!r} is {tensor.spec.dtype.name}, but others are "
+                    f"{first.name}",
+                    path=self.ranks[0].path,
+                    hint="say with --dtype what all of them become; each is cast by itself",
+                )
+        return first
 
 
 def open_checkpoint(
@@ -93,14 +123,13 @@ def open_checkpoint(
     ranks = tuple(read_rank(path, choose=find_state_dict, cache=cache) for path in files.ranks)
     intermediate_size, vocab_size = measure(ranks, hidden_size=params.dim)
     config = build_config(
-        params, intermediate_size=intermediate_size, vocab_size=vocab_size, path=files.params
+        params,
+        intermediate_size=intermediate_size,
+        vocab_size=vocab_size,
+        path=files.params,
+        tie_word_embeddings=is_tied(ranks),
     )
-    require_layers(ranks[0], config.num_hidden_layers)
-    dtype = ranks[0].tensors[meta_name_of("embedding")].dtype
-    layout = build_layout(config, n_ranks=len(ranks), dtype=dtype)
-    dropped = check_ranks(layout, ranks)
-    _refuse_copied_ranks(ranks)
-    _compare_copies(layout, ranks)
+    layout, dropped = _check_weights(config, ranks)
     lagging = lagging_notes(params, intermediate_size=intermediate_size, vocab_size=vocab_size)
     tokenizer = None if skip_tokenizer else _open_tokenizer(files)
     row_notes = (
@@ -120,6 +149,7 @@ def open_checkpoint(
         *files.notes,
         *param_notes,
         *dict.fromkeys(note for rank in ranks for note in rank.notes),
+        *_kind_notes(config, layout, dropped),
         *lagging,
         *row_notes,
         *_unsummed_notes(ranks),
@@ -128,6 +158,40 @@ def open_checkpoint(
         *recognised.notes,
     )
     return Checkpoint(files, config, recognised, ranks, layout, dropped, digest, tokenizer, notes)
+
+
+def _check_weights(
+    config: ModelConfig, ranks: Sequence[RankIndex]
+) -> tuple[tuple[TensorLayout, ...], tuple[str, ...]]:
+    """Compare the ranks with the table and with each other.
+
+    Returns:
+        Where every output tensor comes from, and the names that are left out.
+    """
+    require_layers(ranks[0], config.num_hidden_layers, tied=config.tie_word_embeddings)
+    dtype = ranks[0].tensors[meta_name_of("embedding")].dtype
+    layout = build_layout(config, n_ranks=len(ranks), dtype=dtype)
+    layout = with_dtypes(layout, ranks[0])
+    dropped = check_ranks(layout, ranks)
+    refuse_copied_ranks(ranks)
+    compare_copies(layout, ranks)
+    return layout, dropped
+
+
+def _kind_notes(
+    config: ModelConfig, layout: Sequence[TensorLayout], dropped: Sequence[str]
+) -> tuple[str, ...]:
+    """Say that the head is the embedding, and that tensors are of several dtypes."""
+    notes = []
+    if config.tie_word_embeddings:
+        head = meta_name_of("head")
+        why = "is the embedding itself" if head in dropped else "is missing, so it is the embedding"
+        notes.append(f"{head} {why}: tie_word_embeddings is true, and no lm_head is written")
+    counts = Counter(tensor.spec.dtype.name for tensor in layout)
+    if len(counts) > 1:
+        parts = [f"{n} are {name}" for name, n in counts.items()]
+        notes.append(f"of {len(layout)} tensors, {' and '.join(parts)}: each is cast by itself")
+    return tuple(notes)
 
 
 def _read_params(path: Path) -> bytes:
@@ -181,62 +245,3 @@ def _renamed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
         "changed places, the model is wrong"
     )
     return (note,)
-
-
-def _refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
-    """Refuse two ranks of the same content, which a copied or twice downloaded file is."""
-    seen: dict[tuple[Any, ...], RankIndex] = {}
-    for rank in ranks:
-        twin = seen.setdefault(rank.inode, rank)
-        if twin is not rank:
-            raise LayoutError(
-                f"is the same file as {twin.path.name}", path=rank.path, hint="download it again"
-            )
-        storages = tuple((s.name, s.n_bytes, s.crc) for s in rank.storages.values())
-        if any(crc is None for _, _, crc in storages):
-            continue  # without checksums, equal sizes prove nothing
-        # Ranks that were saved as views have the same storages, and other places in them.
-        views = tuple(
-            (t.name, t.storage.name, t.storage_offset, t.shape, t.strides)
-            for t in rank.tensors.values()
-        )
-        first = seen.setdefault((storages, views), rank)
-        if first is not rank:
-            raise LayoutError(
-                f"holds the same weights as {first.path.name}: one rank was copied over another",
-                path=rank.path,
-                hint="download it again",
-            )
-
-
-def _compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> None:
-    """Compare the tensors that every rank has a copy of, bit for bit, with rank 0's."""
-    replicated = [tensor for tensor in layout if tensor.is_copied]
-    if len(ranks) == 1:
-        return
-    with InputFile(ranks[0].path) as first:
-        expected = {
-            tensor.meta_name: read_vector(first, ranks[0].tensors[tensor.meta_name])
-            for tensor in replicated
-        }
-    for rank in ranks[1:]:
-        with InputFile(rank.path) as file:
-            for name, content in expected.items():
-                found = read_vector(file, rank.tensors[name])
-                if found != content:
-                    raise _unequal_copy(rank, name, found, content, of=ranks[0])
-
-
-def _unequal_copy(
-    rank: RankIndex, name: str, found: bytes, content: bytes, *, of: RankIndex
-) -> LayoutError:
-    itemsize = rank.tensors[name].dtype.itemsize
-    at = next(i for i, pair in enumerate(zip(content, found, strict=True)) if pair[0] != pair[1])
-    element = at // itemsize
-    where = slice(element * itemsize, (element + 1) * itemsize)
-    return LayoutError(
-        f"tensor {name!r} differs from that of {of.path.name} at element {element} (bits "
-        f"{found[where].hex()}, there {content[where].hex()}); every rank must have the same copy",
-        path=rank.path,
-        hint="the files are of different models, or one is corrupt",
-    )

@@ -6,6 +6,7 @@ A checkpoint's sizes that params.json may leave out are measured here, on the te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from codellama_convert.errors import LayoutError
 from codellama_convert.formats.pth_reader import RankIndex
@@ -74,17 +75,37 @@ def _missing(rank: RankIndex, name: str) -> LayoutError:
     )
 
 
-def require_layers(rank: RankIndex, n_layers: int) -> None:
+def is_tied(ranks: Sequence[RankIndex]) -> bool:
+    """Return whether the head is the embedding: no rank has one, or it is the same view."""
+    head, embedding = meta_name_of("head"), meta_name_of("embedding")
+    if not any(head in rank.tensors for rank in ranks):
+        return True
+    return all(
+        head in rank.tensors and rank.tensors[head].place == rank.tensors[embedding].place
+        for rank in ranks
+    )
+
+
+def with_dtypes(layout: Sequence[TensorLayout], rank: RankIndex) -> tuple[TensorLayout, ...]:
+    """Give each tensor the dtype that it has in a rank."""
+    return tuple(
+        replace(tensor, spec=replace(tensor.spec, dtype=rank.tensors[tensor.meta_name].dtype))
+        for tensor in layout
+    )
+
+
+def require_layers(rank: RankIndex, n_layers: int, *, tied: bool = False) -> None:
     """Look that a rank has every tensor, before the table is spelled out for every layer.
 
     Args:
         rank: The first one.
         n_layers: From params.json, which may claim millions.
+        tied: Whether the head may be missing.
 
     Raises:
         LayoutError: If a tensor is missing.
     """
-    for rule, layer in rules_in_order(n_layers):
+    for rule, layer in rules_in_order(n_layers, tied=tied):
         name = rule.meta_name.format(layer=layer)
         if name not in rank.tensors:
             raise _missing(rank, name)
@@ -104,10 +125,11 @@ def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> t
         LayoutError: If a tensor is missing, extra, of another shape or of another dtype.
     """
     names = {tensor.meta_name for tensor in layout}
+    known = names | {meta_name_of("head")}  # a tied one is not in the layout
     for rank in ranks:
         for tensor in layout:
             _check_part(tensor, rank)
-        unknown = [n for n in rank.tensors if n not in names and not n.endswith(DROPPED_SUFFIX)]
+        unknown = [n for n in rank.tensors if n not in known and not n.endswith(DROPPED_SUFFIX)]
         if unknown:
             shape = rank.tensors[unknown[0]].shape
             raise LayoutError(
@@ -158,8 +180,8 @@ def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:
         )
     if found.dtype != tensor.spec.dtype:
         raise LayoutError(
-            f"tensor {tensor.meta_name!r} is {found.dtype.name}, but others are "
-            f"{tensor.spec.dtype.name}",
+            f"tensor {tensor.meta_name!r} is {found.dtype.name}, but {tensor.spec.dtype.name} in "
+            "the first rank",
             path=rank.path,
-            hint="all tensors of a checkpoint must have one dtype",
+            hint=SAME_FOLDER_HINT,
         )

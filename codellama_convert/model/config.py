@@ -93,6 +93,7 @@ class ModelConfig:
         rms_norm_eps: Epsilon of RMSNorm.
         rope_theta: Base of the rotary frequencies.
         vocab_size: Rows of the embedding.
+        tie_word_embeddings: Whether the head is the embedding, and not stored a second time.
     """
 
     hidden_size: int
@@ -103,6 +104,7 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     vocab_size: int
+    tie_word_embeddings: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -221,7 +223,12 @@ def _optional_real(found: dict[str, Any], key: str, path: Path) -> float | None:
 
 
 def build_config(
-    params: MetaParams, *, intermediate_size: int, vocab_size: int, path: Path
+    params: MetaParams,
+    *,
+    intermediate_size: int,
+    vocab_size: int,
+    path: Path,
+    tie_word_embeddings: bool = False,
 ) -> ModelConfig:
     """Join params.json with what the tensors show.
 
@@ -230,6 +237,7 @@ def build_config(
         intermediate_size: Rows of w1 over all ranks.
         vocab_size: Rows of the embedding.
         path: params.json, for messages.
+        tie_word_embeddings: Whether the head is the embedding.
 
     Returns:
         The model.
@@ -247,38 +255,8 @@ def build_config(
         rms_norm_eps=params.norm_eps,
         rope_theta=_DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
         vocab_size=vocab_size,
+        tie_word_embeddings=tie_word_embeddings,
     )
-
-
-def lagging_notes(
-    params: MetaParams, *, intermediate_size: int, vocab_size: int
-) -> tuple[str, ...]:
-    """Say what of params.json the tensors prove wrong; the tensors are right.
-
-    Args:
-        params: What params.json says.
-        intermediate_size: Rows of w1 over all ranks.
-        vocab_size: Rows of the embedding.
-
-    Returns:
-        A note on each number; empty where they agree.
-    """
-    notes = []
-    width = params.feed_forward_width()
-    if width != intermediate_size:
-        why = (
-            f"multiple_of {params.multiple_of} and ffn_dim_multiplier {params.ffn_dim_multiplier} "
-            f"give a feed-forward width of {width}"
-            if params.hidden_dim is None
-            else f"hidden_dim is {width}"
-        )
-        notes.append(f"params.json: {why}; taken is the tensors' {intermediate_size}")
-    if params.vocab_size not in (None, vocab_size):
-        notes.append(
-            f"params.json: vocab_size is {params.vocab_size}; taken are the embedding's "
-            f"{vocab_size} rows"
-        )
-    return tuple(notes)
 
 
 def _check_heads(params: MetaParams, path: Path) -> None:

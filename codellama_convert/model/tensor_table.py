@@ -17,7 +17,7 @@ from codellama_convert.model.config import SAME_FOLDER_HINT, ModelConfig
 from codellama_convert.tensors import Dtype, TensorSpec, rows_and_columns
 
 Dimension = Literal["vocab_size", "hidden_size", "intermediate_size", "key_value_size"]
-Role = Literal["embedding", "query", "gate"]
+Role = Literal["embedding", "query", "gate", "head"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ RULES: tuple[Rule, ...] = (
     Rule("layers.{layer}.attention_norm.weight", "model.layers.{layer}.input_layernorm.weight", ("hidden_size",), None),
     Rule("layers.{layer}.ffn_norm.weight", "model.layers.{layer}.post_attention_layernorm.weight", ("hidden_size",), None),
     Rule("norm.weight", "model.norm.weight", ("hidden_size",), None),
-    Rule("output.weight", "lm_head.weight", ("vocab_size", "hidden_size"), 0),
+    Rule("output.weight", "lm_head.weight", ("vocab_size", "hidden_size"), 0, role="head"),
 )  # fmt: skip
 
 # The rotary frequencies follow from rope_theta, and Hugging Face computes them: dropped. Llama 1 7B
@@ -165,17 +165,26 @@ def build_layout(config: ModelConfig, *, n_ranks: int, dtype: Dtype) -> tuple[Te
             head_dim=config.head_dim if rule.rotary else None,
             n_ranks=n_ranks,
         )
-        for rule, layer in rules_in_order(config.num_hidden_layers)
+        for rule, layer in rules_in_order(config.num_hidden_layers, tied=config.tie_word_embeddings)
     )
 
 
-def rules_in_order(n_layers: int) -> Iterator[tuple[Rule, int]]:
-    """Repeat the layers' rows once a layer, where they stand in the table."""
+def rules_in_order(n_layers: int, *, tied: bool = False) -> Iterator[tuple[Rule, int]]:
+    """Repeat the layers' rows once a layer, where they stand in the table.
+
+    Args:
+        n_layers: How often.
+        tied: Whether the head is the embedding, and has no row of its own.
+
+    Yields:
+        A row, and the layer's number.
+    """
     in_layers = [rule for rule in RULES if "{layer}" in rule.meta_name]
     first = RULES.index(in_layers[0])
     yield from ((rule, 0) for rule in RULES[:first])
     yield from ((rule, layer) for layer in range(n_layers) for rule in in_layers)
-    yield from ((rule, 0) for rule in RULES[first + len(in_layers) :])
+    behind = RULES[first + len(in_layers) :]
+    yield from ((rule, 0) for rule in behind if not (tied and rule.role == "head"))
 
 
 def _refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:

@@ -42,7 +42,9 @@ def choose_tile_and_workers(
         ConfigError: If not even one row (or head) fits.
     """
     # What a tile takes depends on a tensor's form alone, and of thousands of layers there are few.
-    forms = tuple({(t.spec.shape, t.part_shape, t.head_dim): t for t in layout}.values())
+    forms = tuple(
+        {(t.spec.shape, t.spec.dtype, t.part_shape, t.head_dim): t for t in layout}.values()
+    )
     budget = DEFAULT_MAX_RAM_BYTES if max_ram_bytes is None else max_ram_bytes
     fewest = workers if keep_workers else 1
     affordable = budget // _bytes_of_a_worker(forms, dtype, _SMALLEST_SHARED_TILE_BYTES)

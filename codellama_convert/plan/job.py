@@ -110,9 +110,10 @@ class Job:
     @property
     def cast(self) -> str | None:
         """Both dtypes where the elements are cast, such as "bfloat16 to float16"."""
-        if self.checkpoint is None or self.plan is None or self.checkpoint.dtype == self.plan.dtype:
+        if self.checkpoint is None or self.plan is None:
             return None
-        return f"{self.checkpoint.dtype.name} to {self.plan.dtype.name}"
+        source, target = self.checkpoint.dtype_names, self.plan.dtype.name
+        return None if source == target else f"{source} to {target}"
 
     def check_ranks(self, progress: Progress | None = None) -> tuple[str, ...]:
         """Compare the ranks with Meta's list, which takes minutes, if the options ask for it.
@@ -169,7 +170,7 @@ class Job:
             self.checkpoint.config,
             self.checkpoint.recognised,
             self.tokenizer,
-            source_dtype=self.checkpoint.dtype,
+            source_dtype=self.checkpoint.dtype_names,
             dtype=self.plan.dtype,
             n_parameters=self.plan.n_parameters,
             n_ranks=len(self.checkpoint.ranks),
@@ -237,8 +238,9 @@ def plan_weights(checkpoint: Checkpoint, options: Options) -> ConversionPlan:
 
     Raises:
         ConfigError: If the buffers do not fit into what they may take.
+        LayoutError: If the tensors are of several dtypes, and none was asked for.
     """
-    dtype = checkpoint.dtype if options.dtype is None else as_dtype(options.dtype)
+    dtype = checkpoint.common_dtype() if options.dtype is None else as_dtype(options.dtype)
     workers = options.workers or default_workers()
     if options.tile_bytes is not None:
         return build_plan(

@@ -172,7 +172,6 @@ def _check_tokenizer(
 
 
 def _bytes_of_both_sides(job: Job, stored: Mapping[str, StoredOutput]) -> int:
-    itemsize = 0 if job.checkpoint is None else job.checkpoint.dtype.itemsize
-    return sum(
-        one.n_bytes + one.n_bytes // one.dtype.itemsize * itemsize for one in stored.values()
-    )
+    layout = () if job.checkpoint is None else job.checkpoint.layout
+    read = {tensor.spec.name: tensor.spec.n_bytes for tensor in layout}
+    return sum(one.n_bytes + read[name] for name, one in stored.items())

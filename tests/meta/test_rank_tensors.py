@@ -85,13 +85,13 @@ def test_another_shape_is_told_beside_the_right_one() -> None:
         check(with_tensor(GATE, (13, 8)))
 
 
-def test_another_dtype_is_told_beside_that_of_the_others() -> None:
+def test_another_dtype_than_in_the_first_rank_is_told_beside_it() -> None:
     rank = rank_of(meta_shapes(SHAPE))
     mixed = replace(rank, tensors=rank.tensors | {GATE: tensor(GATE, (12, 8), FLOAT16)})
     facts = (
         "is float16",
-        "others are bfloat16",
-        "; all tensors of a checkpoint must have one dtype",
+        "bfloat16 in the first rank",
+        SAME_FOLDER,
     )
     with refused(LayoutError, "consolidated.00.pth", repr(GATE), *facts):
         check(mixed)

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from codellama_convert.errors import ConfigError
-from codellama_convert.model.config import lagging_notes, parse_params
+from codellama_convert.model.config import parse_params
+from codellama_convert.model.lagging import lagging_notes
 from tests.model.params import CODE_7B, CODE_34B, PATH, model
 
 

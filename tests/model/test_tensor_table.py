@@ -70,4 +70,10 @@ def test_each_role_is_that_of_one_tensor() -> None:
     assert meta_name_of("embedding") == "tok_embeddings.weight"
     assert meta_name_of("query") == "layers.0.attention.wq.weight"
     assert meta_name_of("gate") == "layers.0.feed_forward.w1.weight"
-    assert sorted(rule.role for rule in RULES if rule.role) == ["embedding", "gate", "query"]
+    assert meta_name_of("head") == "output.weight"
+    assert sorted(rule.role for rule in RULES if rule.role) == [
+        "embedding",
+        "gate",
+        "head",
+        "query",
+    ]

@@ -1,0 +1,67 @@
+"""Own the comparison of ranks with each other: files that are copies, and tensors that must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from codellama_convert.errors import LayoutError
+from codellama_convert.formats.pth_reader import RankIndex, read_vector
+from codellama_convert.model.tensor_table import TensorLayout
+from codellama_convert.storage.input_file import InputFile
+
+
+def refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
+    """Refuse two ranks of the same content, which a copied or twice downloaded file is."""
+    seen: dict[tuple[Any, ...], RankIndex] = {}
+    for rank in ranks:
+        twin = seen.setdefault(rank.inode, rank)
+        if twin is not rank:
+            raise LayoutError(
+                f"is the same file as {twin.path.name}", path=rank.path, hint="download it again"
+            )
+        storages = tuple((s.name, s.n_bytes, s.crc) for s in rank.storages.values())
+        if any(crc is None for _, _, crc in storages):
+            continue  # without checksums, equal sizes prove nothing
+        # Ranks that were saved as views have the same storages, and other places in them.
+        views = tuple((tensor.name, tensor.place) for tensor in rank.tensors.values())
+        first = seen.setdefault((storages, views), rank)
+        if first is not rank:
+            raise LayoutError(
+                f"holds the same weights as {first.path.name}: one rank was copied over another",
+                path=rank.path,
+                hint="download it again",
+            )
+
+
+def compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> None:
+    """Compare the tensors that every rank has a copy of, bit for bit, with rank 0's."""
+    replicated = [tensor for tensor in layout if tensor.is_copied]
+    if len(ranks) == 1:
+        return
+    with InputFile(ranks[0].path) as first:
+        expected = {
+            tensor.meta_name: read_vector(first, ranks[0].tensors[tensor.meta_name])
+            for tensor in replicated
+        }
+    for rank in ranks[1:]:
+        with InputFile(rank.path) as file:
+            for name, content in expected.items():
+                found = read_vector(file, rank.tensors[name])
+                if found != content:
+                    raise _unequal_copy(rank, name, found, content, of=ranks[0])
+
+
+def _unequal_copy(
+    rank: RankIndex, name: str, found: bytes, content: bytes, *, of: RankIndex
+) -> LayoutError:
+    itemsize = rank.tensors[name].dtype.itemsize
+    at = next(i for i, pair in enumerate(zip(content, found, strict=True)) if pair[0] != pair[1])
+    element = at // itemsize
+    where = slice(element * itemsize, (element + 1) * itemsize)
+    return LayoutError(
+        f"tensor {name!r} differs from that of {of.path.name} at element {element} (bits "
+        f"{found[where].hex()}, there {content[where].hex()}); every rank must have the same copy",
+        path=rank.path,
+        hint="the files are of different models, or one is corrupt",
+    )
