@@ -30,7 +30,7 @@ _STORAGES = {("torch", dtype.storage): dtype for dtype in DTYPES}
 _OTHER_REBUILDERS = frozenset(
     ("torch._utils", f"_rebuild_{name}")
     for name in (
-        "tensor_v3", "qtensor", "sparse_tensor", "sparse_csr_tensor", "nested_tensor",
+        "qtensor", "sparse_tensor", "sparse_csr_tensor", "nested_tensor",
         "meta_tensor_no_storage", "wrapper_subclass", "device_tensor_from_numpy",
     )
 )  # fmt: skip
@@ -42,6 +42,41 @@ _OTHER_STORAGES = frozenset(
     )
 ) | {("torch.storage", "UntypedStorage"), ("torch.storage", "TypedStorage")}  # fmt: skip
 
+
+# What holds its dtype as a name, where torch has no storage class for it; source: torch/_tensor.py.
+_REBUILD_V3 = ("torch._utils", "_rebuild_tensor_v3")
+_OTHER_DTYPES = frozenset(
+    ("torch", name)
+    for name in (
+        "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu",
+        "float4_e2m1fn_x2", "uint16", "uint32", "uint64",
+    )
+)  # fmt: skip
+# What training programs save beside the weights. To build it, code would have to run.
+_OF_TRAINERS = frozenset(
+    {
+        ("argparse", "Namespace"),
+        ("collections", "defaultdict"),
+        ("omegaconf.dictconfig", "DictConfig"),
+        ("omegaconf.listconfig", "ListConfig"),
+        ("pathlib", "PosixPath"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        *(("torch", name) for name in ("Size", "device", "bfloat16", "float16", "float32")),
+    }
+)
+_KNOWN = (
+    frozenset({_ORDERED_DICT, _REBUILD_V3})
+    | _REBUILDERS
+    | _TENSOR_TYPES
+    | _STORAGES.keys()
+    | _OTHER_STORAGES
+    | _OTHER_DTYPES
+)
 
 METAS_FILES_HINT = "use the files that Meta released"
 # A parameter of a subclass takes three calls, with two extras each; more calls are forged.
@@ -142,14 +177,23 @@ def named(module: str, name: str) -> GlobalName:
             f"a tensor of an unsupported kind ({name}); expected plain bfloat16, float16 or float32",
             METAS_FILES_HINT,
         )
-    known = pair in _REBUILDERS or pair in _TENSOR_TYPES or pair in _STORAGES
-    if not known and pair not in _OTHER_STORAGES and pair != _ORDERED_DICT:
-        quoted = f"{module}.{name}"[:80]
-        raise RefusedPickle(
-            f"refers to {quoted!r}, which is not allowed in a weights file",
-            "the file may be malicious. Nothing was executed",
-        )
+    if pair not in _KNOWN:
+        raise _refused_name(pair)
     return GlobalName(module, name)
+
+
+def _refused_name(pair: tuple[str, str]) -> RefusedPickle:
+    quoted = ".".join(pair)[:80]
+    if pair in _OF_TRAINERS:
+        return RefusedPickle(
+            f"refers to {quoted!r}, which no weights need",
+            "it is a trainer's file, or malicious. Nothing was executed; where you trust it, load it "
+            "and save the model's state dict alone",
+        )
+    return RefusedPickle(
+        f"refers to {quoted!r}, which is not allowed in a weights file",
+        "the file may be malicious. Nothing was executed",
+    )
 
 
 def declared(storage_class: GlobalName, key: str, n_elements: int) -> DeclaredStorage | None:
@@ -178,10 +222,25 @@ def rebuilt(called: GlobalName, arguments: tuple[Any, ...]) -> Any:
     function = (called.module, called.name)
     if function == _ORDERED_DICT and not arguments:
         return OrderedItems()
+    if function == _REBUILD_V3:
+        raise _refused_dtype(called.name, arguments)
     view = _rebuilt_view(called.name, arguments) if function in _REBUILDERS else None
     if view is None:
         raise RefusedPickle(f"calls {'.'.join(function)} in an unknown way")
     return view
+
+
+def _refused_dtype(name: str, arguments: tuple[Any, ...]) -> RefusedPickle:
+    """Name the dtype of a tensor that has one of the newer ones."""
+    names = [one.name for one in arguments if type(one) is GlobalName and one.module == "torch"]
+    of_dtype = f"{name} of dtype {names[-1]}" if names else name
+    is_fp8 = bool(names) and names[-1].startswith(("float8", "float4"))
+    return RefusedPickle(
+        f"a tensor of an unsupported kind ({of_dtype}); expected plain bfloat16, float16 or float32",
+        "these are quantised weights: use those that they were made of"
+        if is_fp8
+        else METAS_FILES_HINT,
+    )
 
 
 def _rebuilt_view(name: str, arguments: tuple[Any, ...]) -> View | None:

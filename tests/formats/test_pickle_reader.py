@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import os
 import pickle
 import pickletools
-from collections import OrderedDict
+import zipfile
+from collections import OrderedDict, defaultdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from codellama_convert.formats.pickle_names import (
     DeclaredStorage,
@@ -185,3 +192,65 @@ def test_a_refused_argument_is_not_decoded() -> None:
 
 def test_bytes_behind_stop_are_not_read() -> None:
     assert parse_pickle(p_pickle(P_NONE) + b"cos\nsystem\n") is None
+
+
+class Settings:
+    """Stands for a class of a training script."""
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (argparse.Namespace(lr=1e-4), "argparse.Namespace"),
+        (np.float64(1.5), "multiarray.scalar"),
+        (np.arange(3), "multiarray._reconstruct"),
+        (defaultdict(int), "collections.defaultdict"),
+        (Path("out"), "pathlib."),
+        (torch.Size([1]), "torch.Size"),
+        (torch.bfloat16, "torch.bfloat16"),
+    ],
+)
+def test_what_trainers_save_is_called_that_or_malicious(value: object, name: str) -> None:
+    """It was said of the file of an honest training run that it may be malicious, and no more."""
+    pickled = pickle.dumps({"model": 1, "args": value}, protocol=2)
+    with pytest.raises(RefusedPickle) as caught:
+        parse_pickle(pickled)
+    assert name in str(caught.value)
+    hint = caught.value.hint
+    assert hint is not None
+    for fact in ("a trainer's file, or malicious", "Nothing was executed", "state dict alone"):
+        assert fact in hint
+
+
+@pytest.mark.parametrize("value", [os.system, Settings(), np.random.default_rng])
+def test_any_other_name_is_not_called_a_trainers(value: object) -> None:
+    with pytest.raises(RefusedPickle, match="not allowed in a weights file") as caught:
+        parse_pickle(pickle.dumps(value, protocol=2))
+    assert caught.value.hint == "the file may be malicious. Nothing was executed"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hint"),
+    [
+        (torch.float8_e4m3fn, "quantised weights"),
+        (torch.float8_e5m2, "quantised weights"),
+        (torch.uint16, "files that Meta released"),
+    ],
+)
+def test_a_dtype_without_a_storage_class_is_named(dtype: torch.dtype, hint: str) -> None:
+    """Weights in fp8 were a tensor of an unsupported kind, named by a function of torch."""
+    with io.BytesIO() as file:
+        torch.save({"w": torch.ones(2, 2).to(dtype)}, file)
+        pickled = zipfile.ZipFile(file).read("archive/data.pkl")
+    with pytest.raises(RefusedPickle, match=f"of dtype {str(dtype)[6:]}") as caught:
+        parse_pickle(pickled)
+    assert caught.value.hint is not None
+    assert hint in caught.value.hint
+
+
+def test_dicts_may_be_numbered_but_not_keyed_by_more() -> None:
+    """Optimizers number their states; hashing a forged key may take for ever."""
+    assert parse_pickle(pickle.dumps({"state": {0: {}, -1: {}}})) == {"state": {0: {}, -1: {}}}
+    for key in (None, 0.5, True, (1, 2)):
+        with pytest.raises(RefusedPickle, match="dict key"):
+            parse_pickle(pickle.dumps({"state": {key: {}}}))

@@ -134,7 +134,7 @@ def unsupported_dtype(folder: Path, kind: str) -> None:
     RANK,
     {
         "quantized": (lambda: torch.quantize_per_tensor(torch.ones(8, 8), 0.1, 0, torch.qint8), "unsupported kind", "_rebuild_qtensor"),
-        "float8": (lambda: torch.ones(8, 8).to(torch.float8_e4m3fn), "unsupported kind", "_rebuild_tensor_v3"),
+        "float8": (lambda: torch.ones(8, 8).to(torch.float8_e4m3fn), "unsupported kind", "_rebuild_tensor_v3", "float8_e4m3fn"),
         "uint16": (lambda: torch.ones(8, 8, dtype=torch.uint16), "unsupported kind", "_rebuild_tensor_v3"),
         "sparse": (lambda: torch.eye(8).to_sparse(), "unsupported kind", "_rebuild_sparse_tensor"),
         "meta": (lambda: torch.ones(8, 8, device="meta"), "unsupported kind", "_rebuild_meta_tensor_no_storage"),
