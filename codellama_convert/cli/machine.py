@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import sys
 import traceback
 from collections.abc import Iterator
 
@@ -32,9 +33,16 @@ def check_memory() -> None:
         MemoryError: If there is too little.
     """
     try:
-        mmap.mmap(-1, _LEAST_BYTES).close()
+        _private_memory(_LEAST_BYTES).close()
     except OSError as problem:
-        raise MemoryError("the libraries need 128 MB of address space") from problem
+        raise MemoryError("the libraries need 128 MB") from problem
+
+
+def _private_memory(n_bytes: int) -> mmap.mmap:
+    """Map memory as libraries do: a limit of data (ulimit -d) counts it only if it is private."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, n_bytes)
+    return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def lack_in_words(problem: BaseException) -> str | None:

@@ -75,7 +75,8 @@ def test_a_missing_library_of_verify_is_named_too(converted, tmp_path):
 
 # --- limits ---------------------------------------------------------------------------------------
 
-# Starts the command line under a limit: of open files, of address space (in MiB), of new threads.
+# Starts the command line under a limit: of open files, of address space or private memory (in MiB),
+# of new threads.
 LIMITED = """
 import resource, sys, threading
 kind, number = sys.argv.pop(1), int(sys.argv.pop(1))
@@ -83,6 +84,8 @@ if kind == "files":
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 elif kind == "memory":
     resource.setrlimit(resource.RLIMIT_AS, (number << 20, number << 20))
+elif kind == "private memory":
+    resource.setrlimit(resource.RLIMIT_DATA, (number << 20, number << 20))
 else:
     start = threading._start_new_thread
     def start_or_fail(*arguments, **named):
@@ -121,14 +124,17 @@ def test_few_open_files_are_one_line_that_says_so(converted, tmp_path, number):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS as Linux has it")
-@pytest.mark.parametrize("megabytes", [60, 80, 120])
-def test_too_little_memory_is_one_line_and_no_endless_loop(converted, tmp_path, megabytes):
-    """OpenBLAS asked for its memory for ever, deaf to SIGTERM."""
+@pytest.mark.parametrize(
+    ("kind", "megabytes"),
+    [("memory", 60), ("memory", 80), ("memory", 120), ("private memory", 80)],
+)
+def test_too_little_memory_is_one_line_and_no_endless_loop(converted, tmp_path, kind, megabytes):
+    """OpenBLAS asked for its memory for ever, deaf to SIGTERM; of `ulimit -d` nothing was known."""
     arguments = command(converted / "in", tmp_path / "out")
-    line = error_line(under("memory", megabytes, arguments))
+    line = error_line(under(kind, megabytes, arguments))
     assert "not enough memory" in line
     assert not (tmp_path / "out").exists()
-    assert under("memory", 2_000, arguments).returncode == 0
+    assert under(kind, 2_000, arguments).returncode == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS as Linux has it")
