@@ -16,6 +16,7 @@ from codellama_convert import __version__
 from codellama_convert.cli.describe import describe_job, describe_report, describe_verification
 from codellama_convert.cli.group import ConvertGroup
 from codellama_convert.cli.machine import check_memory
+from codellama_convert.cli.named_folders import FoldersCommand
 from codellama_convert.cli.options import (
     ASKED_OPTIONS,
     CONTEXT,
@@ -45,20 +46,26 @@ if TYPE_CHECKING:
     from codellama_convert.plan.options import Options
 
 
-@click.group(cls=ConvertGroup, context_settings=CONTEXT)
+@click.group(
+    cls=ConvertGroup,
+    context_settings=CONTEXT,
+    subcommand_metavar="IN [OUT] | COMMAND [ARGS]...",
+)
 @click.version_option(__version__, prog_name="codellama-convert")
 def main() -> None:
     """Convert Meta's Code Llama and Llama checkpoints to Hugging Face folders.
 
-    Without a command name, it converts.
+    Without a command name, it converts the folder IN.
 
     \b
     Example:
-      codellama-convert --input_dir CodeLlama-7b --model_size 7B
+      codellama-convert CodeLlama-7b
     """  # noqa: D301 - \b is click's mark for "do not wrap"
 
 
 @main.command(
+    cls=FoldersCommand,
+    needed="input_dir",
     context_settings=CONTEXT,
     short_help="Convert a checkpoint, or resume a conversion that was stopped.",
 )
@@ -66,7 +73,7 @@ def main() -> None:
 @click.option(
     "--output_dir",
     type=NEW_FOLDER,
-    help="The new folder; by default the checkpoint's name with -hf added, beside it.",
+    help="The new folder (OUT); by default the checkpoint's name with -hf added, beside it.",
 )
 @MODEL_OPTIONS
 @SPEED_OPTIONS
@@ -98,7 +105,8 @@ def convert(
 
     \b
     Example:
-      codellama-convert convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf
+      codellama-convert convert CodeLlama-7b CodeLlama-7b-hf
+      codellama-convert --input_dir CodeLlama-7b --model_size 7B
     """  # noqa: D301
     check_memory()
     from codellama_convert.cli.finished import describe_finished, finished_record
@@ -141,15 +149,17 @@ def convert(
 
 
 @main.command(
+    cls=FoldersCommand,
+    needed="output_dir",
     context_settings=CONTEXT,
     short_help="Compare a converted folder with its source, bit for bit.",
 )
 @click.option(
     "--input_dir",
     type=FOLDER,
-    help="The checkpoint; without it the output is compared with its own conversion.json.",
+    help="The checkpoint (IN); without it the output is compared with its own conversion.json.",
 )
-@click.option("--output_dir", type=FOLDER, required=True, help="The converted folder.")
+@click.option("--output_dir", type=FOLDER, help="The converted folder (OUT).")
 @ASKED_OPTIONS
 @SOURCE_OPTIONS
 @READING_OPTIONS
@@ -161,13 +171,12 @@ def verify(
     """Compare a converted folder with its source, bit for bit; exit 1 if anything differs.
 
     Options that say how it was converted need not be repeated: conversion.json in the folder has
-    them. One that says otherwise is a difference. Without --input_dir, --model_size,
-    --tokenizer_model, --checksums and --max_ram are refused.
+    them. One that says otherwise is a difference. Without IN, the output is compared with
+    conversion.json, and --model_size, --tokenizer_model, --checksums and --max_ram are refused.
 
     \b
     Example:
-      codellama-convert verify --input_dir CodeLlama-7b \\
-        --output_dir CodeLlama-7b-hf
+      codellama-convert verify CodeLlama-7b CodeLlama-7b-hf
     """  # noqa: D301
     check_memory()
     from codellama_convert.verify.job import asked_of, options_for
@@ -197,12 +206,12 @@ def verify(
         raise SystemExit(1)
 
 
-@main.command(context_settings=CONTEXT)
+@main.command(cls=FoldersCommand, needed="input_dir", context_settings=CONTEXT)
 @INPUT
 @click.option(
     "--output_dir",
     type=NEW_FOLDER,
-    help="The folder that would be written; by default as convert takes it.",
+    help="The folder that would be written (OUT); by default as convert takes it.",
 )
 @MODEL_OPTIONS
 @SPEED_OPTIONS
@@ -214,7 +223,7 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
 
     \b
     Example:
-      codellama-convert plan --input_dir CodeLlama-70b
+      codellama-convert plan CodeLlama-70b
     """  # noqa: D301
     from codellama_convert.convert.record import file_sizes
     from codellama_convert.meta.places import default_output_dir
@@ -248,7 +257,7 @@ def _refuse_source_options() -> None:
     given = click.get_current_context().get_parameter_source
     for name in OF_THE_SOURCE:
         if given(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} is of no use without --input_dir")
+            raise click.UsageError(f"--{name} is of no use without the checkpoint: verify IN OUT")
 
 
 def _to_options(choices: Mapping[str, Any]) -> Options:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from codellama_convert.cli.machine import lack_in_words
 from codellama_convert.cli.printing import say
 from codellama_convert.errors import ConvertError, Interrupted, one_line
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 
 @contextmanager
@@ -55,24 +53,21 @@ class ConvertGroup(click.Group):
             return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read `codellama-convert --input_dir X` as `codellama-convert convert --input_dir X`."""
+        """Read `codellama-convert IN` as `codellama-convert convert IN`."""
         own = ("--help", "-h", "--version")
-        if args and args[0] not in self.commands and args[0].startswith("-") and args[0] not in own:
+        if args and args[0] not in self.commands and args[0] not in own:
+            word = args[0]  # an empty one is a forgotten variable, which `convert` says
+            is_known = not word or word.startswith("-") or os.path.lexists(word)
+            if not (is_known or ctx.resilient_parsing):
+                ctx.fail(f"no such command or folder: {word!r}")
             args = ["convert", *args]
         return super().parse_args(ctx, args)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command; tell who gives the bare name of a folder how folders are named."""
-        name = args[0]
-        if name not in self.commands and (Path(name).exists() or any(c in name for c in "/\\-.")):
-            ctx.fail(f"no such command: {name!r}; to name a folder, write --input_dir {name}")
-        return super().resolve_command(ctx, args)
-
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Offer the options of `convert` too: they are those of the bare form."""
+        """Offer folders and the options of `convert` too: they are those of the bare form."""
         found = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("-"):
+            return [CompletionItem(incomplete, type="dir"), *found]
         if incomplete.startswith("-"):
             convert = self.commands["convert"]
             bare = click.Context(convert, parent=ctx, info_name="convert")
@@ -89,7 +84,8 @@ class ConvertGroup(click.Group):
         super().format_options(ctx, formatter)
         convert_command = self.commands["convert"]
         sub_context = click.Context(convert_command, info_name="convert", parent=ctx)
-        records = [p.get_help_record(sub_context) for p in convert_command.params]
+        options = [p for p in convert_command.params if isinstance(p, click.Option)]
+        records = [option.get_help_record(sub_context) for option in options]
         with formatter.section("Options of convert, which is the default command"):
             formatter.write_dl([record for record in records if record is not None])
 

@@ -92,8 +92,7 @@ NEW_FOLDER = NamedPath(readable=False, path_type=Path)
 INPUT = click.option(
     "--input_dir",
     type=FOLDER,
-    required=True,
-    help="Meta's folder: consolidated.NN.pth and params.json, or a folder that holds such folders.",
+    help="Meta's folder (IN): consolidated.NN.pth and params.json, or a folder that holds such folders.",
 )
 _MODEL_SIZES = OneOf((*MODEL_SIZES, TOKENIZER_ONLY))
 _CHECKSUMS = click.option(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
@@ -191,7 +192,9 @@ def test_the_control_of_that_test_fails():
 def test_every_command_has_help_and_an_example():
     for name, command in main.commands.items():
         assert "Example:" in (command.help or ""), name
-        for parameter in command.params:
+        folders, *options = command.params
+        assert "IN" in command.get_usage(click.Context(command)), f"{name} {folders.name}"
+        for parameter in options:
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 
 

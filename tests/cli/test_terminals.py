@@ -20,7 +20,8 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("words", "number", "offered"),
     [
-        ("codellama-convert ", 1, {"convert", "plan", "verify"}),
+        ("codellama-convert ", 1, {"", "convert", "plan", "verify"}),
+        ("codellama-convert Code", 1, {"Code"}),  # the shell completes folders itself
         ("codellama-convert --mod", 1, {"--model_size", "--model_card"}),
         ("codellama-convert --input_dir x --dt", 3, {"--dtype"}),
         ("codellama-convert plan --max_r", 2, {"--max_ram"}),

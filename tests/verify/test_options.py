@@ -85,7 +85,8 @@ def verify(*words: str, source: bool):
 def test_every_option_of_the_command_is_in_one_of_the_tables():
     """A new option must be used or refused, and be in a table that proves it."""
     tables = [FRAME, {*ASKED}, {*SOURCE}, {*READING}]
-    options = [param.name for param in main.commands["verify"].params]
+    params = main.commands["verify"].params
+    options = [param.name for param in params if isinstance(param, click.Option)]
     assert sorted(options) == sorted(name for table in tables for name in table)
 
 
@@ -170,7 +171,7 @@ def spy_on(module: str, seen, monkeypatch) -> None:
 
 def test_the_help_names_every_option_and_says_that_none_need_be_repeated():
     shown = CliRunner().invoke(main, ["verify", "--help"]).stdout
-    for param in main.commands["verify"].params:
+    for param in main.commands["verify"].params[1:]:  # the first are the folders
         assert isinstance(param, click.Option)
         assert param.opts[0] in shown
     assert "need not be repeated" in shown
