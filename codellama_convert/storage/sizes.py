@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
-_DECIMAL = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_BINARY = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_SIZE = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?(?:[eE]\+?[0-9]{1,2})?)\s*([A-Za-z]*)")
+# Fewer bytes than a safetensors header has, where no unit says that bytes are meant.
+_TOO_FEW = 1000
 
 
 def parse_size(text: str) -> int:
-    """Read a size such as "5GB", "200MB", "1.5GiB" or "4096".
+    """Read a size such as "5GB", "5G", "200MB", "1.5GiB", "5e9" or "4096".
 
     Args:
         text: A number and a unit; without one it is bytes.
@@ -18,15 +22,18 @@ def parse_size(text: str) -> int:
         Bytes.
 
     Raises:
-        ValueError: If it is not a size, or not positive.
+        ValueError: If it is not a size, not positive, or so small that the unit was forgotten.
     """
-    match = re.fullmatch(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)", text.strip())
-    factor = (_DECIMAL | _BINARY).get(match[2].upper()) if match else None
+    match = _SIZE.fullmatch(text.strip())
+    factor = (_DECIMAL | _BINARY).get(match[2].upper().removesuffix("B")) if match else None
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size; write it like 5GB, 200MB or 1GiB")
-    n_bytes = int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
+    number, unit = match.groups()
+    n_bytes = int(Fraction(number) * factor)
     if n_bytes <= 0:
         raise ValueError(f"{text!r} is not positive")
+    if n_bytes < _TOO_FEW and not unit:
+        raise ValueError(f"{number} bytes? write {number}GB, {number}MB or {number}B")
     return n_bytes
 
 
@@ -39,8 +46,8 @@ def format_size(n_bytes: int) -> str:
     Returns:
         Such as "13.5 GB"; decimal units.
     """
-    for unit in ("TB", "GB", "MB", "kB"):
+    for unit in ("T", "G", "M", "k"):
         factor = _DECIMAL[unit.upper()]
         if n_bytes >= factor:
-            return f"{n_bytes / factor:.1f} {unit}"
+            return f"{n_bytes / factor:.1f} {unit}B"
     return f"{n_bytes} B"

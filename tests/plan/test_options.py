@@ -258,6 +258,8 @@ def test_a_card_of_no_model_is_refused(checkpoint, tmp_path):
         (("--max_position_embeddings", "2147483648"), "from 1 to 2147483647"),
         (("--max_shard_size", "10000000TB"), "from 1 to 2**63 - 1"),
         (("--max_ram", "1" + 400 * "0" + ".5GB"), "is not a size"),
+        (("--max_shard_size", "5"), "5 bytes? write 5GB, 5MB or 5B"),
+        (("--max_ram", "64"), "64 bytes? write 64GB, 64MB or 64B"),
         (("--workers", "257"), "1<=x<=256"),
         (("--output_dir", ""), "the name is empty"),
         (("--tokenizer_model", ""), "the name is empty"),

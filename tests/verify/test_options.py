@@ -40,7 +40,7 @@ SOURCE = {
         "tokenizer.model differs from the source's",
     ),
     "checksums": (["--checksums", "off"], ["--checksums", "strict"], "no checklist.chk names"),
-    "max_ram": (["--max_ram", "1MB"], ["--max_ram", "100"], "--max_ram 100 bytes is too small"),
+    "max_ram": (["--max_ram", "1MB"], ["--max_ram", "100B"], "--max_ram 100 bytes is too small"),
 }
 # How both sides are read.
 READING = {"io_mode": ["--io", "buffered"], "workers": ["--workers", "3"]}
