@@ -106,8 +106,7 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
 def stop_after_files(job: Job, target: Path, n_files: int, how: RunOptions | None = None) -> None:
     """Run a job until some of its files are whole; the next one has begun then."""
     stop = StopRequest()
-    assert job.plan is not None
-    left = sum(file.tensor_bytes for file in job.plan.files[:n_files])
+    left = sum(file.tensor_bytes for file in job.weight_files[:n_files])
 
     def count(n_bytes: int) -> None:
         nonlocal left

@@ -11,10 +11,9 @@ from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 
 if TYPE_CHECKING:
     from codellama_convert.convert.run import ConversionReport
-    from codellama_convert.meta.checkpoint import Checkpoint
     from codellama_convert.plan.job import Job
-    from codellama_convert.plan.plan import ConversionPlan
     from codellama_convert.plan.tiles import TensorPlan
+    from codellama_convert.plan.weights import WeightsJob
     from codellama_convert.staging.output_state import OutputState
     from codellama_convert.verify.report import VerifyReport
 
@@ -30,8 +29,8 @@ def describe_job(job: Job, output: OutputState) -> dict[str, Any]:
         Plain values; sizes in bytes.
     """
     described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
-    if job.checkpoint is not None and job.plan is not None:
-        described |= _describe_model(job.checkpoint, job.plan)
+    if job.weights is not None:
+        described |= _describe_model(job.weights)
     return described | {
         "output_dir": str(output.path),
         "output_refusal": output.refusal,
@@ -42,7 +41,8 @@ def describe_job(job: Job, output: OutputState) -> dict[str, Any]:
     }
 
 
-def _describe_model(checkpoint: Checkpoint, plan: ConversionPlan) -> dict[str, Any]:
+def _describe_model(weights: WeightsJob) -> dict[str, Any]:
+    checkpoint, plan = weights.checkpoint, weights.plan
     return {
         "variant": checkpoint.recognised.name,
         "flavor": checkpoint.recognised.flavor,

@@ -77,7 +77,7 @@ def _is_of_options(record: Record, job: Job, *, with_sha256: bool) -> bool:
 
 def _holds_files(output_dir: Path, record: Record, job: Job) -> bool:
     small = job.small_files()
-    weights = {} if job.plan is None else {file.name: file for file in job.plan.files}
+    weights = {file.name: file for file in job.weight_files}
     return (
         record.files.keys() == {*small, *weights}
         and all(_is_equal(output_dir / name, content) for name, content in small.items())
@@ -104,11 +104,10 @@ def _is_of_plan(path: Path, wanted: FilePlan, record: Record) -> bool:
 
 
 def _is_of_ranks(source: Mapping[str, FileSums], job: Job) -> bool:
-    ranks = () if job.checkpoint is None else job.checkpoint.ranks
-    if source.keys() != {rank.path.name for rank in ranks}:
+    if source.keys() != {rank.path.name for rank in job.ranks}:
         return False
     buffer = aligned_buffer(_BUFFER_BYTES)
-    for rank in ranks:
+    for rank in job.ranks:
         if source[rank.path.name].size != rank.n_bytes:
             return False
         with RankReader(rank, ()) as reader:
@@ -133,16 +132,15 @@ def describe_finished(
     Returns:
         As `describe_report`.
     """
-    n_bytes = job.plan.tensor_bytes if job.plan else 0
     card = (CARD_NAME,) if with_card else ()
     tensors = record.tensors.items()
     report = ConversionReport(
         output_dir=output_dir,
         files=tuple(sorted((*record.files, RECORD_NAME, *card))),
-        tensor_bytes=n_bytes,
-        kept_bytes=n_bytes,
+        tensor_bytes=job.tensor_bytes,
+        kept_bytes=job.tensor_bytes,
         direct=False,
-        dropped=job.checkpoint.dropped if job.checkpoint else (),
+        dropped=job.dropped,
         cast=job.cast,
         became_zero={name: sums.became_zero for name, sums in tensors if sums.became_zero},
         nonfinite={name: sums.nonfinite for name, sums in tensors if sums.nonfinite},

@@ -63,4 +63,4 @@ def _md5_bar(
 
 def weight_bytes(job: Job | None) -> int | None:
     """Return what a bar has to reach; None where that is not known."""
-    return None if job is None or job.plan is None else job.plan.tensor_bytes
+    return None if job is None or job.weights is None else job.tensor_bytes

@@ -65,7 +65,7 @@ def record_json(
         {
             "converter": {"name": "codellama-convert", "version": __version__},
             "files": files,
-            "model": None if job.checkpoint is None else job.checkpoint.recognised.name,
+            "model": None if job.weights is None else job.weights.checkpoint.recognised.name,
             "notes": list(job.notes),
             "options": job.fingerprint()["options"],
             "source": _source(job, rank_crcs),
@@ -84,16 +84,13 @@ def _with_own_sum(content: dict[str, Any]) -> bytes:
 
 
 def _source(job: Job, rank_crcs: Sequence[int]) -> dict[str, Any]:
-    ranks = job.checkpoint.ranks if job.checkpoint else ()
     return {
         rank.path.name: {"size": rank.n_bytes, "crc32": f"{crc:08x}"}
-        for rank, crc in zip(ranks, rank_crcs, strict=True)
+        for rank, crc in zip(job.ranks, rank_crcs, strict=True)
     }
 
 
 def _tensors(job: Job, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
-    if job.plan is None:
-        return {}
     return {
         tensor.spec.name: {
             "file": file.name,
@@ -103,7 +100,7 @@ def _tensors(job: Job, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
             "crc32": f"{sealed[file.name].tensors[tensor.spec.name]:08x}",
             **_value_counts(sealed[file.name], tensor.spec.name),
         }
-        for file in job.plan.files
+        for file in job.weight_files
         for tensor in file.tensors
     }
 
@@ -133,9 +130,7 @@ def file_sizes(
     card = job.model_card() if with_card else None
     sizes = {name: len(content) for name, content in small_files.items()}
     sizes |= {RECORD_NAME: _RECORD_BYTES, CARD_NAME: len(card or b"")}
-    if job.plan is not None:
-        sizes |= {file.name: file.n_bytes for file in job.plan.files}
-        sizes[RECORD_NAME] += _RECORD_BYTES_PER_ENTRY * (
-            len(job.plan.tensors) + len(job.plan.files)
-        )
+    for file in job.weight_files:
+        sizes[file.name] = file.n_bytes
+        sizes[RECORD_NAME] += _RECORD_BYTES_PER_ENTRY * (len(file.tensors) + 1)
     return sizes

@@ -122,7 +122,6 @@ def run(
     output_dir = _check_run(output_dir, chosen)
     refuse_unused(job.options, chosen)
     refuse_inputs(output_dir, job.files.folder, job.files.all())
-    tensor_bytes = job.plan.tensor_bytes if job.plan else 0
     hint = f"run the same command again to resume, or delete {output_dir / STAGING_NAME}"
     watch = replace(watch or Watch(), hint=hint)
     small_files = job.small_files()
@@ -144,10 +143,10 @@ def run(
     return ConversionReport(
         output_dir=output_dir,
         files=names,
-        tensor_bytes=tensor_bytes,
+        tensor_bytes=job.tensor_bytes,
         kept_bytes=written.kept_bytes,
         direct=written.direct,
-        dropped=job.checkpoint.dropped if job.checkpoint else (),
+        dropped=job.dropped,
         cast=job.cast,
         became_zero=_by_tensor(one.became_zero for one in written.sealed.values()),
         nonfinite=_by_tensor(one.nonfinite for one in written.sealed.values()),

@@ -38,9 +38,10 @@ class WeightWriter:
 
     def all_files(self) -> Written:
         """Write them in order, each whole before the next one."""
-        checkpoint, plan = self._job.checkpoint, self._job.plan
-        if checkpoint is None or plan is None:
+        weights = self._job.weights
+        if weights is None:
             return Written()
+        checkpoint, plan = weights.checkpoint, weights.plan
         io_mode = self._job.options.io_mode
         with ExitStack() as stack:
             movers = Movers(checkpoint.dtypes, plan.dtype)

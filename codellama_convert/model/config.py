@@ -15,8 +15,6 @@ from codellama_convert.model.foreign_params import foreign_key, is_foreign
 
 _DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
 _DEFAULT_MULTIPLE_OF = 256
-# Of every tokenizer.model that Meta released for Llama 1, Llama 2 and Code Llama.
-META_BOS_ID, META_EOS_ID = 1, 2
 _MAX_DIMENSION = 1 << 24
 _MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
 _MAX_REAL = 1e30  # times any dimension it is still finite

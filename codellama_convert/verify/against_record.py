@@ -162,17 +162,18 @@ def _expected_options(job: Job, record: Record) -> dict[str, Any]:
         "tokenizer_class": class_named(job, record),
         "variant": options.flavor,
     }
-    if job.checkpoint is None or job.plan is None:
+    if job.weights is None:
         return expected
+    recognised = job.weights.checkpoint.recognised
     return expected | {
-        "dtype": job.plan.dtype.name,
-        "max_position_embeddings": job.checkpoint.recognised.max_position_embeddings,
-        "variant": job.checkpoint.recognised.flavor,
+        "dtype": job.weights.plan.dtype.name,
+        "max_position_embeddings": recognised.max_position_embeddings,
+        "variant": recognised.flavor,
     }
 
 
 def _compare_model(record: Record, job: Job, problems: Problems) -> None:
-    recognised = None if job.checkpoint is None else job.checkpoint.recognised
+    recognised = None if job.weights is None else job.weights.checkpoint.recognised
     expected = None if recognised is None else recognised.name
     is_a_guess = recognised is not None and recognised.family is None
     # Another version of this program may call a model otherwise.

@@ -17,8 +17,10 @@ from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.meta.places import model_name
 from codellama_convert.model.asked import TOKENIZER_CLASSES, Asked
 from codellama_convert.model.recognise import recognise
-from codellama_convert.plan.job import Job, plan_weights
+from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, TOKENIZER_ONLY, Options
+from codellama_convert.plan.tokenizer import plan_tokenizer
+from codellama_convert.plan.weights import plan_weights
 from codellama_convert.storage.folders import names_in
 from codellama_convert.tensors import as_dtype, dtype_named
 from codellama_convert.verify.folder_reader import StoredOutput
@@ -103,18 +105,20 @@ def job_as_asked(job: Job, asked: Asked) -> Job:
         ConfigError: If the buffers for another dtype do not fit.
     """
     options = _with(job.options, asked)
-    tokenizer = None if options.skip_tokenizer else job.tokenizer
-    if job.checkpoint is None:
-        return replace(job, options=options, tokenizer=tokenizer)
-    recognised = recognise(
-        job.checkpoint.config,
-        folder_name=model_name(job.files.folder),
-        flavor=options.flavor,
-        max_position_embeddings=options.max_position_embeddings,
-    )
-    checkpoint = replace(job.checkpoint, recognised=recognised, tokenizer=tokenizer)
-    plan = plan_weights(checkpoint, options)
-    return replace(job, options=options, checkpoint=checkpoint, plan=plan, tokenizer=tokenizer)
+    weights, tokenizer, recognised = job.weights, job.tokenizer, None
+    if weights is not None:
+        recognised = recognise(
+            weights.checkpoint.config,
+            folder_name=model_name(job.files.folder),
+            flavor=options.flavor,
+            max_position_embeddings=options.max_position_embeddings,
+        )
+        weights = plan_weights(replace(weights.checkpoint, recognised=recognised), options)
+    if options.skip_tokenizer:
+        tokenizer = None
+    elif tokenizer is not None:
+        tokenizer = plan_tokenizer(tokenizer.model, options, recognised)
+    return replace(job, options=options, weights=weights, tokenizer=tokenizer)
 
 
 def class_named(job: Job, record: Record | None) -> str | None:
@@ -153,10 +157,10 @@ def shown_by(output_dir: Path, stored: Mapping[str, StoredOutput], job: Job) -> 
         _content(output_dir / name) for name in ("config.json", "tokenizer_config.json")
     )
     dtypes = {one.dtype.name for one in stored.values()}
-    recognised = None if job.checkpoint is None else job.checkpoint.recognised
+    recognised = None if job.weights is None else job.weights.checkpoint.recognised
     context = (
         tokenizer_config.get("model_max_length")
-        if job.checkpoint is None
+        if recognised is None
         else config.get("max_position_embeddings")
     )
     is_known = recognised is not None and recognised.context_is_known

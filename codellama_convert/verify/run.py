@@ -18,11 +18,12 @@ from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.model.asked import Asked
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.plan import ConversionPlan
+from codellama_convert.plan.tokenizer import TokenizerJob
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Progress, Watch
 from codellama_convert.verify.against_record import Measured, check_record, verify_record
-from codellama_convert.verify.config import check_config, check_generation_config
+from codellama_convert.verify.config import META_MARKS, check_config, check_generation_config
 from codellama_convert.verify.folder_reader import StoredOutput, read_output
 from codellama_convert.verify.job import asked_of, class_named, job_as_asked, shown_by
 from codellama_convert.verify.output_files import (
@@ -75,20 +76,21 @@ def verify_output(
         )
     problems = Problems()
     record = _readable_record(output_dir, problems)
-    stored = {} if job.checkpoint is None else read_output(output_dir, problems.add)
+    stored = {} if job.weights is None else read_output(output_dir, problems.add)
     told = shown_by(output_dir, stored, job) if record is None else record.asked
     asked = (asked_of(job.options) if asked is None else asked).or_else(told)
     job = job_as_asked(job, asked)
     comparable: dict[str, StoredOutput] = {}
     measured = Measured()
-    if job.checkpoint is not None and job.plan is not None:
-        comparable = compare_shapes(job.checkpoint, stored, problems)
-        _check_configs(job, job.checkpoint, output_dir, comparable, problems)
+    if job.weights is not None:
+        comparable = compare_shapes(job.weights.checkpoint, stored, problems)
+        dtype = _common_dtype(comparable, job.weights.plan, problems)
+        _check_configs(output_dir, job.weights.checkpoint, job.tokenizer, dtype, problems)
         if asked.max_shard_size is not None:
-            compare_files(job.plan, comparable, problems)
-        measured = compare_weights(job, comparable, problems, watch)
+            compare_files(job.weights.plan, comparable, problems)
+        measured = compare_weights(job.weights, comparable, problems, watch, job.options.io_mode)
     if job.tokenizer is not None:
-        _check_tokenizer(job, output_dir, class_named(job, record), problems)
+        _check_tokenizer(output_dir, job.tokenizer, class_named(job, record), problems)
     complain_of_strays(output_dir, _names_written(job, stored), problems.add)
     if record is not None and (stored or not record.tensors):
         check_record(
@@ -111,7 +113,7 @@ def _names_written(job: Job, stored: Mapping[str, StoredOutput]) -> set[str]:
     names = {one.file.name for one in stored.values()}
     if len(names) > 1:
         names.add(INDEX_NAME)
-    if job.checkpoint is not None:
+    if job.weights is not None:
         names.update(CONFIG_NAMES)
     if job.tokenizer is not None:
         names.update(TOKENIZER_NAMES)
@@ -119,18 +121,18 @@ def _names_written(job: Job, stored: Mapping[str, StoredOutput]) -> set[str]:
 
 
 def _check_configs(
-    job: Job,
-    checkpoint: Checkpoint,
     output_dir: Path,
-    stored: Mapping[str, StoredOutput],
+    checkpoint: Checkpoint,
+    tokenizer: TokenizerJob | None,
+    dtype: str,
     problems: Problems,
 ) -> None:
-    assert job.plan is not None
-    marks, recognised = marks_of(job.tokenizer), checkpoint.recognised
+    marks = META_MARKS if tokenizer is None else marks_of(tokenizer.model)
+    recognised = checkpoint.recognised
     check_config(
         output_dir,
         checkpoint.config,
-        dtype=_common_dtype(stored, job.plan, problems),
+        dtype=dtype,
         context=recognised.max_position_embeddings,
         marks=marks,
         problems=problems,
@@ -154,24 +156,19 @@ def _common_dtype(
 
 
 def _check_tokenizer(
-    job: Job, output_dir: Path, tokenizer_class: str | None, problems: Problems
+    output_dir: Path, tokenizer: TokenizerJob, tokenizer_class: str | None, problems: Problems
 ) -> None:
-    assert job.tokenizer is not None
-    context, flavor = job.options.max_position_embeddings, job.options.flavor
-    if job.checkpoint is not None:
-        context = job.checkpoint.recognised.max_position_embeddings
-        flavor = job.checkpoint.recognised.flavor
     check_tokenizer(
         output_dir,
-        job.tokenizer,
-        context=context,
-        chat=flavor in _CHAT_FLAVORS,
+        tokenizer.model,
+        context=tokenizer.context,
+        chat=tokenizer.flavor in _CHAT_FLAVORS,
         tokenizer_class=tokenizer_class,
         problems=problems,
     )
 
 
 def _bytes_of_both_sides(job: Job, stored: Mapping[str, StoredOutput]) -> int:
-    layout = () if job.checkpoint is None else job.checkpoint.layout
+    layout = () if job.weights is None else job.weights.checkpoint.layout
     read = {tensor.spec.name: tensor.spec.n_bytes for tensor in layout}
     return sum(one.n_bytes + read[name] for name, one in stored.items())

@@ -17,7 +17,7 @@ from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.formats.sentencepiece_message import PieceType
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tokenizer.chat_templates import chat_template
-from codellama_convert.verify.config import META_MARKS, Marks
+from codellama_convert.verify.config import Marks
 from codellama_convert.verify.long_json import what_differs
 from codellama_convert.verify.output_files import parse_json
 from codellama_convert.verify.report import Problems, check_json
@@ -62,10 +62,8 @@ def check_tokenizer(
     check_json(folder / "special_tokens_map.json", _special_tokens(model), problems)
 
 
-def marks_of(model: SentencePieceModel | None) -> Marks:
-    """Find the ids that begin and end a text: the tokenizer's, or Meta's where it is skipped."""
-    if model is None:
-        return META_MARKS
+def marks_of(model: SentencePieceModel) -> Marks:
+    """Find the ids that begin and end a text."""
     return Marks(model.bos_id, model.eos_id, model.id_of(_STEP))
 
 

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from codellama_convert.errors import VerifyError, shown
 from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.meta.rank_reader import RankReader
-from codellama_convert.plan.job import Job
 from codellama_convert.plan.plan import ConversionPlan
 from codellama_convert.plan.tiles import TensorPlan
-from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.plan.weights import WeightsJob
+from codellama_convert.storage.blocks import IoMode, aligned_buffer
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.threads import share_out
 from codellama_convert.storage.watch import Watch
@@ -78,15 +78,20 @@ def compare_files(
 
 
 def compare_weights(
-    job: Job, stored: Mapping[str, StoredOutput], problems: Problems, watch: Watch
+    weights: WeightsJob,
+    stored: Mapping[str, StoredOutput],
+    problems: Problems,
+    watch: Watch,
+    io_mode: IoMode,
 ) -> Measured:
     """Walk every tensor backwards to the ranks, and sum both sides on the way.
 
     Args:
-        job: The source, and how it is read.
+        weights: The source, and the buffers with which it is read.
         stored: The tensors of the output that can be compared.
         problems: Gets what differs.
         watch: Whom each tile of the output is reported to.
+        io_mode: How the files of both sides are read.
 
     Returns:
         The sums and counts.
@@ -94,16 +99,13 @@ def compare_weights(
     Raises:
         ConvertError: If a side cannot be read.
     """
-    assert job.checkpoint is not None
-    assert job.plan is not None
-    plans = [tensor for tensor in job.plan.tensors if tensor.spec.name in stored]
-    io_mode = job.options.io_mode
+    plans = [tensor for tensor in weights.plan.tensors if tensor.spec.name in stored]
     # A rank's norms are copies that the structure's check compared; each is read here as well.
     with ExitStack() as stack:
         names = [tensor.layout.meta_name for tensor in plans]
         readers = [
             stack.enter_context(RankReader(rank, names, io_mode=io_mode))
-            for rank in job.checkpoint.ranks
+            for rank in weights.checkpoint.ranks
         ]
         files = {
             path: stack.enter_context(InputFile(path, io_mode=io_mode, error=VerifyError))
@@ -119,8 +121,8 @@ def compare_weights(
 
         output_tile_bytes = _output_tile_bytes(plans, stored)
         buffers = [
-            (aligned_buffer(job.plan.read_tile_bytes), aligned_buffer(output_tile_bytes))
-            for _ in range(job.plan.workers)
+            (aligned_buffer(weights.plan.read_tile_bytes), aligned_buffer(output_tile_bytes))
+            for _ in range(weights.plan.workers)
         ]
         compared = share_out(plans, buffers, compare, watch)
         for one in compared:

@@ -102,15 +102,15 @@ def test_every_crc_is_the_true_one_and_a_flipped_byte_is_found(filled, tmp_path)
 
 def test_a_sparse_checkpoint_has_true_crcs_and_next_to_no_bytes(sparse):
     job = plan_conversion(sparse, Options())
-    assert job.plan is not None
+    assert job.weights is not None
     # 13B: embedding, head, four attention and three feed-forward matrices, three norms.
     parameters = 2 * 32016 * 5120 + 4 * 5120 * 5120 + 3 * 13824 * 5120 + 3 * 5120
-    assert job.plan.n_parameters == parameters
+    assert job.weights.plan.n_parameters == parameters
     assert job.tokenizer is not None
-    assert job.tokenizer.n_pieces == 32016
+    assert job.tokenizer.model.n_pieces == 32016
     on_disk = sum(512 * path.stat().st_blocks for path in sparse.iterdir())
     assert on_disk < 2_000_000
-    for rank in job.checkpoint.ranks:
+    for rank in job.ranks:
         storage = rank.tensors["layers.0.attention.wo.weight"].storage
         assert storage.crc == zlib.crc32(bytes(storage.n_bytes))
 
@@ -283,8 +283,6 @@ def test_the_size_formula_agrees_with_the_tensors(monkeypatch, filled):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from make_true_size_checkpoint import SIZES
 
-    plan = plan_conversion(filled, Options()).plan
-    assert plan is not None
-    assert SIZES["tiny"].n_bytes == plan.tensor_bytes
+    assert SIZES["tiny"].n_bytes == plan_conversion(filled, Options()).tensor_bytes
     assert SIZES["7B"].n_bytes == 13_477_093_376  # CodeLlama-7b-hf's total_size on the hub
     assert SIZES["70B"].n_bytes == 137_953_820_672

@@ -181,11 +181,11 @@ def test_true_size_checkpoints_are_planned(
 ):
     write_sparse_checkpoint(tmp_path / name, replace(shape, vocab=vocab), ranks, tokenizer=False)
     job = plan_conversion(tmp_path / name, Options(skip_tokenizer=True))
-    assert job.plan is not None
-    assert job.plan.n_parameters == parameters
-    assert job.plan.tensor_bytes == 2 * parameters
-    assert len(job.plan.tensors) == n_tensors
-    assert len(job.plan.files) == n_files
+    assert job.weights is not None
+    assert job.weights.plan.n_parameters == parameters
+    assert job.tensor_bytes == 2 * parameters
+    assert len(job.weights.plan.tensors) == n_tensors
+    assert len(job.weight_files) == n_files
     assert job.notes == ()
 
 
@@ -197,8 +197,9 @@ def test_code_llama_7b_is_split_as_the_published_files_are(tmp_path):
     """
     write_sparse_checkpoint(tmp_path / "CodeLlama-7b", CODE_LLAMA_7B, 1, tokenizer=False)
     options = Options(skip_tokenizer=True, max_shard_bytes=10_000_000_000)
-    plan = plan_conversion(tmp_path / "CodeLlama-7b", options).plan
-    assert plan is not None
+    weights = plan_conversion(tmp_path / "CodeLlama-7b", options).weights
+    assert weights is not None
+    plan = weights.plan
     published = (9_976_701_592, 3_500_425_616)
     for file, n_bytes in zip(plan.files, published, strict=True):
         assert 0 <= file.n_bytes - n_bytes + 1024 <= 2048

@@ -180,7 +180,7 @@ def test_odd_values_in_files_that_were_kept_are_still_reported(tmp_path):
     options = Options(max_shard_bytes=20_000, dtype=FLOAT16, workers=1)
     job = plan_conversion(tmp_path / "in", options)
     stop = StopRequest()
-    first_file_bytes = sum(tensor.spec.n_bytes for tensor in job.plan.files[0].tensors)
+    first_file_bytes = sum(tensor.spec.n_bytes for tensor in job.weight_files[0].tensors)
     done = 0
 
     def stop_after_the_first_file(n_bytes: int) -> None:
@@ -191,7 +191,7 @@ def test_odd_values_in_files_that_were_kept_are_still_reported(tmp_path):
 
     with pytest.raises(Interrupted):
         run(job, tmp_path / "out", watch=Watch(stop_after_the_first_file, stop))
-    assert (tmp_path / "out" / STAGING / job.plan.files[0].name).exists()
+    assert (tmp_path / "out" / STAGING / job.weight_files[0].name).exists()
     report = run(job, tmp_path / "out")
     assert report.nonfinite == {"model.embed_tokens.weight": 1}
     assert report.became_zero == {"model.embed_tokens.weight": 1}

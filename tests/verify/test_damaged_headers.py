@@ -128,7 +128,7 @@ def told_of_structure(output: Path, job) -> list[str]:
         stored = read_output(output, problems.add)
     except VerifyError as problem:
         return [str(problem)]
-    compare_shapes(job.checkpoint, stored, problems)
+    compare_shapes(job.weights.checkpoint, stored, problems)
     dtypes = {one.dtype.name for one in stored.values()}
     return [*problems.lines(), *(dtypes - {"bfloat16"})]
 

@@ -209,8 +209,8 @@ def test_weights_alone_and_a_tokenizer_alone_need_no_word_either(place, tmp_path
 
 def test_a_library_user_need_not_repeat_the_options_either(place):
     job = plan_conversion(place / "in-Instruct", Options())
-    assert job.checkpoint is not None
-    assert job.checkpoint.recognised.flavor == "instruct"
+    assert job.weights is not None
+    assert job.weights.checkpoint.recognised.flavor == "instruct"
     assert verify_output(place / "out", job).problems == ()
     other = plan_conversion(place / "in-Instruct", Options(flavor="chat", dtype=FLOAT16))
     (first, *_) = verify_output(place / "out", other).problems
