@@ -12,6 +12,8 @@ from pathlib import Path
 from codellama_convert.errors import ConvertError, OutputError
 from codellama_convert.storage.blocks import first_line
 
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # some network mounts
+
 
 def make_folder(folder: Path) -> None:
     """Make a folder, where there is none, and those above it; each one's entry is on the disk.
@@ -42,17 +44,36 @@ def sync_folder(folder: Path) -> None:
         OutputError: If the disk says that they are not.
     """
     try:
-        try:
-            fd = os.open(folder, os.O_RDONLY)
-        except PermissionError:  # it may be written and not read, or Windows: nobody can sync it
-            return
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        fd = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # it may be written and not read, or Windows: nobody can sync it
+        return
     except OSError as problem:
-        if problem.errno in (errno.EINVAL, errno.ENOTSUP):  # some network mounts
-            return
+        _refuse_unsynced(folder, problem)
+        return
+    try:
+        sync_entries(fd, folder)
+    finally:
+        os.close(fd)
+
+
+def sync_entries(fd: int, folder: Path) -> None:
+    """Wait until the entries of an open folder are on the disk.
+
+    Args:
+        fd: Its descriptor.
+        folder: Its path, for messages.
+
+    Raises:
+        OutputError: If the disk says that they are not.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as problem:
+        _refuse_unsynced(folder, problem)
+
+
+def _refuse_unsynced(folder: Path, problem: OSError) -> None:
+    if problem.errno not in _NO_SYNC:
         raise OutputError(
             f"cannot save to disk (fsync): {first_line(problem)}", path=folder
         ) from problem

@@ -19,9 +19,9 @@ from types import TracebackType
 
 from codellama_convert.errors import OutputError
 from codellama_convert.storage.blocks import first_line, flags_of
+from codellama_convert.storage.folders import sync_entries
 
 _CAN_HOLD = {os.open, os.mkdir, os.rename, os.rmdir, os.stat, os.unlink} <= os.supports_dir_fd
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # some network mounts
 _ANOTHER_PLACE = "remove it if it may go, or name another place with --output_dir"
 
 
@@ -237,15 +237,8 @@ class HeldFolder:
         Raises:
             OutputError: If the disk says that they are not.
         """
-        if self.fd is None:
-            return
-        try:
-            os.fsync(self.fd)
-        except OSError as problem:
-            if problem.errno not in _NO_SYNC:
-                raise OutputError(
-                    f"cannot save to disk (fsync): {first_line(problem)}", path=self.path
-                ) from problem
+        if self.fd is not None:
+            sync_entries(self.fd, self.path)
 
     def is_in_its_place(self) -> bool:
         """Tell whether the path still leads to this folder."""
