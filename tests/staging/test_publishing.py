@@ -273,7 +273,9 @@ def test_restart_drops_the_half_published_work_of_another_conversion(
     target = tmp_path / "out"
     stop_in_publish(converted, target, "file moved", times=9)
     job = plan_conversion(converted / "in-old", OPTIONS)
-    with pytest.raises(OutputError, match=r"another conversion.*--restart to drop it"):
+    with pytest.raises(
+        OutputError, match=r"another checkpoint.*discard the unfinished work with --restart"
+    ):
         run(job, target)
     run(job, target, RunOptions(restart=True))
     assert content(target) == content(converted / "old")

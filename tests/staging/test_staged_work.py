@@ -53,8 +53,8 @@ def test_staged_work_of_another_checkpoint_is_named_without_sums(
     assert str(caught.value) == (
         f"{target}: holds staged work of another checkpoint: consolidated.00.pth is not the same "
         "file; consolidated.01.pth is not the same file; consolidated.02.pth is read now only; "
-        "consolidated.03.pth is read now only; name another place with --output_dir, or drop the "
-        "staged work with --restart"
+        "consolidated.03.pth is read now only; name another place with --output_dir, or "
+        "discard the unfinished work with --restart"
     )
     convert(converted, target)
     assert content(target) == content(converted / "out")
