@@ -136,6 +136,34 @@ def _format_rate(bytes_per_second: float) -> str:
     return f"{bytes_per_second / 1e9:.2f} GB/s"
 
 
+def _format_wait(seconds: float) -> str:
+    if seconds <= 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds <= 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def progress_line(what: str, n_done: int, n_total: int | None, seconds: float) -> str:
+    """Say how far long work is.
+
+    Args:
+        what: What progresses, such as "converting".
+        n_done: Bytes until now.
+        n_total: Bytes in the end, where that is known.
+        seconds: Since it began.
+
+    Returns:
+        Such as "converting: 4.2 GB of 13.5 GB (31%), 0.45 GB/s, 21 s left".
+    """
+    parts = [f"{what}: {format_size(n_done)}"]
+    if n_total:
+        parts[0] += f" of {format_size(n_total)} ({100 * n_done // n_total}%)"
+    if n_done and seconds:
+        parts.append(_format_rate(n_done / seconds))
+        if n_total:
+            parts.append(f"{_format_wait(max(0, n_total - n_done) * seconds / n_done)} left")
+    return ", ".join(parts)
+
+
 def summary_line(described: Mapping[str, Any]) -> str:
     """Say in one line what a conversion did.
 
