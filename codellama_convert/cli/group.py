@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from codellama_convert.cli.machine import lack_in_words
-from codellama_convert.cli.printing import say
-from codellama_convert.errors import ConvertError, Interrupted, one_line
+from codellama_convert.cli.problems import end_for_lack, one_line_problems
 
-
-@contextmanager
-def _one_line_problems() -> Iterator[None]:
-    """Escape what click quotes of the arguments: they may be names that a script has found."""
-    try:
-        yield
-    except click.UsageError as problem:
-        if problem.ctx is not None and problem.message == problem.ctx.get_help():
-            raise  # without arguments the help is shown, which has many lines
-        raise click.UsageError(one_line(problem.format_message()), problem.ctx) from problem
+_JSON = "--json"
 
 
 class ConvertGroup(click.Group):
     """A group whose bare form converts, and whose problems end in one line."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> Any:
         """Run; what the machine lacks (memory, room behind `>`) is one line and no traceback."""
         try:
-            return super().main(*args, **kwargs)
+            return super().main(args, *more, **kwargs)
         except (ImportError, MemoryError, OSError, RuntimeError) as problem:
             lack = lack_in_words(problem)
             if lack is None:
                 raise
-            with suppress(OSError):  # stderr may be what is full
-                say(f"Error: {lack}", err=True)
-            raise SystemExit(1) from problem
+            as_json = _JSON in (sys.argv if args is None else args)
+            end_for_lack(problem, lack, as_json=as_json)
 
     def make_context(
         self,
@@ -49,8 +38,11 @@ class ConvertGroup(click.Group):
         **extra: Any,
     ) -> click.Context:
         """Read the arguments; what is wrong with them is quoted in one line."""
-        with _one_line_problems():
-            return super().make_context(info_name, args, parent, **extra)
+        as_json = _JSON in args  # whatever else is wrong with them
+        with one_line_problems(as_json=as_json):
+            context = super().make_context(info_name, args, parent, **extra)
+        context.meta[_JSON] = as_json
+        return context
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read `codellama-convert IN` as `codellama-convert convert IN`."""
@@ -91,11 +83,5 @@ class ConvertGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn what a user can act on into one line and an exit status."""
-        try:
-            with _one_line_problems():
-                return super().invoke(ctx)
-        except Interrupted as problem:
-            say(str(problem), err=True)
-            raise SystemExit(128 + problem.signal_number) from problem
-        except ConvertError as problem:
-            raise click.ClickException(str(problem)) from problem
+        with one_line_problems(as_json=ctx.meta[_JSON]):
+            return super().invoke(ctx)

@@ -210,4 +210,6 @@ READING_OPTIONS = _options(
         help="Tensors compared at once; by default chosen by the number of cores.",
     ),
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result, or the error, as JSON."
+)
