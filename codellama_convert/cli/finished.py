@@ -26,6 +26,7 @@ from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.verify.output_files import complain_of_strays
 from codellama_convert.verify.record_reader import FileSums, Record, read_record
+from codellama_convert.verify.report import Problems
 
 _BUFFER_BYTES = 1 << 20
 
@@ -50,13 +51,13 @@ def finished_record(
     try:
         if not output_dir.is_dir() or STAGING_NAME in names_in(output_dir):
             return None
-        complaints: list[str] = []
-        record = read_record(output_dir, complaints.append)
+        problems = Problems()
+        record = read_record(output_dir, problems.add)
         if record is None or not _is_of_options(record, job, with_sha256=with_sha256):
             return None
-        complain_of_strays(output_dir, {*record.files, RECORD_NAME}, complaints.append)
+        complain_of_strays(output_dir, {*record.files, RECORD_NAME}, problems.add)
         is_same = (
-            not complaints
+            not problems.lines()
             and _holds_files(output_dir, record, job)
             and (not with_card or _is_equal(output_dir / CARD_NAME, job.model_card() or b""))
             and _is_of_ranks(record.source, job)

@@ -107,7 +107,7 @@ def check_record(
     reading = FileReading(job.options.io_mode, job.options.workers or default_workers(), Watch())
     for name in sorted(record.files):
         # What differs from the source differs from the record too, which says less of it.
-        if problems.tell_of(name):
+        if problems.are_about(name):
             continue
         if name.endswith(MODEL_SUFFIX):
             compare_shard(output_dir / name, record, stored, measured.tensors, problems)
@@ -120,12 +120,12 @@ def check_record(
         said = record.tensors.get(name)
         if said is not None and one.difference is None:
             for line in _wrong_counts(said, one):
-                problems.add(f"{RECORD_NAME}: tensor {name!r} {line}")
+                problems.add(f"tensor {name!r} {line}", file=RECORD_NAME)
     for name in sorted({*record.source, *measured.ranks}):
         told, rank = record.source.get(name), measured.ranks.get(name)
         if told != rank:
             problems.add(
-                f"{RECORD_NAME}: says that {name} {_told(told)}; the checkpoint's {_told(rank)}"
+                f"says that {name} {_told(told)}; the checkpoint's {_told(rank)}", file=RECORD_NAME
             )
 
 
@@ -149,7 +149,7 @@ def _option_names(record: Record) -> set[str]:
 
 
 def _compare_options(record: Record, expected: Mapping[str, Any], problems: Problems) -> None:
-    problems.add_differences(f"{RECORD_NAME}: options", record.options, expected)
+    problems.add_differences(RECORD_NAME, record.options, expected, part="options")
 
 
 def _expected_options(job: Job, record: Record) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _compare_model(record: Record, job: Job, problems: Problems) -> None:
     is_a_guess = recognised is not None and recognised.family is None
     # Another version of this program may call a model otherwise.
     if record.version == __version__ and record.model != expected and not is_a_guess:
-        problems.add(f"{RECORD_NAME}: model is {shown(record.model)}, expected {expected!r}")
+        problems.add(f"model is {shown(record.model)}, expected {expected!r}", file=RECORD_NAME)
 
 
 def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems: Problems) -> None:
@@ -198,10 +198,10 @@ def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems
     if record.options.get("skip_tokenizer") is not True:
         needed.update(TOKENIZER_NAMES)
     for name in sorted(needed - set(record.files)):
-        problems.add(f"{RECORD_NAME}: its files lack {name}")
+        problems.add(f"its files lack {name}", file=RECORD_NAME)
     for name in sorted(set(record.files) - needed):
         what = "of which no tensor is" if name.endswith(MODEL_SUFFIX) else "which it did not write"
-        problems.add(f"{RECORD_NAME}: files names {name}, {what}")
+        problems.add(f"files names {name}, {what}", file=RECORD_NAME)
 
 
 def _place(file: str, dtype: str, shape: tuple[int, ...], n_bytes: int) -> str:

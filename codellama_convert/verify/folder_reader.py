@@ -61,7 +61,7 @@ def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
 
     Args:
         folder: The output.
-        complain: Called with one line for each contradiction.
+        complain: Called for each contradiction.
 
     Returns:
         Every tensor that the files hold; each lies within its file, and none over another.
@@ -93,35 +93,40 @@ def _read_indexed(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     for name in sorted(set(weight_map.values())):
         for tensor, stored in _read_file(folder / name, complain).items():
             if tensor in found:
-                complain(f"{name}: tensor {tensor!r} is also in {found[tensor].file.name}")
+                first = found[tensor].file.name
+                complain(f"tensor {tensor!r} is also in {first}", file=name, about=[first])
             found[tensor] = stored
     wrong = list(_wrong_in_index(index, found))
     if not wrong:
         total = index["metadata"]["total_size"]
         spelled = sorted_json({"metadata": {"total_size": total}, "weight_map": weight_map})
         other = first_other_byte(raw, [spelled])
-        wrong = [] if other is None else [f"{SPELLED_OTHERWISE}: {other}"]
-    for line in wrong:
-        complain(f"{INDEX_NAME}: {line}")
+        if other is not None:
+            wrong = [(f"{SPELLED_OTHERWISE}: {other}", "")]
+    for what, shard in wrong:
+        complain(what, file=INDEX_NAME, about=[shard] if shard else ())
     return found
 
 
-def _wrong_in_index(index: dict[str, Any], found: Mapping[str, StoredOutput]) -> Iterator[str]:
-    """Say what an index has other than the headers of the files that it names."""
+def _wrong_in_index(
+    index: dict[str, Any], found: Mapping[str, StoredOutput]
+) -> Iterator[tuple[str, str]]:
+    """Say where an index contradicts the headers, and which file's it is ("" for no single one)."""
     weight_map, metadata = index["weight_map"], index.get("metadata")
     for tensor, stored in sorted(found.items()):
         if weight_map.get(tensor) != stored.file.name:
-            yield f"tensor {tensor!r} is in {stored.file.name}, the index says otherwise"
+            shard = stored.file.name
+            yield f"tensor {tensor!r} is in {shard}, the index says otherwise", shard
     for tensor in sorted(set(weight_map) - set(found)):
-        yield f"tensor {tensor!r} is in no file"
+        yield f"tensor {tensor!r} is in no file", ""
     total = sum(stored.n_bytes for stored in found.values())
     if not isinstance(metadata, dict) or not identical(metadata.get("total_size"), total):
         said = metadata.get("total_size") if isinstance(metadata, dict) else None
-        yield f"total_size is {shown(said)}, the sum of the tensors is {total}"
+        yield f"total_size is {shown(said)}, the sum of the tensors is {total}", ""
         metadata = {}
     extra = (set(index) - {"metadata", "weight_map"}) | (set(metadata) - {"total_size"})
     for key in sorted(extra):
-        yield f"has {shown(key)}, which does not belong there"
+        yield f"has {shown(key)}, which does not belong there", ""
 
 
 def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
@@ -137,12 +142,13 @@ def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
             f"has a damaged safetensors header: {problem}", path=path, hint=CONVERT_AGAIN
         ) from problem
     if metadata != {"format": "pt"}:
-        complain(f"{path.name}: metadata is {shown(metadata)}, expected format 'pt'")
+        complain(f"metadata is {shown(metadata)}, expected format 'pt'", file=path.name)
     else:
         other = first_other_byte(raw, [_library_header(stored)])
         if other is not None:
             complain(
-                f"{path.name}: the header is not laid out as the safetensors library would: {other}"
+                f"the header is not laid out as the safetensors library would: {other}",
+                file=path.name,
             )
     _compare_with_library(path, stored, complain)
     return stored
@@ -226,13 +232,13 @@ def _compare_with_library(
         with safe_open(path, framework="numpy") as library:
             names = set(library.keys())
             if names != set(stored):
-                complain(f"{path.name}: the safetensors library finds other tensors")
+                complain("the safetensors library finds other tensors", file=path.name)
             for name in sorted(names & set(stored)):
                 piece = library.get_slice(name)
                 seen = (tuple(piece.get_shape()), piece.get_dtype())
                 if seen != (stored[name].shape, stored[name].dtype.code):
-                    complain(f"{path.name}: the safetensors library sees {name!r} as {seen}")
+                    complain(f"the safetensors library sees {name!r} as {seen}", file=path.name)
     except SafetensorError as problem:
-        complain(f"{path.name}: the safetensors library refuses it ({problem})")
+        complain(f"the safetensors library refuses it ({problem})", file=path.name)
     except OSError as problem:
         raise VerifyError(f"cannot open: {first_line(problem)}", path=path) from problem

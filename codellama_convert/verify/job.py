@@ -26,6 +26,7 @@ from codellama_convert.tensors import as_dtype, dtype_named
 from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.output_files import json_file
 from codellama_convert.verify.record_reader import Record, read_record
+from codellama_convert.verify.report import Problems
 from codellama_convert.verify.tokenizer import NO_LIMIT
 
 _DEFAULT_CLASS = "PreTrainedTokenizerFast"
@@ -68,7 +69,7 @@ def options_for(output_dir: Path, options: Options, said: Asked) -> Options:
     """
     record: Record | None = None
     with suppress(VerifyError):  # reported when it is compared
-        record = read_record(output_dir, lambda _: None)
+        record = read_record(output_dir, Problems().add)
     if record is None:
         return _with(options, said)
     names = names_in(output_dir, error=VerifyError)

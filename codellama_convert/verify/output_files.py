@@ -6,17 +6,15 @@ It shares nothing with the code that writes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from codellama_convert.errors import VerifyError
 from codellama_convert.formats.strict_json import parse_object
 from codellama_convert.hugging_face.loader_names import is_taken_by_loaders
 from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.input_file import InputFile
-
-Complain = Callable[[str], None]
 
 MODEL_SUFFIX = ".safetensors"
 CONFIG_NAMES = ("config.json", "generation_config.json")
@@ -30,6 +28,13 @@ SPELLED_OTHERWISE = "the values are right, the spelling is not"
 MAX_LIST_BYTES = 1 << 20
 _MAX_CONFIG_BYTES = 1 << 16
 _MAX_NAME_BYTES = 255  # of Linux's file systems
+
+
+class Complain(Protocol):
+    """Takes what is wrong, and the files that it is about: `Problems.add`."""
+
+    def __call__(self, what: str, *, file: str | None = None, about: Collection[str] = ()) -> None:
+        """Take one thing that is wrong."""
 
 
 def is_plain_name(name: object) -> bool:
@@ -51,14 +56,17 @@ def complain_of_strays(folder: Path, expected: Collection[str], complain: Compla
     Args:
         folder: The output.
         expected: The names that the conversion wrote.
-        complain: Called with one line for each other file that counts.
+        complain: Called for each other file that counts.
 
     Raises:
         VerifyError: If the folder cannot be read.
     """
     for name in sorted(names_in(folder, error=VerifyError).difference(expected)):
         if is_taken_by_loaders(name):
-            complain(f"{name} is in the folder but not part of the conversion; loaders may load it")
+            complain(
+                f"{name} is in the folder but not part of the conversion; loaders may load it",
+                about=[name],
+            )
 
 
 def read_small(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> bytes:

@@ -82,7 +82,7 @@ def read_record(output_dir: Path, complain: Complain) -> Record | None:
 
     Args:
         output_dir: What was converted.
-        complain: Called with one line for each thing that a conversion would not have written.
+        complain: Called for each thing that a conversion would not have written.
 
     Returns:
         It, or None where there is none.
@@ -110,7 +110,7 @@ def read_record(output_dir: Path, complain: Complain) -> Record | None:
     except ValueError as problem:
         raise VerifyError(f"is not a conversion's record: {problem}", path=path) from problem
     for line in (*_wrong_sum(raw), *_wrong_keys(content), *_missing_digests(record)):
-        complain(f"{RECORD_NAME}: {line}")
+        complain(line, file=RECORD_NAME)
     return record
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from codellama_convert.errors import VerifyError, one_line, shown
+from codellama_convert.errors import ConvertError, VerifyError, one_line, shown
 from codellama_convert.formats.strict_json import identical
 from codellama_convert.verify.output_files import (
     SPELLED_OTHERWISE,
@@ -44,36 +43,61 @@ class VerifyReport:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        text: What, in one line of bounded length.
+        files: Names of the output's files that it is about.
+    """
+
+    text: str
+    files: frozenset[str]
+
+
 @dataclass(slots=True)
 class Problems:
     """Problems as they are found, from several threads; the first ones are kept."""
 
-    _texts: list[str] = field(default_factory=list)
+    _kept: list[Problem] = field(default_factory=list)
     _n_more: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, text: str) -> None:
-        """Take one, as one line of bounded length, whatever names it quotes."""
-        line = one_line(text)
+    def add(self, what: str, *, file: str | None = None, about: Collection[str] = ()) -> None:
+        """Take one, as one line of bounded length, whatever names it quotes.
+
+        Args:
+            what: What is wrong.
+            file: Name of the file that it is wrong with; the line begins with it.
+            about: Names of other files that it is about too.
+        """
+        line = one_line(what if file is None else f"{file}: {what}")
+        files = about if file is None else (file, *about)
         if len(line) > _MAX_PROBLEM_LENGTH:
             line = f"{line[:_MAX_PROBLEM_LENGTH]}..."
         with self._lock:
-            if line in self._texts:  # two checks met the same missing file
+            if line in (known.text for known in self._kept):  # two checks met the same missing file
                 return
-            if len(self._texts) < _MAX_PROBLEMS:
-                self._texts.append(line)
+            if len(self._kept) < _MAX_PROBLEMS:
+                self._kept.append(Problem(line, frozenset(files)))
             else:
                 self._n_more += 1
 
+    def add_error(self, problem: ConvertError) -> None:
+        """Take what ended a check, with the whole path of the file that it is about."""
+        self.add(str(problem), about=() if problem.path is None else [PurePath(problem.path).name])
+
     def add_differences(
-        self, name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
+        self, file: str, found: Mapping[str, Any], expected: Mapping[str, Any], *, part: str = ""
     ) -> bool:
         """Compare a JSON object of the output, key by key, with what it should be.
 
         Args:
-            name: Of the file.
+            file: Name of the file.
             found: What it holds.
             expected: What it should hold: these keys, of these types, with these values.
+            part: The key of the object in it; empty for the whole file.
 
         Returns:
             Whether anything differs.
@@ -89,25 +113,24 @@ class Problems:
             else:
                 continue
             wrong = True
-            self.add(f"{name}: {what}")
+            self.add(f"{part}: {what}" if part else what, file=file)
         return wrong
 
-    def add_spelling(self, name: str, found: bytes, expected: Iterable[bytes]) -> None:
+    def add_spelling(self, file: str, found: bytes, expected: Iterable[bytes]) -> None:
         """Say where a file of the right values is spelled otherwise than it was written."""
         other = first_other_byte(found, expected)
         if other is not None:
-            self.add(f"{name}: {SPELLED_OTHERWISE}: {other}")
+            self.add(f"{SPELLED_OTHERWISE}: {other}", file=file)
 
-    def tell_of(self, name: str) -> bool:
-        """Return whether one of them is about a file of that name."""
-        whole = re.compile(rf"(?<![\w.-]){re.escape(name)}\b")
+    def are_about(self, file: str) -> bool:
+        """Return whether one of those that are kept is about a file of that name."""
         with self._lock:
-            return any(whole.search(text) for text in self._texts)
+            return any(file in problem.files for problem in self._kept)
 
     def lines(self) -> tuple[str, ...]:
         """Return them, and how many more there were."""
         more = (f"... and {self._n_more} more",) if self._n_more else ()
-        return (*self._texts, *more)
+        return (*(problem.text for problem in self._kept), *more)
 
 
 def check_json(path: Path, expected: Mapping[str, Any], problems: Problems) -> None:
@@ -125,7 +148,7 @@ def check_json(path: Path, expected: Mapping[str, Any], problems: Problems) -> N
         raw = read_small(path)
         found = parse_json(raw, path)
     except VerifyError as problem:
-        problems.add(str(problem))
+        problems.add_error(problem)
         return
     if not problems.add_differences(path.name, found, expected):
         problems.add_spelling(path.name, raw, [sorted_json(expected)])

@@ -104,7 +104,7 @@ def _readable_record(output_dir: Path, problems: Problems) -> Record | None:
     try:
         return read_record(output_dir, problems.add)
     except VerifyError as problem:
-        problems.add(str(problem))
+        problems.add_error(problem)
         return None
 
 

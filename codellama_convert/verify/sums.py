@@ -70,7 +70,7 @@ def compare_file(
         with InputFile(path, io_mode=reading.io_mode, error=VerifyError) as file:
             if file.n_bytes != listed.size:
                 problems.add(
-                    f"{path.name}: has {file.n_bytes} bytes, the record says {listed.size}"
+                    f"has {file.n_bytes} bytes, the record says {listed.size}", file=path.name
                 )
                 return 0
             whole = 0
@@ -80,12 +80,13 @@ def compare_file(
                 said = record.tensors.get(span.tensor) if span.tensor is not None else None
                 if said is not None and said.crc32 != f"{crc:08x}":
                     problems.add(
-                        f"{path.name}: tensor {span.tensor!r} has CRC-32 {crc:08x}, the record says "
-                        f"{said.crc32}"
+                        f"tensor {span.tensor!r} has CRC-32 {crc:08x}, the record says "
+                        f"{said.crc32}",
+                        file=path.name,
                     )
         _compare_sums(path, listed, whole, problems)
     except ConvertError as problem:  # the other files are still worth reading
-        problems.add(str(problem))
+        problems.add_error(problem)
         return 0
     return listed.size
 
@@ -111,7 +112,7 @@ def compare_shard(
         with InputFile(path, error=VerifyError) as file:
             if file.n_bytes != listed.size:
                 problems.add(
-                    f"{path.name}: has {file.n_bytes} bytes, the record says {listed.size}"
+                    f"has {file.n_bytes} bytes, the record says {listed.size}", file=path.name
                 )
                 return
             whole = 0
@@ -125,16 +126,16 @@ def compare_shard(
                 whole = combine(whole, crc, span.end - span.start)
         _compare_sums(path, listed, whole, problems)
     except ConvertError as problem:
-        problems.add(str(problem))
+        problems.add_error(problem)
 
 
 def _compare_sums(path: Path, listed: FileSums, crc: int, problems: Problems) -> None:
     if f"{crc:08x}" != listed.crc32:
-        problems.add(f"{path.name}: has CRC-32 {crc:08x}, the record says {listed.crc32}")
+        problems.add(f"has CRC-32 {crc:08x}, the record says {listed.crc32}", file=path.name)
     elif listed.sha256 is not None:
         sha256 = file_digest(path, "sha256", error=VerifyError, watch=Watch())
         if sha256 != listed.sha256:
-            problems.add(f"{path.name}: has SHA-256 {sha256}, the record says {listed.sha256}")
+            problems.add(f"has SHA-256 {sha256}, the record says {listed.sha256}", file=path.name)
 
 
 def _spans(path: Path, n_bytes: int, stored: Mapping[str, StoredOutput]) -> list[_Span]:

@@ -152,7 +152,7 @@ class TensorComparer:
         )
         why = ": the number is finite in the checkpoint" if overflown else ""
         return (
-            f"{self._stored.file.name}: tensor {self._tensor.spec.name!r} differs from "
+            f"tensor {self._tensor.spec.name!r} differs from "
             f"{self._tensor.layout.meta_name!r} of {self._readers[rank].index.path.name} at row "
             f"{first_row + at[0]}, column {at[1]}: {_value(found_bits, dtype)} "
             f"(bits {found_bits:0{digits}x}), expected {_value(expected_bits, dtype)} "

@@ -56,7 +56,7 @@ def check_tokenizer(
         try:
             check(folder, model, problems)
         except VerifyError as problem:  # noqa: PERF203 - the other files are still worth reading
-            problems.add(str(problem))
+            problems.add_error(problem)
     expected = _config(model, context=context, chat=chat, tokenizer_class=tokenizer_class)
     check_json(folder / "tokenizer_config.json", expected, problems)
     check_json(folder / "special_tokens_map.json", _special_tokens(model), problems)
@@ -71,7 +71,7 @@ def _check_copy(folder: Path, model: SentencePieceModel, problems: Problems) -> 
     with InputFile(folder / "tokenizer.model", error=VerifyError) as file:
         # The sizes first: what lies there may be of any size.
         if file.n_bytes != len(model.raw) or file.read_exact(0, file.n_bytes) != model.raw:
-            problems.add("tokenizer.model differs from the source's")
+            problems.add("tokenizer.model differs from the source's", about=["tokenizer.model"])
 
 
 def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
@@ -84,23 +84,23 @@ def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Pro
             wrong_pair = partial(_wrong_pair, model=model, n_expected=sum(cuts.values()))
             wrong = what_differs(file, whole, wrong_pair)
             if wrong is not None:
-                problems.add(f"{name}: {wrong}")
+                problems.add(wrong, file=name)
             return
         raw = file.read_exact(0, file.n_bytes)
     found = _parse_tokenizer_json(raw, folder / name, model, cuts)
     bpe = found.pop("model", None)
     if not isinstance(bpe, dict):
-        problems.add(f"{name}: model is {shown(bpe)}, not an object")
+        problems.add(f"model is {shown(bpe)}, not an object", file=name)
         return
     vocabulary, merges = bpe.pop("vocab", None), bpe.pop("merges", None)
     frame = _frame(model)
     differs = problems.add_differences(name, found, frame)
-    differs = problems.add_differences(f"{name}: model", bpe, settings) or differs
+    differs = problems.add_differences(name, bpe, settings, part="model") or differs
     wrong = _wrong_piece(vocabulary, model) or _wrong_merge(
         merges, model, n_expected=sum(cuts.values())
     )
     if wrong is not None:
-        problems.add(f"{name}: {wrong}")
+        problems.add(wrong, file=name)
     elif not differs:
         # The merges are right as they stand: what is left is how the file is spelled around them.
         whole = frame | {"model": settings | {"vocab": model.ids, "merges": merges}}

@@ -39,13 +39,15 @@ def compare_shapes(
     for name in sorted(set(wanted) - set(found)):
         problems.add(f"tensor {name!r} is missing")
     for name in sorted(set(found) - set(wanted)):
-        problems.add(f"{found[name].file.name}: tensor {shown(name)} does not belong to this model")
+        problems.add(
+            f"tensor {shown(name)} does not belong to this model", file=found[name].file.name
+        )
     comparable = {}
     for name in sorted(set(found) & set(wanted)):
         if found[name].shape != wanted[name].shape:
             problems.add(
-                f"{found[name].file.name}: tensor {name!r} has shape {found[name].shape}, "
-                f"expected {wanted[name].shape}"
+                f"tensor {name!r} has shape {found[name].shape}, expected {wanted[name].shape}",
+                file=found[name].file.name,
             )
         else:
             comparable[name] = found[name]
@@ -71,8 +73,10 @@ def compare_files(
             one = stored.get(tensor.spec.name)
             if one is not None and one.file.name != file.name:
                 problems.add(
-                    f"{one.file.name}: holds tensor {tensor.spec.name!r}; by the largest size of a "
-                    f"file that was asked for, it belongs into {file.name}"
+                    f"holds tensor {tensor.spec.name!r}; by the largest size of a file that was "
+                    f"asked for, it belongs into {file.name}",
+                    file=one.file.name,
+                    about=[file.name],
                 )
                 return
 
@@ -125,9 +129,9 @@ def compare_weights(
             for _ in range(weights.plan.workers)
         ]
         compared = share_out(plans, buffers, compare, watch)
-        for one in compared:
+        for tensor, one in zip(plans, compared, strict=True):
             if one.difference is not None:
-                problems.add(one.difference)
+                problems.add(one.difference, file=stored[tensor.spec.name].file.name)
         ranks = {reader.index.path.name: _sums(reader, buffers[0][0], watch) for reader in readers}
     tensors = {tensor.spec.name: one for tensor, one in zip(plans, compared, strict=True)}
     return Measured(ranks, tensors)

@@ -80,9 +80,18 @@ def test_what_differs_from_the_source_is_told_once(one, job):
     found = told(one, job)
     assert len(found) == 4
     assert all("bos_token" in line for line in found)
-    # A file whose name only ends alike is still held against the record.
+    # A file whose name only ends alike is still compared with the record.
     change(one / RECORD, lambda c: c["files"]["config.json"].update(size=1))
     assert len(told(one, job)) == 5
+
+
+def test_a_value_that_names_another_file_keeps_nothing_of_it_unchecked(one, job):
+    """The lines that were told were searched for the name of a file to see if it was among them."""
+    change(one / RECORD, lambda c: c["files"]["tokenizer.json"].update(crc32="00000000"))
+    change(one / "config.json", lambda c: c.update(transformers_version="see tokenizer.json"))
+    of_config, of_tokenizer = told(one, job)
+    assert "see tokenizer.json" in of_config
+    assert of_tokenizer.startswith("tokenizer.json: has CRC-32")
 
 
 def test_a_sum_of_the_weights_in_a_record_is_compared_without_the_source(one):
