@@ -125,12 +125,9 @@ def run(
     hint = f"run the same command again to resume, or delete {output_dir / STAGING_NAME}"
     watch = replace(watch or Watch(), hint=hint)
     small_files = job.small_files()
+    sizes = file_sizes(job, small_files, with_card=chosen.model_card)
     wanted = Wanted(
-        fingerprint=job.fingerprint(),
-        sizes=file_sizes(job, small_files, with_card=chosen.model_card),
-        overwrite=chosen.overwrite,
-        restart=chosen.restart,
-        watch=watch,
+        job.fingerprint(), sizes, overwrite=chosen.overwrite, restart=chosen.restart, watch=watch
     )
     with OutputFolder(output_dir, wanted) as folder:
         check_source = chosen.check_source or _check_ranks

@@ -180,32 +180,37 @@ def _parse_directory(file: InputFile, directory: bytes, n_entries: int) -> Itera
         if magic != b"PK\x01\x02" or position > len(directory):
             raise _damaged_directory(file)
         raw_name = directory[name_at:extra_at]
-        shown = show_name(raw_name)
         extra = directory[extra_at : extra_at + n_extra]
         size, packed, header_offset = widen(file, extra, size, packed, header_offset)
-        if flags & ~(HAS_DESCRIPTOR | _NAME_IS_UTF8):
-            raise CheckpointError(
-                f"entry {shown!r} is encrypted or uses unsupported zip flags {flags:#x}",
-                path=file.path,
-                hint=_REZIPPED_HINT,
-            )
-        if method != 0 and raw_name.split(b"/")[1:2] == [b"code"]:
-            raise CheckpointError(TORCHSCRIPT, path=file.path, hint=TORCHSCRIPT_HINT)
-        if method != 0:
-            raise CheckpointError(
-                f"entry {shown!r} is compressed (method {method})",
-                path=file.path,
-                hint=_REZIPPED_HINT,
-            )
+        _require_stored(file, raw_name, flags, method)
         if packed != size or disk not in (0, _IN_EXTRA_16):
             raise CheckpointError(
-                f"entry {shown!r} has two sizes, {packed} and {size} bytes",
+                f"entry {show_name(raw_name)!r} has two sizes, {packed} and {size} bytes",
                 path=file.path,
                 hint=DAMAGED_HINT,
             )
         yield ListedEntry(raw_name, flags, crc, size, header_offset)
     if position != len(directory):
         raise _damaged_directory(file)
+
+
+def _require_stored(file: InputFile, raw_name: bytes, flags: int, method: int) -> None:
+    """Refuse an entry whose bytes are not those that were packed."""
+    shown = show_name(raw_name)
+    if flags & ~(HAS_DESCRIPTOR | _NAME_IS_UTF8):
+        raise CheckpointError(
+            f"entry {shown!r} is encrypted or uses unsupported zip flags {flags:#x}",
+            path=file.path,
+            hint=_REZIPPED_HINT,
+        )
+    if method != 0 and raw_name.split(b"/")[1:2] == [b"code"]:
+        raise CheckpointError(TORCHSCRIPT, path=file.path, hint=TORCHSCRIPT_HINT)
+    if method != 0:
+        raise CheckpointError(
+            f"entry {shown!r} is compressed (method {method})",
+            path=file.path,
+            hint=_REZIPPED_HINT,
+        )
 
 
 def _damaged_directory(file: InputFile) -> CheckpointError:

@@ -28,7 +28,7 @@ from codellama_convert.meta.rank_tensors import (
     with_dtypes,
 )
 from codellama_convert.meta.state_dict import find_state_dict
-from codellama_convert.model.config import ModelConfig, build_config, parse_params
+from codellama_convert.model.config import MetaParams, ModelConfig, build_config, parse_params
 from codellama_convert.model.lagging import lagging_notes
 from codellama_convert.model.recognise import Recognised, check_model_size, is_released, recognise
 from codellama_convert.model.releases import Flavor
@@ -121,22 +121,12 @@ def open_checkpoint(
     params, param_notes = parse_params(content, files.params)
     cache: PickleCache = {}
     ranks = tuple(read_rank(path, choose=find_state_dict, cache=cache) for path in files.ranks)
-    intermediate_size, vocab_size = measure(ranks, hidden_size=params.dim)
-    config = build_config(
-        params,
-        intermediate_size=intermediate_size,
-        vocab_size=vocab_size,
-        path=files.params,
-        tie_word_embeddings=is_tied(ranks),
-    )
+    config = _measured_config(params, ranks, files.params)
     layout, dropped = _check_weights(config, ranks)
-    lagging = lagging_notes(params, intermediate_size=intermediate_size, vocab_size=vocab_size)
-    tokenizer = None if skip_tokenizer else _open_tokenizer(files)
-    row_notes = (
-        ()
-        if tokenizer is None
-        else check_embedding_rows(tokenizer, vocab_size, is_released=is_released(config))
+    lagging = lagging_notes(
+        params, intermediate_size=config.intermediate_size, vocab_size=config.vocab_size
     )
+    tokenizer, row_notes = (None, ()) if skip_tokenizer else _open_tokenizer(files, config)
     size_note = check_model_size(model_size, config, len(ranks)) if model_size else None
     recognised = recognise(
         config,
@@ -158,6 +148,18 @@ def open_checkpoint(
         *recognised.notes,
     )
     return Checkpoint(files, config, recognised, ranks, layout, dropped, digest, tokenizer, notes)
+
+
+def _measured_config(params: MetaParams, ranks: Sequence[RankIndex], path: Path) -> ModelConfig:
+    """Join what params.json says with what the tensors show."""
+    intermediate_size, vocab_size = measure(ranks, hidden_size=params.dim)
+    return build_config(
+        params,
+        intermediate_size=intermediate_size,
+        vocab_size=vocab_size,
+        path=path,
+        tie_word_embeddings=is_tied(ranks),
+    )
 
 
 def _check_weights(
@@ -202,13 +204,18 @@ def _read_params(path: Path) -> bytes:
     return content
 
 
-def _open_tokenizer(files: CheckpointFiles) -> SentencePieceModel:
+def _open_tokenizer(
+    files: CheckpointFiles, config: ModelConfig
+) -> tuple[SentencePieceModel, tuple[str, ...]]:
+    """Read tokenizer.model, and compare it with the embedding."""
     if files.tokenizer is None:
         raise missing_tokenizer(
             files.folder,
             hint="give its path with --tokenizer_model, or convert only the weights with --skip_tokenizer",
         )
-    return read_sentencepiece_model(files.tokenizer)
+    model = read_sentencepiece_model(files.tokenizer)
+    notes = check_embedding_rows(model, config.vocab_size, is_released=is_released(config))
+    return model, notes
 
 
 def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:

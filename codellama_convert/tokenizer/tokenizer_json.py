@@ -149,7 +149,7 @@ def _merge_line(left: str, right: str) -> str:
 
 def _tokenizer_frame(model: SentencePieceModel) -> dict[str, Any]:
     """Build tokenizer.json without its three long lists; the order of keys is the library's."""
-    unk, bos = model.pieces[model.unk_id].text, model.pieces[model.bos_id].text
+    bos = model.pieces[model.bos_id].text
     first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
     bos_first, bos_second = ({"SpecialToken": {"id": bos, "type_id": n}} for n in (0, 1))
     return {
@@ -180,18 +180,22 @@ def _tokenizer_frame(model: SentencePieceModel) -> dict[str, Any]:
                 {"type": "Strip", "content": " ", "start": 1, "stop": 0},
             ],
         },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": unk,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": {},
-            "merges": [],
-        },
+        "model": _bpe_frame(model),
+    }
+
+
+def _bpe_frame(model: SentencePieceModel) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": model.pieces[model.unk_id].text,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": {},
+        "merges": [],
     }
 
 

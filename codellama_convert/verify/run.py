@@ -74,6 +74,10 @@ def verify_output(
         return verify_record(
             output_dir, asked or Asked(), FileReading(io_mode, workers or default_workers(), watch)
         )
+    return _verify_source(output_dir, job, asked, watch)
+
+
+def _verify_source(output_dir: Path, job: Job, asked: Asked | None, watch: Watch) -> VerifyReport:
     problems = Problems()
     record = _readable_record(output_dir, problems)
     stored = {} if job.weights is None else read_output(output_dir, problems.add)
