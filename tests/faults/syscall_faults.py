@@ -37,6 +37,8 @@ ERRORS = ("ENOSPC", "EIO")
 KILL = "SIGKILL"
 _PART = re.compile(r"(\.[0-9a-f]{8})?\.part$")
 _PROGRAM = (sys.executable, "-m", "codellama_convert")
+# The C library opens a file of its own when threads wait for each other; then calls count differently.
+_MOST_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +195,13 @@ class Bench:
 
     def problems(self, fault: Fault, name: str = "faulty") -> list[str]:
         """Let a call fail, and the same command run again; list what is not as promised."""
-        target = self.prepare(name)
-        try:
+        for n_left in reversed(range(_MOST_TRIES)):
+            target = self.prepare(name)
             done = self.trace(target, fault)
+            if not n_left or not any(self._of_the_hit(fault, done, target)):
+                break
+            shutil.rmtree(target)
+        try:
             found = [*self._of_the_hit(fault, done, target), *self._of_the_end(fault, done, target)]
             found += self._of_the_state(done, target)
             found += self._of_the_rerun(done, target)
@@ -275,7 +281,8 @@ def may_be_passed_over(fault: Fault) -> bool:
         return True
     if fault.is_of_reading and path.name.startswith("model-"):
         return True  # a file that was kept: it is written again then
-    if fault.is_of_reading and call.name == "close":
+    is_of_a_folder = path.name in (STAGING, "plain")  # its descriptor may be a duplicate
+    if call.name == "close" and (fault.is_of_reading or is_of_a_folder):
         return True  # and nothing lost; but a close may be what tells of a write that was
     if call.name == "mkdir":
         return path.name == "plain"  # it may be there: whether it is, is looked up then
@@ -371,13 +378,13 @@ PLANTED = {
         "rename", "plain/tokenizer_config.json", KILL, "torn",
     ),
     "an error is not translated": Planted(
-        "from codellama_convert.staging import folder as output\n"
+        "from codellama_convert.staging import part_files\n"
         "def rename(source, name, target, new_name):\n"
         "    try:\n"
         "        source.rename(name, target, new_name)\n"
         "    except OSError as problem:\n"
         "        raise RuntimeError from problem\n"
-        "output.rename = rename\n",
+        "part_files.rename = rename\n",
         "rename", "/config.json", "ENOSPC", "not one line",
     ),
     "a failed run cannot go on": Planted(
