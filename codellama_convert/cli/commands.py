@@ -88,6 +88,7 @@ def main() -> None:
     "--quiet", is_flag=True, help="Show notes and errors only: no progress bar and no summary."
 )
 @JSON
+# Over 40 lines: every option is a parameter, and each has a line of its own.
 def convert(
     input_dir: Path,
     output_dir: Path | None,
@@ -109,7 +110,7 @@ def convert(
       codellama-convert --input_dir CodeLlama-7b --model_size 7B
     """  # noqa: D301
     check_memory()
-    from codellama_convert.cli.finished import describe_finished, finished_record
+    from codellama_convert.cli.finished import describe_if_finished
     from codellama_convert.convert.run import run
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.run_options import RunOptions, refuse_unused
@@ -131,12 +132,9 @@ def convert(
     output_dir = output_dir or default_output_dir(job.files.folder)
     started = time.monotonic()
     if not (overwrite or restart):
-        done = finished_record(output_dir, job, with_sha256=sha256, with_card=model_card)
+        done = describe_if_finished(output_dir, job, with_sha256=sha256, with_card=model_card)
         if done is not None:
-            described = describe_finished(
-                output_dir, job, done, with_card=model_card, seconds=time.monotonic() - started
-            )
-            print_finished(described, as_json=as_json, quiet=quiet)
+            print_finished(done, as_json=as_json, quiet=quiet)
             return
     with (
         stop_on_signals() as stop,

@@ -6,6 +6,7 @@ side, and left all else as it was, is found by `verify` only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ from codellama_convert.verify.report import Problems
 _BUFFER_BYTES = 1 << 20
 
 
-def finished_record(
+def describe_if_finished(
     output_dir: Path, job: Job, *, with_sha256: bool, with_card: bool
-) -> Record | None:
-    """Read the record of a folder that holds what a conversion would write, of the same files.
+) -> dict[str, Any] | None:
+    """Describe a folder that holds what a conversion would write, of the same files.
 
     Sizes, headers and all small files are compared; of the weights, the sums that the zip
     directories of the ranks state are compared with those of the record.
@@ -46,8 +47,19 @@ def finished_record(
         with_card: Whether a model card is asked for.
 
     Returns:
-        The record, or None where anything is missing or differs.
+        As `describe_report`, of a run that kept all of it; None where anything is missing or differs.
     """
+    started = time.monotonic()
+    record = _finished_record(output_dir, job, with_sha256=with_sha256, with_card=with_card)
+    if record is None:
+        return None
+    report = _report_finished(output_dir, job, record, with_card=with_card)
+    return describe_report(report, time.monotonic() - started)
+
+
+def _finished_record(
+    output_dir: Path, job: Job, *, with_sha256: bool, with_card: bool
+) -> Record | None:
     try:
         if not output_dir.is_dir() or STAGING_NAME in names_in(output_dir):
             return None
@@ -118,24 +130,12 @@ def _is_of_ranks(source: Mapping[str, FileSums], job: Job) -> bool:
     return True
 
 
-def describe_finished(
-    output_dir: Path, job: Job, record: Record, *, with_card: bool, seconds: float
-) -> dict[str, Any]:
-    """Describe it for machines, as a run that kept all of it would be described.
-
-    Args:
-        output_dir: Where it is.
-        job: What was asked for again.
-        record: From `finished_record`.
-        with_card: Whether a model card was asked for.
-        seconds: How long it took to find out.
-
-    Returns:
-        As `describe_report`.
-    """
+def _report_finished(
+    output_dir: Path, job: Job, record: Record, *, with_card: bool
+) -> ConversionReport:
     card = (CARD_NAME,) if with_card else ()
     tensors = record.tensors.items()
-    report = ConversionReport(
+    return ConversionReport(
         output_dir=output_dir,
         files=tuple(sorted((*record.files, RECORD_NAME, *card))),
         tensor_bytes=job.tensor_bytes,
@@ -147,4 +147,3 @@ def describe_finished(
         nonfinite={name: sums.nonfinite for name, sums in tensors if sums.nonfinite},
         notes=job.notes,
     )
-    return describe_report(report, seconds)
