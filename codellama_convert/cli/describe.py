@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from codellama_convert.cli.usage import peak_rss_bytes
+from codellama_convert.cli.machine import peak_rss_bytes
 from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Own what a machine may lack, and the words for it: libraries that load, memory, threads, files."""
+"""Own what a machine gives and lacks: memory used, and the words for a library or a thread that fails."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import mmap
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 _PACKAGE = __name__.partition(".")[0]
 _NO_THREAD = "cannot start a thread; allow more processes (ulimit -u), or try --workers 1"
@@ -100,3 +101,27 @@ def _chain(problem: BaseException) -> Iterator[BaseException]:
     while one is not None:
         yield one
         one = one.__cause__
+
+
+def peak_rss_bytes() -> int | None:
+    """Tell the most memory that this process has held at once.
+
+    Linux's VmHWM starts at zero with the program; ru_maxrss would still hold the peak of the shell
+    or script that started it.
+
+    Returns:
+        Bytes of resident memory, or None where the platform does not tell.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass
+    peak = None
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415 - the module does not exist on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if sys.platform != "darwin":  # which alone counts bytes
+            peak *= 1024
+    return peak
