@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from codellama_convert.cli.machine import peak_rss_bytes
+from codellama_convert.cli.words import load_line
 from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
         "became_zero": report.became_zero,
         "nonfinite": report.nonfinite,
         "notes": list(report.notes),
+        "load": load_line(str(report.output_dir), has_model=report.tensor_bytes > 0),
     }
 
 

@@ -31,6 +31,7 @@ def print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) ->
         say_json(described)
     elif not quiet:
         say(summary_line(described))
+        say(described["load"])
 
 
 def print_finished(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
@@ -40,6 +41,7 @@ def print_finished(described: Mapping[str, Any], *, as_json: bool, quiet: bool) 
     elif not quiet:
         where = described["output_dir"]
         say(f"{where}: already converted, nothing to do; --overwrite converts it again")
+        say(described["load"])
 
 
 def say(line: str, *, err: bool = False) -> None:

@@ -194,6 +194,24 @@ def summary_line(described: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def load_line(output_dir: str, *, has_model: bool) -> str:
+    """Spell the Python that loads what was converted, in transformers 4.57 and 5.
+
+    Args:
+        output_dir: Where it is.
+        has_model: Whether it is a model, or a tokenizer alone.
+
+    Returns:
+        Such as 'AutoModelForCausalLM.from_pretrained("CodeLlama-7b-hf", dtype="auto")'.
+    """
+    path = repr(output_dir)  # which escapes what does not print, as a line has to
+    if '"' not in path:
+        path = f'"{path[1:-1]}"'
+    if has_model:
+        return f'AutoModelForCausalLM.from_pretrained({path}, dtype="auto")'
+    return f"AutoTokenizer.from_pretrained({path})"
+
+
 def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:
     """Say what a verification found.
 
