@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from codellama_convert.cli.options import (
     JSON,
     MODEL_OPTIONS,
     NEW_FOLDER,
+    NOT_OF_WEIGHTS,
     OF_THE_SOURCE,
     READING_OPTIONS,
     SOURCE_OPTIONS,
@@ -161,16 +162,28 @@ def convert(
 @ASKED_OPTIONS
 @SOURCE_OPTIONS
 @READING_OPTIONS
+@click.option(
+    "--weights_only",
+    is_flag=True,
+    help="Compare the weights of any Hugging Face folder of the model, whoever wrote it, and nothing else.",
+)
 @click.option("--quiet", is_flag=True, help="Show the report only: no progress bar.")
 @JSON
 def verify(
-    input_dir: Path | None, output_dir: Path, *, quiet: bool, as_json: bool, **choices: Any
+    input_dir: Path | None,
+    output_dir: Path,
+    *,
+    weights_only: bool,
+    quiet: bool,
+    as_json: bool,
+    **choices: Any,
 ) -> None:
     """Compare a converted folder with its source, bit for bit; exit 1 if anything differs.
 
     Options that say how it was converted need not be repeated: conversion.json in the folder has
     them. One that says otherwise is a difference. Without IN, the output is compared with
     conversion.json, and --model_size, --tokenizer_model, --checksums and --max_ram are refused.
+    With --weights_only, OUT is any Hugging Face folder of the model, whoever wrote it.
 
     \b
     Example:
@@ -180,19 +193,25 @@ def verify(
     from codellama_convert.verify.job import asked_of, options_for
     from codellama_convert.verify.run import verify_output
 
+    if weights_only:
+        _refuse_given(NOT_OF_WEIGHTS, "with --weights_only")
+        choices["skip_tokenizer"] = True
     options = _to_options(choices)
     asked = replace(asked_of(options), max_shard_size=choices["max_shard_size"])
     if input_dir is None:
-        _refuse_source_options()
+        _refuse_given((*OF_THE_SOURCE, "weights_only"), "without the checkpoint: verify IN OUT")
         job = None
+    elif weights_only:
+        job = plan_and_check(input_dir, options, hidden=quiet)
     else:
         job = plan_and_check(input_dir, options_for(output_dir, options, asked), hidden=quiet)
     started = time.monotonic()
     with progress_bar("verifying", weight_bytes(job), hidden=quiet) as progress:
         report = verify_output(
             output_dir, job, asked=asked, io_mode=options.io_mode, workers=options.workers,
-            progress=progress,
+            progress=progress, weights_only=weights_only,
         )  # fmt: skip
+    print_notes(report.notes)
     seconds = time.monotonic() - started
     if as_json:
         notes = () if job is None else job.notes
@@ -250,12 +269,12 @@ def _usage_errors() -> Iterator[None]:
         raise click.UsageError(str(problem)) from problem
 
 
-def _refuse_source_options() -> None:
-    """Refuse what only says how a checkpoint is found and read, where there is none."""
+def _refuse_given(names: Iterable[str], why: str) -> None:
+    """Refuse options that would say nothing."""
     given = click.get_current_context().get_parameter_source
-    for name in OF_THE_SOURCE:
+    for name in names:
         if given(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} is of no use without the checkpoint: verify IN OUT")
+            raise click.UsageError(f"--{name} is of no use {why}")
 
 
 def _to_options(choices: Mapping[str, Any]) -> Options:

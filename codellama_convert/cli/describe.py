@@ -140,6 +140,6 @@ def describe_verification(
         "seconds": round(seconds, 3),
         "bytes_per_second": round(report.n_bytes / seconds) if seconds else None,
         "peak_rss_bytes": peak_rss_bytes(),
-        "notes": list(notes),
+        "notes": [*notes, *report.notes],
         "ok": not report.problems,
     }

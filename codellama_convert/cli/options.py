@@ -185,6 +185,11 @@ SOURCE_OPTIONS = _options(
     _MAX_RAM,
 )
 OF_THE_SOURCE = ("model_size", "tokenizer_model", "checksums", "max_ram")
+# What says nothing of the weights' values.
+NOT_OF_WEIGHTS = (
+    "variant", "max_shard_size", "max_position_embeddings", "skip_tokenizer", "tokenizer_class",
+    "tokenizer_model",
+)  # fmt: skip
 _IO = click.option(
     "--io",
     "io_mode",

@@ -223,11 +223,11 @@ def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:
         One line for each problem, and a last one.
     """
     yield from report.problems
-    against = "the checkpoint" if report.against == "source" else "conversion.json"
+    against = {"source": "the checkpoint", "record": "conversion.json", "ranks": "Meta's ranks"}
     verdict = "DIFFERS from" if report.problems else "equals"
     rate = f" ({_format_rate(report.n_bytes / seconds)})" if seconds else ""
     what = count(report.n_tensors, "tensor") if report.n_tensors else "no weights"
     yield (
-        f"{report.output_dir} {verdict} {against}: {what}, "
+        f"{report.output_dir} {verdict} {against[report.against]}: {what}, "
         f"{format_size(report.n_bytes)} read in {seconds:.1f} s{rate}"
     )

@@ -23,6 +23,7 @@ from codellama_convert.tensors import DTYPES, Dtype
 from codellama_convert.verify.output_files import (
     CONVERT_AGAIN,
     MAX_LIST_BYTES,
+    MODEL_SUFFIX,
     SPELLED_OTHERWISE,
     Complain,
     first_other_byte,
@@ -82,20 +83,62 @@ def read_output(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     )
 
 
+def read_weights(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
+    """Read the headers of a model's folder, whoever wrote it and however it is split.
+
+    Args:
+        folder: It holds an index, or one safetensors file.
+        complain: Called for each contradiction.
+
+    Returns:
+        Every tensor that the files hold.
+
+    Raises:
+        VerifyError: If there are no such files, or one cannot be parsed.
+    """
+    names = names_in(folder, error=VerifyError)
+    if INDEX_NAME not in names:
+        one = {SINGLE_FILE_NAME} & names or {n for n in names if n.endswith(MODEL_SUFFIX)}
+        if len(one) != 1:
+            raise VerifyError(
+                f"holds no {INDEX_NAME}, and {len(one)} files that end in {MODEL_SUFFIX}",
+                path=folder,
+                hint="name the folder of one model in Hugging Face's format",
+            )
+        return _parse_file(folder / one.pop(), complain)[0]
+    index = parse_json(read_small(folder / INDEX_NAME, MAX_LIST_BYTES), folder / INDEX_NAME)
+    weight_map = _weight_map(index, folder / INDEX_NAME)
+    found: dict[str, StoredOutput] = {}
+    for name in sorted(set(weight_map.values())):
+        _add(found, _parse_file(folder / name, complain)[0], complain)
+    for what, shard in _wrong_places(weight_map, found):
+        complain(what, file=INDEX_NAME, about=[shard] if shard else ())
+    return found
+
+
+def _add(found: dict[str, StoredOutput], more: dict[str, StoredOutput], complain: Complain) -> None:
+    for tensor, stored in more.items():
+        if tensor in found:
+            first = found[tensor].file.name
+            complain(f"tensor {tensor!r} is also in {first}", file=stored.file.name, about=[first])
+        found[tensor] = stored
+
+
+def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(is_plain_name, weight_map.values())):
+        raise VerifyError("has no weight_map of plain file names", path=path, hint=CONVERT_AGAIN)
+    return weight_map
+
+
 def _read_indexed(folder: Path, complain: Complain) -> dict[str, StoredOutput]:
     path = folder / INDEX_NAME
     raw = read_small(path, MAX_LIST_BYTES)
     index = parse_json(raw, path)
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(map(is_plain_name, weight_map.values())):
-        raise VerifyError("has no weight_map of plain file names", path=path, hint=CONVERT_AGAIN)
+    weight_map = _weight_map(index, path)
     found: dict[str, StoredOutput] = {}
     for name in sorted(set(weight_map.values())):
-        for tensor, stored in _read_file(folder / name, complain).items():
-            if tensor in found:
-                first = found[tensor].file.name
-                complain(f"tensor {tensor!r} is also in {first}", file=name, about=[first])
-            found[tensor] = stored
+        _add(found, _read_file(folder / name, complain), complain)
     wrong = list(_wrong_in_index(index, found))
     if not wrong:
         total = index["metadata"]["total_size"]
@@ -112,13 +155,8 @@ def _wrong_in_index(
     index: dict[str, Any], found: Mapping[str, StoredOutput]
 ) -> Iterator[tuple[str, str]]:
     """Say where an index contradicts the headers, and which file's it is ("" for no single one)."""
-    weight_map, metadata = index["weight_map"], index.get("metadata")
-    for tensor, stored in sorted(found.items()):
-        if weight_map.get(tensor) != stored.file.name:
-            shard = stored.file.name
-            yield f"tensor {tensor!r} is in {shard}, the index says otherwise", shard
-    for tensor in sorted(set(weight_map) - set(found)):
-        yield f"tensor {tensor!r} is in no file", ""
+    metadata = index.get("metadata")
+    yield from _wrong_places(index["weight_map"], found)
     total = sum(stored.n_bytes for stored in found.values())
     if not isinstance(metadata, dict) or not identical(metadata.get("total_size"), total):
         said = metadata.get("total_size") if isinstance(metadata, dict) else None
@@ -129,7 +167,21 @@ def _wrong_in_index(
         yield f"has {shown(key)}, which does not belong there", ""
 
 
-def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
+def _wrong_places(
+    weight_map: Mapping[str, str], found: Mapping[str, StoredOutput]
+) -> Iterator[tuple[str, str]]:
+    """Say which tensors are elsewhere than an index says, and the file ("" for no single one)."""
+    for tensor, one in sorted(found.items()):
+        if weight_map.get(tensor) != one.file.name:
+            yield (
+                f"tensor {tensor!r} is in {one.file.name}, the index says otherwise",
+                one.file.name,
+            )
+    for tensor in sorted(set(weight_map) - set(found)):
+        yield f"tensor {tensor!r} is in no file", ""
+
+
+def _parse_file(path: Path, complain: Complain) -> tuple[dict[str, StoredOutput], bytes, object]:
     """Parse one file's header: contiguous tensors from its end to the end of the file."""
     raw, n_file_bytes = _read_header(path)
     try:
@@ -141,6 +193,13 @@ def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
         raise VerifyError(
             f"has a damaged safetensors header: {problem}", path=path, hint=CONVERT_AGAIN
         ) from problem
+    _compare_with_library(path, stored, complain)
+    return stored, raw, metadata
+
+
+def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
+    """Parse one file's header, and compare its spelling with what the library writes."""
+    stored, raw, metadata = _parse_file(path, complain)
     if metadata != {"format": "pt"}:
         complain(f"metadata is {shown(metadata)}, expected format 'pt'", file=path.name)
     else:
@@ -150,7 +209,6 @@ def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
                 f"the header is not laid out as the safetensors library would: {other}",
                 file=path.name,
             )
-    _compare_with_library(path, stored, complain)
     return stored
 
 

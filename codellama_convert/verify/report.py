@@ -30,10 +30,12 @@ class VerifyReport:
 
     Attributes:
         output_dir: What was verified.
-        against: "source", or "record" where the output's own conversion.json was used.
+        against: "source"; "record" where the output's own conversion.json was used; "ranks" where
+            the weights alone were compared.
         n_tensors: Tensors compared.
         n_bytes: Bytes read, of both sides.
         problems: One line each, the first ones; empty where everything is right.
+        notes: What was not compared, or not as it is.
     """
 
     output_dir: Path
@@ -41,6 +43,7 @@ class VerifyReport:
     n_tensors: int
     n_bytes: int
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

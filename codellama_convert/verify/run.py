@@ -11,13 +11,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
+from codellama_convert.arguments import FLAG, FUNCTION, as_path, instance_of, or_none
 from codellama_convert.errors import VerifyError
 from codellama_convert.formats.safetensors import INDEX_NAME
 from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.model.asked import Asked
 from codellama_convert.plan.job import Job
-from codellama_convert.plan.plan import ConversionPlan
 from codellama_convert.plan.tokenizer import TokenizerJob
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.threads import default_workers
@@ -35,7 +34,14 @@ from codellama_convert.verify.record_reader import Record, read_record
 from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.sums import FileReading
 from codellama_convert.verify.tokenizer import check_tokenizer, marks_of
-from codellama_convert.verify.weights import compare_files, compare_shapes, compare_weights
+from codellama_convert.verify.weights import (
+    bytes_of_both_sides,
+    common_dtype,
+    compare_files,
+    compare_shapes,
+    compare_weights,
+)
+from codellama_convert.verify.weights_only import verify_weights
 
 _CHAT_FLAVORS = ("instruct", "chat")
 
@@ -48,6 +54,7 @@ def verify_output(
     io_mode: IoMode = "auto",
     workers: int | None = None,
     progress: Progress | None = None,
+    weights_only: bool = False,
 ) -> VerifyReport:
     """Verify an output folder.
 
@@ -59,6 +66,8 @@ def verify_output(
         io_mode: How files are read without a job, whose options say it else.
         workers: What is read at once without a job; None chooses.
         progress: Called with the bytes of each tile of the output that was compared.
+        weights_only: Whether to compare nothing but the weights: of any folder in Hugging Face's
+            format, whoever wrote it. It needs a job.
 
     Returns:
         What was found.
@@ -69,7 +78,12 @@ def verify_output(
     output_dir = as_path("output_dir", output_dir)
     or_none(instance_of(Job)).check("job", job)
     or_none(FUNCTION).check("progress", progress)
+    FLAG.check("weights_only", weights_only)
     watch = Watch(progress)
+    if weights_only:
+        instance_of(Job).check("job", job)
+        assert job is not None
+        return verify_weights(output_dir, job, watch)
     if job is None:
         return verify_record(
             output_dir, asked or Asked(), FileReading(io_mode, workers or default_workers(), watch)
@@ -88,7 +102,7 @@ def _verify_source(output_dir: Path, job: Job, asked: Asked | None, watch: Watch
     measured = Measured()
     if job.weights is not None:
         comparable = compare_shapes(job.weights.checkpoint, stored, problems)
-        dtype = _common_dtype(comparable, job.weights.plan, problems)
+        dtype = common_dtype(comparable, job.weights.plan, problems)
         _check_configs(output_dir, job.weights.checkpoint, job.tokenizer, dtype, problems)
         if asked.max_shard_size is not None:
             compare_files(job.weights.plan, comparable, problems)
@@ -100,7 +114,7 @@ def _verify_source(output_dir: Path, job: Job, asked: Asked | None, watch: Watch
         check_record(
             output_dir, record, job=job, stored=stored, measured=measured, problems=problems
         )
-    n_bytes = _bytes_of_both_sides(job, comparable)
+    n_bytes = bytes_of_both_sides(job.weights, comparable)
     return VerifyReport(output_dir, "source", len(comparable), n_bytes, problems.lines())
 
 
@@ -145,20 +159,6 @@ def _check_configs(
     check_generation_config(output_dir, marks=marks, chat=chat, problems=problems)
 
 
-def _common_dtype(
-    stored: Mapping[str, StoredOutput], plan: ConversionPlan, problems: Problems
-) -> str:
-    """Name the one dtype that all tensors have, or the one asked for."""
-    dtypes = sorted({one.dtype.name for one in stored.values()})
-    if len(dtypes) != 1:
-        if dtypes:
-            problems.add(f"the tensors are of several dtypes: {', '.join(dtypes)}")
-        return plan.dtype.name
-    if dtypes[0] != plan.dtype.name:
-        problems.add(f"the tensors are {dtypes[0]}, not {plan.dtype.name} as asked for")
-    return dtypes[0]
-
-
 def _check_tokenizer(
     output_dir: Path, tokenizer: TokenizerJob, tokenizer_class: str | None, problems: Problems
 ) -> None:
@@ -170,9 +170,3 @@ def _check_tokenizer(
         tokenizer_class=tokenizer_class,
         problems=problems,
     )
-
-
-def _bytes_of_both_sides(job: Job, stored: Mapping[str, StoredOutput]) -> int:
-    layout = () if job.weights is None else job.weights.checkpoint.layout
-    read = {tensor.spec.name: tensor.spec.n_bytes for tensor in layout}
-    return sum(one.n_bytes + read[name] for name, one in stored.items())

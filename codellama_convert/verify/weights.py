@@ -54,6 +54,27 @@ def compare_shapes(
     return comparable
 
 
+def common_dtype(
+    stored: Mapping[str, StoredOutput], plan: ConversionPlan, problems: Problems
+) -> str:
+    """Name the one dtype that all tensors have, or the one asked for."""
+    dtypes = sorted({one.dtype.name for one in stored.values()})
+    if len(dtypes) != 1:
+        if dtypes:
+            problems.add(f"the tensors are of several dtypes: {', '.join(dtypes)}")
+        return plan.dtype.name
+    if dtypes[0] != plan.dtype.name:
+        problems.add(f"the tensors are {dtypes[0]}, not {plan.dtype.name} as asked for")
+    return dtypes[0]
+
+
+def bytes_of_both_sides(weights: WeightsJob | None, stored: Mapping[str, StoredOutput]) -> int:
+    """Sum what is read of the output, and of the ranks for it."""
+    layout = () if weights is None else weights.checkpoint.layout
+    read = {tensor.spec.name: tensor.spec.n_bytes for tensor in layout}
+    return sum(one.n_bytes + read[name] for name, one in stored.items())
+
+
 def compare_files(
     plan: ConversionPlan, stored: Mapping[str, StoredOutput], problems: Problems
 ) -> None:

@@ -15,7 +15,7 @@ from tests.witness.checkpoints import GQA, save_checkpoint, tokenizer_model
 
 RECORD = "conversion.json"
 # What is no matter of the comparison: where the two sides are, and how the result is printed.
-FRAME = {"input_dir", "output_dir", "quiet", "as_json"}
+FRAME = {"weights_only", "input_dir", "output_dir", "quiet", "as_json"}
 # What the conversion was asked for: the words that say so, and others.
 ASKED = {
     "variant": (["--variant", "base"], ["--variant", "chat"]),
