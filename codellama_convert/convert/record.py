@@ -66,7 +66,7 @@ def record_json(
             "converter": {"name": "codellama-convert", "version": __version__},
             "files": files,
             "model": None if job.weights is None else job.weights.checkpoint.recognised.name,
-            "notes": list(job.notes),
+            "notes": [note for note in job.notes if note not in job.files.place_notes],
             "options": job.fingerprint()["options"],
             "source": _source(job, rank_crcs),
             "tensors": _tensors(job, sealed),

@@ -136,6 +136,7 @@ def open_checkpoint(
     )
     digest = hashlib.sha256(content).hexdigest()
     notes = (
+        *files.place_notes,
         *files.notes,
         *param_notes,
         *dict.fromkeys(note for rank in ranks for note in rank.notes),

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from codellama_convert.errors import CheckpointError, ConfigError, TokenizerError
+from codellama_convert.errors import CheckpointError, ConfigError, TokenizerError, one_line
 from codellama_convert.meta.other_layouts import look_alike, other_layout
 from codellama_convert.meta.rank_names import choose_ranks, is_meta_name, is_of_weights
 from codellama_convert.meta.search import Listing, open_listing, search_below
@@ -31,7 +31,8 @@ class CheckpointFiles:
         params: params.json.
         ranks: The ranks in order.
         tokenizer: tokenizer.model, inside the folder or beside it; None where there is none.
-        notes: Where it was found, what was taken under another name, and what was passed over.
+        notes: What was taken under another name, and what was passed over.
+        place_notes: Where it was found; the record of a conversion does not depend on it.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class CheckpointFiles:
     ranks: tuple[Path, ...]
     tokenizer: Path | None
     notes: tuple[str, ...]
+    place_notes: tuple[str, ...] = ()
 
     def all(self) -> tuple[Path, ...]:
         """List every file that is read."""
@@ -78,15 +80,14 @@ def find_files(
         raise _without_ranks(folder, names)
     if PARAMS_NAME not in names:
         raise _without_params(folder, names)
-    notes = ranks.notes
-    if folder != input_dir:
-        notes = (f"the checkpoint was found in {folder.relative_to(input_dir)}", *notes)
+    found = f"the checkpoint was found in {folder.relative_to(input_dir)}"
     files = CheckpointFiles(
         folder=folder,
         params=folder / PARAMS_NAME,
         ranks=tuple(folder / name for name in ranks.names),
         tokenizer=find_tokenizer(input_dir, folder, tokenizer_model),
-        notes=notes,
+        notes=ranks.notes,
+        place_notes=() if folder == input_dir else (one_line(found),),
     )
     refuse_unfinished(files.all())
     _refuse_dangling(files.all())

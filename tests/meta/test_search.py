@@ -30,8 +30,8 @@ def test_a_checkpoint_is_found_up_to_five_levels_down(tmp_path, depth):
     folder = checkpoint(tmp_path / inside)
     files = find_files(tmp_path)
     assert files.folder == folder
-    assert files.notes == (f"the checkpoint was found in {inside}",)
-    assert find_files(folder).notes == ()
+    assert files.place_notes == (f"the checkpoint was found in {inside}",)
+    assert find_files(folder).place_notes == ()
 
 
 def test_six_levels_down_nothing_is_found(tmp_path):

@@ -84,7 +84,10 @@ class Asked:
     def _of_the_model(self) -> Iterator[str]:
         for flag, value in (
             ("--dtype", self.dtype),
-            ("--max_shard_size", None if self.shard_bytes == 5_000_000_000 else self.shard_bytes),
+            (
+                "--max_shard_size",
+                None if self.shard_bytes == 5_000_000_000 else f"{self.shard_bytes}B",
+            ),
             ("--max_position_embeddings", self.context),
             ("--variant", self.variant),
             ("--model_size", self.model_size),
