@@ -40,7 +40,7 @@ from tests.faults.neighbours import OF_A_NEIGHBOUR, OF_ANYBODY, NeighbourBench, 
 from tests.faults.neighbours import why_not as why_no_neighbour
 from tests.faults.resumes import spoil_the_records
 from tests.faults.syscall_faults import KILL, PLANTED, SCENES, Bench, find_planted, sweep
-from tests.outputs import ROOT, environment
+from tests.outputs import ROOT, content, environment
 from tests.witness.checkpoints import STORAGES
 
 _MOST_PROBLEMS = 20
@@ -198,6 +198,8 @@ def order(workers: int) -> Iterator[Verdict]:
 def _order_of(bench: Bench) -> tuple[list[str], int, int]:
     target = bench.prepare("out")
     done = bench.trace(target)
+    assert done.status == 0, done.stderr
+    assert content(target) == bench.expected
     held = bench.held
     calls = [c for c in done.calls if any(str(bench.folder) in path for path in c.paths)]
     places = [number for number, call in enumerate(calls) if call.name == "fsync"]

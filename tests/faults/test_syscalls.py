@@ -199,16 +199,6 @@ def test_a_source_that_is_damaged_leaves_nothing_staged(converted: Path, tmp_pat
 # --- the order ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
-def test_everything_is_on_the_disk_before_what_relies_on_it(tmp_path: Path, scene: Scene) -> None:
-    bench = Bench(tmp_path / "bench", scene)
-    target = bench.prepare("out")
-    done = bench.trace(target)
-    assert done.status == 0
-    assert complaints(done.calls, target, held=bench.held) == []
-    assert content(target) == bench.expected
-
-
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Call], Path]:
     """The calls of a run over an older result, and its folder."""
