@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from codellama_convert.formats.sentencepiece_message import (
     TRAINER_UNK_PIECE,
     TRAINER_WHITESPACE_SUFFIX,
     Message,
-    Piece,
+    Pieces,
     PieceType,
     WireError,
     parse_model,
@@ -45,7 +46,7 @@ BPE = 2
 MODEL_TYPES = ((1, "unigram"), (BPE, "BPE"), (3, "word"), (4, "char"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SentencePieceModel:
     """A tokenizer.model that passed every check.
 
@@ -53,7 +54,6 @@ class SentencePieceModel:
         path: Where it was read.
         raw: The file's bytes, unchanged.
         pieces: In id order.
-        ids: The id of each piece by its text.
         unk_id: The id of the unknown piece.
         bos_id: The id of the piece that begins a sequence.
         eos_id: The id of the piece that ends a sequence.
@@ -61,8 +61,7 @@ class SentencePieceModel:
 
     path: Path
     raw: bytes = field(repr=False)
-    pieces: tuple[Piece, ...] = field(repr=False)
-    ids: Mapping[str, int] = field(repr=False)
+    pieces: Pieces = field(repr=False)
     unk_id: int
     bos_id: int
     eos_id: int
@@ -72,9 +71,14 @@ class SentencePieceModel:
         """How many rows an embedding needs; `trainer_spec.vocab_size` is stale in Code Llama's file."""
         return len(self.pieces)
 
+    @cached_property
+    def ids(self) -> Mapping[str, int]:
+        """The id of each piece by its text; of 262,144 pieces 20 MB, which no conversion needs."""
+        return {piece.text: number for number, piece in enumerate(self.pieces)}
+
     def id_of(self, text: str) -> int | None:
         """Find a piece by its text; None where the model lacks it (SentencePiece answers unk)."""
-        return self.ids.get(text)
+        return self.pieces.id_of(text)
 
 
 def read_sentencepiece_model(path: Path) -> SentencePieceModel:
@@ -105,15 +109,13 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
     for what, hint in chain(_settings_problems(message), _piece_problems(message.pieces)):
         raise TokenizerError(what, path=path, hint=hint)
     assert message.trainer is not None
-    ids = {piece.text: number for number, piece in enumerate(message.pieces)}
     return SentencePieceModel(
         path=path,
         raw=raw,
         pieces=message.pieces,
-        ids=ids,
-        unk_id=_special_id(message, ids, "unk", path=path),
-        bos_id=_special_id(message, ids, "bos", path=path),
-        eos_id=_special_id(message, ids, "eos", path=path),
+        unk_id=_special_id(message, "unk", path=path),
+        bos_id=_special_id(message, "bos", path=path),
+        eos_id=_special_id(message, "eos", path=path),
     )
 
 
@@ -163,7 +165,7 @@ def _settings_problems(message: Message) -> Iterator[tuple[str, str]]:
             yield "it has a character map; Llama 2 and Code Llama have none", other
 
 
-def _piece_problems(pieces: tuple[Piece, ...]) -> Iterator[tuple[str, str]]:
+def _piece_problems(pieces: Pieces) -> Iterator[tuple[str, str]]:
     """Say what is wrong with the pieces and what to do, in file order."""
     n_chars = sum(len(piece.text) for piece in pieces)
     if n_chars > MAX_ALL_CHARS:
@@ -191,9 +193,7 @@ def _piece_problems(pieces: tuple[Piece, ...]) -> Iterator[tuple[str, str]]:
         yield what, DOWNLOAD_AGAIN
 
 
-def _special_id(
-    message: Message, ids: Mapping[str, int], role: Literal["unk", "bos", "eos"], *, path: Path
-) -> int:
+def _special_id(message: Message, role: Literal["unk", "bos", "eos"], *, path: Path) -> int:
     """Find a special piece as SentencePiece does: by the name that the trainer settings give it.
 
     A model trained with an id of -1 lacks it. Meta's code then puts -1 in front of a text, which no
@@ -208,10 +208,11 @@ def _special_id(
     value = message.trainer.get(number) or default  # an empty name is the default's, as there
     name = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     of_kind = [piece.text for piece in message.pieces if piece.type is kind]
-    if name not in of_kind or (role == "unk" and len(of_kind) != 1):
+    found = message.pieces.id_of(name) if name in of_kind else None
+    if found is None or (role == "unk" and len(of_kind) != 1):
         raise TokenizerError(
             f"no {role} piece: expected {name!r} of type {kind.name}, found {of_kind[:3]}",
             path=path,
             hint=f"{DOWNLOAD_AGAIN}, or convert only the weights with --skip_tokenizer",
         )
-    return ids[name]
+    return found

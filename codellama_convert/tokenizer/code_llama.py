@@ -201,8 +201,7 @@ class CodeLlamaTokenizer(SpecialTokens):
 
     def convert_tokens_to_ids(self, token: str) -> int:
         """Find the id of a piece; the unknown id where there is none."""
-        number = self._model.id_of(token)
-        return self.unk_token_id if number is None else number
+        return self._model.ids.get(token, self.unk_token_id)
 
     def decode(
         self,

@@ -6,12 +6,12 @@ Every choice here was measured against sentencepiece under transformers 4.57 and
 from __future__ import annotations
 
 import json
-from collections import Counter
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from codellama_convert.errors import TokenizerError
 from codellama_convert.formats.sentencepiece import SentencePieceModel
-from codellama_convert.formats.sentencepiece_message import Piece, PieceType
+from codellama_convert.formats.sentencepiece_message import PieceType
 from codellama_convert.model.releases import Flavor
 from codellama_convert.storage.contents import Content
 from codellama_convert.tokenizer.chat_templates import chat_template
@@ -159,15 +159,15 @@ def tokenizer_notes(
             f"user-defined pieces ({user_defined[0]!r}; {len(user_defined)} in all): Hugging Face puts a"
             " space after each one, sentencepiece does not"
         )
-    normal = [piece for piece in model.pieces if piece.type is PieceType.NORMAL]
-    alone = {piece.text for piece in normal if len(piece.text) == 1}
-    orphans = sorted({c for piece in normal if len(piece.text) > 1 for c in piece.text} - alone)
+    normal = [piece.text for piece in model.pieces if piece.type is PieceType.NORMAL]
+    alone = {text for text in normal if len(text) == 1}
+    orphans = sorted({c for text in normal if len(text) > 1 for c in text} - alone)
     if orphans:
         notes.append(
             f"characters that occur only in longer pieces ({orphans[0]!r}; {len(orphans)} in all):"
             " Hugging Face writes them as bytes, sentencepiece merges them"
         )
-    tied = _tied_pieces(normal)
+    tied = _tied_pieces(model)
     if tied:
         notes.append(
             f"pieces with equal scores ({tied[0]!r}; {len(tied)} in all): sentencepiece merges"
@@ -176,13 +176,15 @@ def tokenizer_notes(
     return tuple(notes)
 
 
-def _tied_pieces(normal: list[Piece]) -> list[str]:
+def _tied_pieces(model: SentencePieceModel) -> list[str]:
     """List pieces of one score, spaces and infilling apart: those were measured to be exact."""
-    scores = Counter(piece.score for piece in normal)
+    scores = sorted(piece.score for piece in model.pieces if piece.type is PieceType.NORMAL)
+    shared = {one for one, other in pairwise(scores) if one == other}
     return [
         piece.text
-        for piece in normal
-        if scores[piece.score] > 1
+        for piece in model.pieces
+        if piece.type is PieceType.NORMAL
+        and piece.score in shared
         and piece.text.strip("▁")
         and not piece.text.startswith("▁<")
         and piece.text != STEP_PIECE
