@@ -7,14 +7,22 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from codellama_convert.errors import OutputError
 from codellama_convert.storage.blocks import flags_of
+
+# Not when the lock is taken: an error of the import (too many open files) is not one of the lock.
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 LOCK_NAME = ".codellama-convert.lock"
 
 _IS_LOCKED = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)  # the last two are Windows' words
 _HAS_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_TRIES = 3
 
 
 class FolderLock:
@@ -32,30 +40,35 @@ class FolderLock:
             OutputError: If another run holds it.
             OSError: If it cannot be created.
         """
+        # One that was removed while it was taken belonged to a run that has just ended.
+        if not any(self._take() for _ in range(_TRIES)):
+            self._refuse()
+
+    def _take(self) -> bool:
+        """Take it; False where the other run removed it between our opening and our locking it."""
         path = self._folder / LOCK_NAME
         flags = os.O_RDWR | os.O_CREAT | flags_of("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY")
-        fd = os.open(path, flags, 0o666)
-        self._fd = fd
+        self._fd = fd = os.open(path, flags, 0o666)
         try:
             _lock(fd)
-            # Between opening and locking the other run may have finished and removed its lock. Not
-            # on Windows, where an open file cannot be removed.
-            is_held = sys.platform == "win32" or os.path.samestat(os.fstat(fd), path.stat())
-        except FileNotFoundError:
-            is_held = False
         except OSError as problem:
             # Some network mounts have no locks: unique names still keep two runs apart.
-            is_held = problem.errno in _HAS_NO_LOCKS
-            if not is_held and problem.errno not in _IS_LOCKED:
-                self.release()
-                raise
-        if not is_held:
-            self._close()
-            raise OutputError(
-                "another conversion is running in this folder",
-                path=self._folder,
-                hint="wait for it",
-            )
+            if problem.errno in _HAS_NO_LOCKS:
+                return True
+            if problem.errno in _IS_LOCKED:
+                self._refuse()
+            self.release()
+            raise
+        if _is_at(path, fd):
+            return True
+        self._close()
+        return False
+
+    def _refuse(self) -> NoReturn:
+        self._close()
+        raise OutputError(
+            "another conversion is running in this folder", path=self._folder, hint="wait for it"
+        )
 
     def release(self) -> None:
         """Remove it, if this run holds it."""
@@ -74,13 +87,19 @@ class FolderLock:
                 os.close(fd)
 
 
+def _is_at(path: Path, fd: int) -> bool:
+    """Tell whether a path leads to an open file; on Windows an open one cannot be removed."""
+    if sys.platform == "win32":
+        return True
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _lock(fd: int) -> None:
     """Lock an open file until it is closed; where another one holds it, fail at once."""
     if sys.platform == "win32":
-        import msvcrt  # noqa: PLC0415 - the module exists on Windows only
-
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
     else:
-        import fcntl  # noqa: PLC0415 - the module does not exist on Windows
-
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

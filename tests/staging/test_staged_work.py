@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.storage.lock import FolderLock
 from codellama_convert.storage.watch import StopRequest, Watch
-from tests.outputs import LOCK, STAGING, StopAfter, content
+from tests.outputs import LOCK, STAGING, StopAfter, content, finish
 from tests.staging.runs import OPTIONS, OVER, convert, flip, interrupt
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
@@ -141,6 +144,51 @@ def test_a_lock_that_was_removed_while_it_was_taken_does_not_count(
         FolderLock(tmp_path).take()
     lock.release()
     assert not (tmp_path / LOCK).exists()
+
+
+def test_a_lock_of_a_run_that_has_just_ended_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended between our open and our flock, and we said that it was still running."""
+    import fcntl
+
+    real = fcntl.flock
+    ended = iter([(tmp_path / LOCK).unlink])
+
+    def late(fd: int, how: int) -> None:
+        for end in ended:
+            end()
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    lock = FolderLock(tmp_path)
+    lock.take()
+    assert next(ended, None) is None, "the other run has ended"
+    assert (tmp_path / LOCK).exists()
+    with pytest.raises(OutputError, match="another conversion"):
+        FolderLock(tmp_path).take()
+    lock.release()
+    assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ENOENT, errno.EMFILE])
+def test_a_library_that_does_not_load_is_not_another_run(error: int) -> None:
+    """With 6 open files a run said that another conversion was running: fcntl came with the lock."""
+    code = (
+        "import errno, os, sys\n"
+        "from codellama_convert.storage import lock\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        raise OSError({error}, os.strerror({error}), name)\n"
+        "sys.modules.pop('fcntl', None)\n"
+        "sys.meta_path.insert(0, Broken())\n"
+        "held = lock.FolderLock(lock.Path(sys.argv[1]))\n"
+        "held.take()\n"
+        "held.release()\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        done = finish([sys.executable, "-c", code, folder])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_stop_before_the_first_whole_file_leaves_what_can_go_on(
