@@ -111,6 +111,10 @@ def loose_ends(workflow: str) -> list[str]:
     uses = re.findall(r"^[ -]*uses: *(.*?) *$", workflow, re.MULTILINE)
     found = [f"{action} is not a commit with its version" for action in uses
              if not _PINNED.fullmatch(action)]  # fmt: skip
+    names = [action.partition("@")[0] for action in set(uses) if _PINNED.fullmatch(action)]
+    found += [
+        f"{name} is pinned to several commits" for name in set(names) if names.count(name) > 1
+    ]
     content = yaml.safe_load(workflow)
     if content.get("permissions") != {"contents": "read"}:
         found.append("the token may do more than read")
@@ -136,6 +140,7 @@ def test_a_workflow_runs_what_was_reviewed_and_hands_out_nothing(path):
         (r"@[0-9a-f]{40} # v", "@v", "is not a commit"),
         (r"(@[0-9a-f]{39})[0-9a-f]", r"\1", "is not a commit"),
         (r" # v6\.0\.2", "", "is not a commit"),
+        (r"(checkout@[0-9a-f]{39})[0-9a-f]", r"\g<1>0", "is pinned to several commits"),
         (r"persist-credentials: false", "persist-credentials: true", "leaves the token"),
         (r"persist-credentials: false", "fetch-depth: 1", "leaves the token"),
         (r"contents: read", "contents: write", "may do more"),
