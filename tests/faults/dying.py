@@ -1,6 +1,7 @@
 """Own the death of a process: at a chosen step of the output protocol it is killed, as by a power cut.
 
 `python -m tests.faults.dying 36 convert --input_dir ...` is the command line that dies at the 36th step.
+It starts as fast as the program: no torch comes with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from codellama_convert.convert.run import run
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.run_options import RunOptions
 from codellama_convert.staging import crash_points as faults
-from tests.outputs import LOCK
+from codellama_convert.storage.lock import LOCK_NAME
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +59,7 @@ def run_and_die(
             os._exit(1)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    (target / LOCK).unlink()
+    (target / LOCK_NAME).unlink()
 
 
 def module_that_dies(kill_at: int) -> list[str]:
