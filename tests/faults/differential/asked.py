@@ -139,7 +139,7 @@ def draw_speed(rng: random.Random) -> tuple[str, ...]:
     workers = rng.choice((1, 1, 2, 3))
     speed = ["--workers", str(workers), "--io", rng.choice(("auto", "buffered", "buffered"))]
     if rng.random() < 0.5:
-        speed += ["--max_ram", str(workers * rng.choice((_LEAST_RAM, 2 * _LEAST_RAM)))]
+        speed += ["--max_ram", f"{workers * rng.choice((_LEAST_RAM, 2 * _LEAST_RAM))}B"]
     return tuple(speed)
 
 
