@@ -261,7 +261,7 @@ def test_a_plan_prints_what_the_page_shows(true_size, block):
 def test_true_size_commands_of_the_pages_can_be_planned(true_size):
     """What ran on tiny models would run on those that it is written for."""
     found = [options for page in PAGES
-             for options in re.findall(r"codellama-convert (--input_dir CodeLlama-70b[^`\n]*)", read(page))]  # fmt: skip
+             for options in re.findall(r"codellama-convert ((?:--input_dir )?CodeLlama-70b[^`\n]*)", read(page))]  # fmt: skip
     assert len(found) > 1
     for options in set(found):
         plan = f"codellama-convert plan {options}"
