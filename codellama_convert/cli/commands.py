@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codellama_convert import __version__
-from codellama_convert.cli.describe import describe_job, describe_report, describe_verification
+from codellama_convert.cli.describe import describe_report, describe_verification
 from codellama_convert.cli.group import ConvertGroup
 from codellama_convert.cli.machine import check_memory
 from codellama_convert.cli.named_folders import FoldersCommand
@@ -35,6 +35,7 @@ from codellama_convert.cli.printing import print_finished, print_notes, print_re
 from codellama_convert.cli.progress import progress_bar
 from codellama_convert.cli.steps import (
     check_source,
+    look_ahead,
     plan_and_check,
     read_job,
     verify_staged,
@@ -242,21 +243,14 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     Example:
       codellama-convert plan CodeLlama-70b
     """  # noqa: D301
-    from codellama_convert.convert.record import file_sizes
-    from codellama_convert.meta.places import default_output_dir
-    from codellama_convert.staging.output_state import look_at_output
-
     job = plan_and_check(input_dir, _to_options(choices), hidden=as_json)
-    sizes = file_sizes(job, job.small_files())
-    output_dir = output_dir or default_output_dir(job.files.folder)
-    output = look_at_output(output_dir, job.fingerprint(), sizes)
-    description = describe_job(job, output)
+    description = look_ahead(job, output_dir)
     if as_json:
         say_json(description)
     else:
         for line in plan_lines(description):
             say(line)
-    if output.space.missing:
+    if description["disk_missing_bytes"]:
         raise SystemExit(1)
 
 

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from codellama_convert.verify.report import VerifyReport
 
 
-def describe_job(job: Job, output: OutputState) -> dict[str, Any]:
+def describe_job(job: Job, output: OutputState, *, is_finished: bool = False) -> dict[str, Any]:
     """Describe what a job will write, for machines.
 
     Args:
         job: The job.
         output: What stands where it goes.
+        is_finished: Whether that is the result of the same conversion, so that nothing is to do.
 
     Returns:
         Plain values; sizes in bytes.
@@ -34,11 +35,12 @@ def describe_job(job: Job, output: OutputState) -> dict[str, Any]:
         described |= _describe_model(job.weights)
     return described | {
         "output_dir": str(output.path),
-        "output_refusal": output.refusal,
+        "output_finished": is_finished,
+        "output_refusal": None if is_finished else output.refusal,
         "staged_bytes": output.staged_bytes,
-        "disk_needed_bytes": output.space.needed,
+        "disk_needed_bytes": 0 if is_finished else output.space.needed,
         "disk_free_bytes": output.space.free,
-        "disk_missing_bytes": output.space.missing,
+        "disk_missing_bytes": 0 if is_finished else output.space.missing,
     }
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from codellama_convert.cli.describe import describe_job
 from codellama_convert.cli.printing import print_notes
 from codellama_convert.cli.progress import progress_bar
 
@@ -53,6 +54,19 @@ def plan_and_check(input_dir: Path, options: Options, *, hidden: bool) -> Job:
         notes = job.check_ranks(progress)
     print_notes(notes)
     return replace(job, notes=job.notes + notes)
+
+
+def look_ahead(job: Job, output_dir: Path | None) -> dict[str, Any]:
+    """Describe what a conversion would do, and what stands where its output would go."""
+    from codellama_convert.cli.finished import describe_if_finished
+    from codellama_convert.convert.record import file_sizes
+    from codellama_convert.meta.places import default_output_dir
+    from codellama_convert.staging.output_state import look_at_output
+
+    folder = output_dir or default_output_dir(job.files.folder)
+    output = look_at_output(folder, job.fingerprint(), file_sizes(job, job.small_files()))
+    done = describe_if_finished(folder, job, with_sha256=False, with_card=False)
+    return describe_job(job, output, is_finished=done is not None)
 
 
 def _md5_bar(

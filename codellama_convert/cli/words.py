@@ -29,6 +29,8 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """
     yield f"checkpoint  {described['input_dir']}"
     yield f"output      {described['output_dir']}"
+    if described["output_finished"]:
+        yield "finished    already converted, nothing to do"
     if described["output_refusal"] is not None:
         yield f"refused     {described['output_refusal']}"
     if "files" in described:

@@ -93,6 +93,25 @@ def test_another_command_is_refused(done: Path, options: list[str]) -> None:
     assert content(done / "out") == before
 
 
+def plan(folder: Path, *more: str) -> Result:
+    return CliRunner().invoke(main, ["plan", str(folder / "in"), str(folder / "out"), *more])
+
+
+def test_the_plan_of_a_finished_conversion_says_so(done: Path) -> None:
+    """It said that the folder is not empty and would be refused, though `convert` exits with 0."""
+    shown = plan(done, *SHARDS)
+    assert shown.exit_code == 0
+    assert "finished    already converted, nothing to do" in shown.stdout.splitlines()
+    assert "refused" not in shown.stdout
+    assert "disk        0 B needed, " in shown.stdout
+    told = json.loads(plan(done, *SHARDS, "--json").stdout)
+    assert (told["output_finished"], told["output_refusal"], told["disk_needed_bytes"]) == (True, None, 0)  # fmt: skip
+    other = plan(done)
+    assert "already converted" not in other.stdout
+    assert "refused     " in other.stdout
+    assert json.loads(plan(done, "--json").stdout)["output_finished"] is False
+
+
 def other_weights(folder: Path) -> None:
     save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 4), n_ranks=2)
 
