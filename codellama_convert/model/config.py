@@ -72,10 +72,9 @@ class MetaParams:
         return self.multiple_of * ((width + self.multiple_of - 1) // self.multiple_of)
 
 
+_MODEL_KEYS = frozenset(field.name for field in fields(MetaParams))
 # The last two are what Meta's loaders take for themselves; they do not change the weights' meaning.
-_KNOWN_KEYS = frozenset(
-    {*(field.name for field in fields(MetaParams)), "max_batch_size", "max_seq_len"}
-)
+_KNOWN_KEYS = _MODEL_KEYS | {"max_batch_size", "max_seq_len"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +140,13 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
         ConfigError: If it is no JSON object of plausible numbers.
     """
     found = _json_object(content, path)
+    beside: dict[str, Any] = {}
     # Some re-uploads keep the whole run's settings, with the model's below "model".
     if isinstance(found.get("model"), dict):
-        found = found["model"]
+        beside, found = found, found["model"]
+        del beside["model"]
+        _refuse_contradiction(found, beside, path)
+        _refuse_other_families(beside, path)
     _refuse_other_families(found, path)
     n_rows = found.get("vocab_size")
     params = MetaParams(
@@ -158,9 +161,24 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
         vocab_size=None if n_rows == -1 else _optional_whole(found, "vocab_size", path),
         hidden_dim=_optional_whole(found, "hidden_dim", path),
     )
+    return params, (*_ignored(found), *_ignored(beside, " beside 'model'"))
+
+
+def _ignored(found: dict[str, Any], where: str = "") -> tuple[str, ...]:
     unknown = sorted(key for key in found if key not in _KNOWN_KEYS and not is_foreign(key))
-    notes = (f"params.json: ignored {', '.join(map(repr, unknown))}",) if unknown else ()
-    return params, notes
+    return (f"params.json: ignored {', '.join(map(repr, unknown))}{where}",) if unknown else ()
+
+
+def _refuse_contradiction(model: dict[str, Any], beside: dict[str, Any], path: Path) -> None:
+    """Refuse a key of the model that has another value, or is, beside the model's own."""
+    for key in sorted(beside.keys() & _MODEL_KEYS):
+        if beside[key] != model.get(key):
+            inside = f"{shown(model[key], 40)} in it" if key in model else f"no {key!r} in it"
+            raise ConfigError(
+                f"has {key!r}: {shown(beside[key], 40)} beside 'model', and {inside}",
+                path=path,
+                hint="keep the one that is right, in 'model'",
+            )
 
 
 def _refuse_other_families(found: dict[str, Any], path: Path) -> None:

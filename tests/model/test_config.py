@@ -16,7 +16,33 @@ def test_params_may_lie_below_model_and_unknown_keys_are_noted():
     inner = json.loads(CODE_7B) | {"dropout": 3, "max_seq_len": 2048}
     params, notes = parse_params(json.dumps({"model": inner, "lr": 1}).encode(), PATH)
     assert params.dim == 4096
-    assert notes == ("params.json: ignored 'dropout'",)
+    assert notes == (
+        "params.json: ignored 'dropout'",
+        "params.json: ignored 'lr' beside 'model'",
+    )
+
+
+def test_what_lies_beside_model_is_read_too():
+    """It was never looked at: a model of scaled frequencies was converted without a word."""
+    inner = json.loads(CODE_7B)
+
+    def parse(**outer):
+        return parse_params(json.dumps({"model": inner} | outer).encode(), PATH)
+
+    for outer in ({"rope_scaling": {"factor": 4}}, {"sliding_window": 4096}, {"moe": {"n": 8}}):
+        (key,) = outer
+        with pytest.raises(ConfigError, match=f"has '{key}': "):
+            parse(**outer)
+    assert parse(rope_scaling=None, sliding_window=0, max_batch_size=4)[1] == ()
+    with pytest.raises(ConfigError, match=r"has 'rope_theta': 10000 beside 'model', and 1000000 "):
+        parse(rope_theta=10000)
+    with pytest.raises(
+        ConfigError, match=r"has 'n_kv_heads': 8 beside 'model', and no 'n_kv_heads' "
+    ):
+        parse(n_kv_heads=8)
+    params, notes = parse(rope_theta=1e6, n_kv_heads=None, epoch=2, data={"seed": 3})
+    assert params == parse_params(CODE_7B, PATH)[0]
+    assert notes == ("params.json: ignored 'data', 'epoch' beside 'model'",)
 
 
 @pytest.mark.parametrize(
