@@ -10,21 +10,18 @@ from pathlib import Path
 from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
 from codellama_convert.convert.record import file_sizes, record_json
 from codellama_convert.convert.weights import WeightWriter, Written
-from codellama_convert.errors import CheckpointError
-from codellama_convert.hugging_face.model_card import CARD_MARK, CARD_NAME
+from codellama_convert.hugging_face.model_card import CARD_NAME
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.plan.options import Options
 from codellama_convert.plan.run_options import RunOptions, refuse_unused
 from codellama_convert.staging.folder import OutputFolder
+from codellama_convert.staging.occupied import holds_a_card
 from codellama_convert.staging.resume import Wanted
 from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.folders import refuse_inputs
-from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Progress, Watch
-
-_MAX_CARD_BYTES = 1 << 16  # of somebody's README.md, looked through for our own words
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +152,8 @@ def _old_card_notes(output_dir: Path, names: Collection[str]) -> tuple[str, ...]
     """Say so if a card of an earlier conversion stays: it may have been edited, so it is kept."""
     if CARD_NAME in names:
         return ()
-    try:
-        with InputFile(output_dir / CARD_NAME) as file:
-            head = file.read_exact(0, min(file.n_bytes, _MAX_CARD_BYTES))
-    except CheckpointError:  # none, or none that is ours
-        return ()
     note = f"{CARD_NAME} is of an earlier conversion; --model_card replaces it"
-    return (note,) if CARD_MARK.encode() in head else ()
+    return (note,) if holds_a_card(output_dir) else ()
 
 
 def _stage(

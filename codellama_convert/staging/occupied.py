@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from codellama_convert.errors import OutputError, shown
+from codellama_convert.errors import CheckpointError, OutputError, shown
 from codellama_convert.hugging_face.loader_names import (
     TEMPLATES_NAME,
     is_of_weights,
     is_taken_by_loaders,
 )
+from codellama_convert.hugging_face.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.staging.publish import is_replaced
 from codellama_convert.staging.space import ANOTHER_PLACE
 from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.storage.folders import names_a_folder, names_in
+from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.lock import LOCK_NAME
+
+_MAX_CARD_BYTES = 1 << 16  # of somebody's README.md, looked through for our own words
 
 
 def refuse_content(
@@ -62,6 +66,16 @@ def may_be_ours(name: str, names: Collection[str]) -> bool:
     return name in names or is_replaced(name)
 
 
+def holds_a_card(folder: Path) -> bool:
+    """Tell whether a folder's README.md is a conversion's model card; it may have been edited."""
+    try:
+        with InputFile(folder / CARD_NAME) as file:
+            head = file.read_exact(0, min(file.n_bytes, _MAX_CARD_BYTES))
+    except CheckpointError:  # none, or none that is ours
+        return False
+    return CARD_MARK.encode() in head
+
+
 def _refuse_a_model(folder: Path, content: Collection[str]) -> None:
     """Refuse to leave weights beside the vocabulary of another model."""
     of_model = next(filter(is_of_weights, content), None)
@@ -75,14 +89,16 @@ def _refuse_a_model(folder: Path, content: Collection[str]) -> None:
 
 def _refuse_what_stays(folder: Path, name: str, names: Collection[str]) -> None:
     """Refuse what is not replaced, and would change how the new model loads or be in its way."""
-    what = None
+    what, way_out = None, ANOTHER_PLACE
     if not may_be_ours(name, names):
         what = "loaders take it beside the model" if is_taken_by_loaders(name) else None
     elif name != TEMPLATES_NAME and names_a_folder(folder / name):
         what = "a folder, where a file goes"
+    elif name == CARD_NAME and not holds_a_card(folder):
+        what, way_out = "not the model card of a conversion", "leave out --model_card"
     if what is not None:
         raise OutputError(
             f"holds {shown(name)}: {what}, and --overwrite does not remove it",
             path=folder,
-            hint=f"move it away, or {ANOTHER_PLACE}",
+            hint=f"move it away, or {way_out}",
         )

@@ -48,8 +48,29 @@ def test_no_model_card_is_written_unasked_and_an_own_readme_is_left_alone(checkp
     (output / "README.md").write_text("mine")
     assert run("--input_dir", checkpoint, "--overwrite").exit_code == 0
     assert (output / "README.md").read_text() == "mine"
-    assert run("--input_dir", checkpoint, "--overwrite", "--model_card").exit_code == 0
-    assert (output / "README.md").read_text() != "mine"
+
+
+def test_a_card_replaces_a_card_and_never_a_readme_of_ones_own(checkpoint, tmp_path):
+    """A README.md that somebody had written was gone after `--overwrite --model_card`, exit 0."""
+    again = ["convert", checkpoint, tmp_path / "out", "--overwrite", "--model_card"]
+    assert run(*again).exit_code == 0
+    card = (tmp_path / "out" / "README.md").read_bytes()
+    own = b"my own words about codellama-convert\n"
+    (tmp_path / "out" / "README.md").write_bytes(own)
+    before = {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()}
+    refused = run(*again, "--dtype", "float16")
+    assert refused.exit_code == 1
+    assert (
+        "holds 'README.md': not the model card of a conversion, and --overwrite does not remove it"
+        in refused.stderr
+    )
+    assert "move it away, or leave out --model_card" in refused.stderr
+    assert {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()} == before
+    assert run(*again[:-1], "--dtype", "float16").exit_code == 0, "without a card it stays"
+    assert (tmp_path / "out" / "README.md").read_bytes() == own
+    (tmp_path / "out" / "README.md").write_bytes(b"# edited\n" + card)
+    assert run(*again).exit_code == 0
+    assert (tmp_path / "out" / "README.md").read_bytes() == card
 
 
 def test_a_card_of_an_earlier_conversion_is_told(checkpoint, tmp_path):
