@@ -80,7 +80,7 @@ def default_output_dir(folder: Path) -> Path:
         The folder, named after the model with -hf added.
 
     Raises:
-        OutputError: If the current folder is in a cache too.
+        OutputError: If the current folder is in a cache too, or the checkpoint's has no name.
     """
     place = folder if folder.name not in ("", "..") else folder.resolve()
     if _is_in_cache(place.absolute()):
@@ -92,6 +92,10 @@ def default_output_dir(folder: Path) -> Path:
             )
         return Path(f"{model_name(folder)}-hf")
     place = _unwrapped(place.absolute()) if _WRAPPER.fullmatch(place.name) else place
+    if not place.name:
+        raise OutputError(
+            "has no name to call the output after", path=folder, hint="name it with --output_dir"
+        )
     return place.with_name(f"{_name_of(place)}-hf")
 
 

@@ -36,7 +36,7 @@ def refuse_unfinished(paths: Iterable[Path]) -> None:
         CheckpointError: With the file that says so.
     """
     for path in paths:
-        control = path.with_name(path.name + _ARIA2)
+        control = Path(f"{path}{_ARIA2}")  # the root has no name
         if os.path.lexists(control):
             raise CheckpointError(
                 f"its download is unfinished: aria2 keeps {control.name} beside it until the end",

@@ -33,6 +33,19 @@ def test_a_missing_tokenizer_is_an_error_that_tells_both_ways_out(checkpoint, tm
     )
 
 
+@pytest.mark.parametrize("folder", ["/", ".", "..", "below/", "../above/.."])
+@pytest.mark.parametrize("what", [(), ("--model_size", "tokenizer_only")])
+def test_a_folder_given_as_the_tokenizer_is_one_line(
+    checkpoint, tmp_path, monkeypatch, folder, what
+):
+    """Of "/", which has no name, it was a traceback."""
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    (tmp_path / "above").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    line = one_line(run("--input_dir", checkpoint, "--tokenizer_model", folder, *what))
+    assert line.startswith(f"Error: {Path(folder)}: is a folder, not a file")
+
+
 def test_a_tokenizer_of_another_model_is_refused(checkpoint):
     (checkpoint / "tokenizer.model").write_bytes(tokenizer_model(GQA.vocab + 1))
     line = one_line(run("--input_dir", checkpoint))

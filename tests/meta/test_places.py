@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from codellama_convert.cli.commands import main
+from codellama_convert.errors import OutputError
 from codellama_convert.meta.places import default_output_dir, model_name
 from tests.witness.checkpoints import MHA, save_checkpoint
 
@@ -149,3 +150,11 @@ def test_the_flavour_is_read_from_the_nearest_name(tmp_path, folder, has_templat
     assert CliRunner().invoke(main, both).exit_code == 0
     config = json.loads((target / "tokenizer_config.json").read_text())
     assert ("chat_template" in config) == has_template
+
+
+@pytest.mark.parametrize("name", ["/", "/.."])
+def test_the_root_has_no_name_for_an_output(name):
+    """It was a traceback."""
+    with pytest.raises(OutputError, match=r"has no name .*; name it with --output_dir"):
+        default_output_dir(Path(name))
+    assert default_output_dir(Path("/m")) == Path("/m-hf")
