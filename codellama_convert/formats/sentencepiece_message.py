@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -83,13 +83,13 @@ class Piece(NamedTuple):
     type: PieceType
 
 
+@dataclass(slots=True)
 class Pieces:
     """The vocabulary, by id; a piece is made when it is looked at, 262,144 of them take 30 MB."""
 
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._scores = array("f")  # as the file has them
-        self._types = bytearray()
+    _texts: list[str] = field(default_factory=list)
+    _scores: array[float] = field(default_factory=lambda: array("f"))  # as the file has them
+    _types: bytearray = field(default_factory=bytearray)
 
     def append(self, piece: Piece) -> None:
         """Add the piece of the next id."""
