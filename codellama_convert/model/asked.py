@@ -5,10 +5,11 @@ The user may say it, the output's record says it, and the output itself shows so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from codellama_convert.arguments import FLAG, SIZE, check_fields, one_of, or_none, whole
 from codellama_convert.errors import shown
 from codellama_convert.model.releases import FLAVORS, Flavor
 from codellama_convert.tensors import DTYPES
@@ -17,6 +18,7 @@ RECORD_NAME = "conversion.json"  # of the output; it says what was asked for, an
 TOKENIZER_CLASSES = (
     "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
 )  # fmt: skip
+_MAX_CONTEXT = (1 << 31) - 1  # positions are counted in 32 bits by many a runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,9 @@ class Asked:
         skip_tokenizer: Whether the weights are alone.
         tokenizer_class: What tokenizer_config.json names.
         variant: What the model was tuned for.
+
+    Raises:
+        ConfigError: With the field's name, its value, and what is allowed.
     """
 
     dtype: str | None = None
@@ -38,6 +43,9 @@ class Asked:
     skip_tokenizer: bool | None = None
     tokenizer_class: str | None = None
     variant: Flavor | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, RULES)
 
     def said(self) -> dict[str, Any]:
         """List what is said, by option."""
@@ -49,17 +57,13 @@ class Asked:
         return Asked(**(other.said() | self.said()))
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-_KINDS: dict[str, Callable[[object], bool]] = {
-    "dtype": lambda value: value in [dtype.name for dtype in DTYPES],
-    "max_position_embeddings": _is_size,
-    "max_shard_size": _is_size,
-    "skip_tokenizer": lambda value: isinstance(value, bool),
-    "tokenizer_class": lambda value: value in TOKENIZER_CLASSES,
-    "variant": lambda value: value in FLAVORS,
+RULES = {
+    "dtype": or_none(one_of(*(dtype.name for dtype in DTYPES))),
+    "max_position_embeddings": or_none(whole(1, _MAX_CONTEXT)),
+    "max_shard_size": or_none(SIZE),
+    "skip_tokenizer": or_none(FLAG),
+    "tokenizer_class": or_none(one_of(*TOKENIZER_CLASSES)),
+    "variant": or_none(one_of(*FLAVORS)),
 }
 
 
@@ -75,8 +79,8 @@ def parse_asked(options: Mapping[str, Any]) -> Asked:
     Raises:
         ValueError: If one of them has no value that a conversion can be asked for.
     """
-    known = {name: options[name] for name in _KINDS if options.get(name) is not None}
+    known = {name: options[name] for name in RULES if options.get(name) is not None}
     for name, value in known.items():
-        if not _KINDS[name](value):
+        if not RULES[name].holds(value):
             raise ValueError(f"the option {name} is {shown(value)}")
     return Asked(**known)

@@ -137,7 +137,7 @@ class Job:
         return self.weights.model_card(self.tokenizer.model if self.tokenizer else None)
 
 
-def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:
+def plan_conversion(input_dir: str | os.PathLike[str], options: Options | None = None) -> Job:
     """Read and check everything that a conversion needs.
 
     Args:
@@ -150,6 +150,7 @@ def plan_conversion(input_dir: str | os.PathLike[str], options: Options) -> Job:
     Raises:
         ConvertError: If anything is wrong with the input.
     """
+    options = Options() if options is None else options
     instance_of(Options).check("options", options)
     folder = as_path("input_dir", input_dir)
     if options.model_size == TOKENIZER_ONLY:

@@ -18,17 +18,19 @@ from codellama_convert.arguments import (
 )
 from codellama_convert.errors import ConfigError
 from codellama_convert.meta.checklist import ChecksumMode
-from codellama_convert.model.releases import FLAVORS, MODEL_SIZES, Flavor
+from codellama_convert.model.asked import RULES as ASKED_RULES
+from codellama_convert.model.releases import MODEL_SIZES, Flavor
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.tensors import DTYPES, Dtype, DtypeLike, as_dtype
-from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES
 
 TOKENIZER_ONLY = "tokenizer_only"
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # transformers' "5GB", decimal
 IO_MODES: tuple[str, ...] = get_args(IoMode)
 CHECKSUM_MODES: tuple[str, ...] = get_args(ChecksumMode)
 MAX_WORKERS = 256
-_MAX_CONTEXT = (1 << 31) - 1  # positions are counted in 32 bits by many a runtime
+# `verify_output` takes both too.
+WORKERS = or_none(whole(1, MAX_WORKERS))
+IO_MODE = one_of(*IO_MODES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +120,17 @@ def _is_dtype(value: object) -> bool:
 
 _RULES = {
     "model_size": or_none(one_of(*MODEL_SIZES, TOKENIZER_ONLY)),
-    "flavor": or_none(one_of(*FLAVORS)),
+    "flavor": ASKED_RULES["variant"],
     "dtype": or_none(
         Rule("'bfloat16', 'float16', 'float32' or torch's dtype of that name", _is_dtype)
     ),
     "max_shard_bytes": SIZE,
-    "max_position_embeddings": or_none(whole(1, _MAX_CONTEXT)),
+    "max_position_embeddings": ASKED_RULES["max_position_embeddings"],
     "tokenizer_model": or_none(PATH),
     "skip_tokenizer": FLAG,
-    "tokenizer_class": or_none(one_of(*TOKENIZER_CLASSES)),
-    "io_mode": one_of(*IO_MODES),
-    "workers": or_none(whole(1, MAX_WORKERS)),
+    "tokenizer_class": ASKED_RULES["tokenizer_class"],
+    "io_mode": IO_MODE,
+    "workers": WORKERS,
     "max_ram_bytes": or_none(SIZE),
     "checksums": one_of(*CHECKSUM_MODES),
     "tile_bytes": or_none(SIZE),

@@ -15,7 +15,7 @@ from typing import Any
 from codellama_convert.errors import VerifyError
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.meta.places import model_name
-from codellama_convert.model.asked import TOKENIZER_CLASSES, Asked
+from codellama_convert.model.asked import RULES, TOKENIZER_CLASSES, Asked
 from codellama_convert.model.recognise import recognise
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, TOKENIZER_ONLY, Options
@@ -27,7 +27,6 @@ from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.output_files import json_file
 from codellama_convert.verify.record_reader import Record, read_record
 from codellama_convert.verify.report import Problems
-from codellama_convert.verify.tokenizer import NO_LIMIT
 
 _DEFAULT_CLASS = "PreTrainedTokenizerFast"
 
@@ -165,7 +164,8 @@ def shown_by(output_dir: Path, stored: Mapping[str, StoredOutput], job: Job) -> 
         else config.get("max_position_embeddings")
     )
     is_known = recognised is not None and recognised.context_is_known
-    is_context = type(context) is int and 0 < context < NO_LIMIT and not is_known
+    may_be_asked = RULES["max_position_embeddings"].holds(context)
+    is_context = may_be_asked and not is_known
     named = tokenizer_config.get("tokenizer_class")
     has_template = "chat_template" in tokenizer_config
     flavor_is_known = recognised is not None and recognised.flavor is not None

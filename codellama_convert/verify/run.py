@@ -17,6 +17,7 @@ from codellama_convert.formats.safetensors import INDEX_NAME
 from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.model.asked import Asked
 from codellama_convert.plan.job import Job
+from codellama_convert.plan.options import IO_MODE, WORKERS
 from codellama_convert.plan.tokenizer import TokenizerJob
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.threads import default_workers
@@ -74,9 +75,13 @@ def verify_output(
 
     Raises:
         ConvertError: If a side cannot be read at all.
+        ConfigError: With the argument's name, its value, and what is allowed.
     """
     output_dir = as_path("output_dir", output_dir)
     or_none(instance_of(Job)).check("job", job)
+    or_none(instance_of(Asked)).check("asked", asked)
+    IO_MODE.check("io_mode", io_mode)
+    WORKERS.check("workers", workers)
     or_none(FUNCTION).check("progress", progress)
     FLAG.check("weights_only", weights_only)
     watch = Watch(progress)

@@ -26,6 +26,7 @@ from codellama_convert.arguments import FLAG, check_fields
 from codellama_convert.cli.commands import main
 from codellama_convert.convert.run import run
 from codellama_convert.errors import ConfigError
+from codellama_convert.model.asked import Asked
 from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype, as_dtype, dtype_named
 from tests.witness.checkpoints import GQA, save_checkpoint
 
@@ -69,7 +70,15 @@ RUN_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "check_source": (NO_FUNCTIONS, [None, print]),
     "check_staged": (NO_FUNCTIONS, [None, print]),
 }
-TABLES = ((Options, OPTIONS), (RunOptions, RUN_OPTIONS))
+ASKED: dict[str, tuple[list[Any], list[Any]]] = {
+    "dtype": (["int8", "half", 16, FLOAT32], [None, "float16"]),
+    "max_position_embeddings": ([-5, 0, True, 1 << 31], [None, 1, (1 << 31) - 1]),
+    "max_shard_size": (NO_SIZES, [None, 1, (1 << 63) - 1]),
+    "skip_tokenizer": ([1, "True", []], [None, True, False]),
+    "tokenizer_class": (["xyz", 1, []], [None, "LlamaTokenizer"]),
+    "variant": (["xyz", "Instruct", 1, []], [None, "chat"]),
+}
+TABLES = ((Options, OPTIONS), (RunOptions, RUN_OPTIONS), (Asked, ASKED))
 REFUSED = [(kind, n, v) for kind, table in TABLES for n, (wrong, _) in table.items() for v in wrong]
 TAKEN = [(kind, n, v) for kind, table in TABLES for n, (_, right) in table.items() for v in right]
 
@@ -224,6 +233,7 @@ def test_an_object_of_another_kind_is_refused_by_its_argument(checkpoint, tmp_pa
         ("run_options", lambda: run(job, target, wrong)),
         ("job", lambda: run(wrong, target)),
         ("job", lambda: verify_output(tmp_path, wrong)),
+        ("asked", lambda: verify_output(tmp_path, asked=wrong)),
         ("watch", lambda: run(job, target, watch=wrong)),
         ("progress", lambda: convert_checkpoint(checkpoint, target, progress=wrong)),
         ("progress", lambda: verify_output(tmp_path, progress=wrong)),

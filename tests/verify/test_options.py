@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from codellama_convert import Options, convert_checkpoint, plan_conversion, verify_output
 from codellama_convert.cli.commands import main
+from codellama_convert.errors import ConfigError
+from codellama_convert.model.asked import Asked
 from codellama_convert.tensors import FLOAT16
 from tests.witness.checkpoints import GQA, save_checkpoint, tokenizer_model
 
@@ -229,3 +231,46 @@ def test_a_size_that_was_not_asked_for_is_found_by_the_files_too(place, tmp_path
     assert "model-00001-of-00006.safetensors" in found[0]
     (tmp_path / "one" / RECORD).unlink()
     assert len(verify_output(tmp_path / "one", job).problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *(("workers", value) for value in (1.5, -1, 0, True, "2", 257, 10**9)),
+        *(("io_mode", value) for value in ("x", "AUTO", None, 1)),
+        *(("asked", value) for value in (5, {})),
+        *(("weights_only", value) for value in (1, None)),
+    ],
+)
+def test_a_wrong_argument_of_the_library_is_refused_by_its_name(place, name, wrong):
+    """Some were a bare TypeError or ValueError; True, 10**9 and io_mode="x" were taken."""
+    job = plan_conversion(place / "in-Instruct")
+    for source in (None, job):
+        with pytest.raises(ConfigError, match=f"^{name} is .*; it must be "):
+            verify_output(place / "out", source, **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    "right", [{"workers": 256}, {"workers": None}, {"io_mode": "buffered"}, {"asked": Asked()}]
+)
+def test_a_right_argument_of_the_library_is_taken(place, right):
+    assert verify_output(place / "out", **right).problems == ()
+
+
+def test_a_plan_needs_no_options(place):
+    """It was a TypeError; `convert_checkpoint` needs none either."""
+    assert plan_conversion(place / "in-Instruct").options == Options()
+    assert plan_conversion(place / "in-Instruct", None).options == Options()
+
+
+def test_a_context_that_cannot_be_asked_for_is_a_difference(tmp_path):
+    """Without a record, what config.json shows was taken for what was asked for: a ConfigError."""
+    save_checkpoint(tmp_path / "in", GQA)
+    convert_checkpoint(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out" / RECORD).unlink()
+    config = tmp_path / "out" / "config.json"
+    told = json.loads(config.read_text())
+    for context in (1 << 31, told["max_position_embeddings"]):
+        config.write_text(json.dumps(told | {"max_position_embeddings": context}))
+        found = verify_output(tmp_path / "out", plan_conversion(tmp_path / "in")).problems
+        assert any("2147483648" in line for line in found) == (context == 1 << 31), found
