@@ -124,7 +124,10 @@ def open_checkpoint(
     config = _measured_config(params, ranks, files.params)
     layout, dropped = _check_weights(config, ranks)
     lagging = lagging_notes(
-        params, intermediate_size=config.intermediate_size, vocab_size=config.vocab_size
+        params,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        tied=config.tie_word_embeddings,
     )
     tokenizer, row_notes = (None, ()) if skip_tokenizer else _open_tokenizer(files, config)
     size_note = check_model_size(model_size, config, len(ranks)) if model_size else None

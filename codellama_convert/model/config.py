@@ -11,14 +11,18 @@ from typing import Any
 
 from codellama_convert.errors import ConfigError, shown
 from codellama_convert.formats.strict_json import parse_object
-from codellama_convert.model.foreign_params import foreign_key, is_foreign
+from codellama_convert.model.foreign_params import (
+    HEAD_KEYS,
+    is_foreign,
+    refuse_other_families,
+    refuse_other_heads,
+)
 
 _DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
 _DEFAULT_MULTIPLE_OF = 256
 _MAX_DIMENSION = 1 << 24
 _MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
 _MAX_REAL = 1e30  # times any dimension it is still finite
-_LLAMA_3_VOCAB_SIZE = 128256  # params.json of every Llama 3
 SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
 _META_HINT = "is it Meta's params.json?"
 
@@ -38,6 +42,7 @@ class MetaParams:
         rope_theta: Base of the rotary frequencies; None means 10000.
         vocab_size: Rows of the embedding; None where the file says -1 or nothing.
         hidden_dim: The feed-forward width itself, as some reimplementations write it; or None.
+        tie_word_embeddings: Whether it says that the head is the embedding.
     """
 
     dim: int
@@ -50,6 +55,7 @@ class MetaParams:
     rope_theta: float | None = None
     vocab_size: int | None = None
     hidden_dim: int | None = None
+    tie_word_embeddings: bool = False
 
     def key_value_heads(self) -> int:
         """Give the key and value heads; as many as query heads where the file says nothing."""
@@ -72,9 +78,10 @@ class MetaParams:
         return self.multiple_of * ((width + self.multiple_of - 1) // self.multiple_of)
 
 
+_TIED_KEYS = frozenset({"tie_word_embeddings", "tied_embeddings"})  # Mistral's is the other
 _MODEL_KEYS = frozenset(field.name for field in fields(MetaParams))
 # The last two are what Meta's loaders take for themselves; they do not change the weights' meaning.
-_KNOWN_KEYS = _MODEL_KEYS | {"max_batch_size", "max_seq_len"}
+_KNOWN_KEYS = _MODEL_KEYS | _TIED_KEYS | HEAD_KEYS | {"max_batch_size", "max_seq_len"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +153,8 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
         beside, found = found, found["model"]
         del beside["model"]
         _refuse_contradiction(found, beside, path)
-        _refuse_other_families(beside, path)
-    _refuse_other_families(found, path)
+        refuse_other_families(beside, _KNOWN_KEYS, path)
+    refuse_other_families(found, _KNOWN_KEYS, path)
     n_rows = found.get("vocab_size")
     params = MetaParams(
         dim=_whole(found, "dim", path),
@@ -160,7 +167,9 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
         rope_theta=_optional_real(found, "rope_theta", path),
         vocab_size=None if n_rows == -1 else _optional_whole(found, "vocab_size", path),
         hidden_dim=_optional_whole(found, "hidden_dim", path),
+        tie_word_embeddings=any((beside | found).get(key) is True for key in _TIED_KEYS),
     )
+    refuse_other_heads(beside | found, params.dim, params.n_heads, path)
     return params, (*_ignored(found), *_ignored(beside, " beside 'model'"))
 
 
@@ -179,20 +188,6 @@ def _refuse_contradiction(model: dict[str, Any], beside: dict[str, Any], path: P
                 path=path,
                 hint="keep the one that is right, in 'model'",
             )
-
-
-def _refuse_other_families(found: dict[str, Any], path: Path) -> None:
-    """Refuse what would be converted into a model that loads and computes something else."""
-    foreign = foreign_key(found, _KNOWN_KEYS)
-    if foreign is not None:
-        key, family = foreign
-        whose = "which the supported models do not have" if family is None else f"a key of {family}"
-        what = f"has {shown(key, 40)}: {shown(found[key], 40)}, {whose}"
-    elif found.get("vocab_size") == _LLAMA_3_VOCAB_SIZE:
-        what = f"has vocab_size {_LLAMA_3_VOCAB_SIZE}, which is Llama 3's"
-    else:
-        return
-    raise ConfigError(what, path=path, hint="Llama 1, Llama 2 and Code Llama are supported")
 
 
 def _json_object(content: bytes, path: Path) -> dict[str, Any]:

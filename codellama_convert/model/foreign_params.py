@@ -5,10 +5,19 @@ What is converted without regard to one of them loads, and computes something el
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
+
+from codellama_convert.errors import ConfigError, shown
+
+_LLAMA_3_VOCAB_SIZE = 128256  # params.json of every Llama 3
+_SUPPORTED = "Llama 1, Llama 2 and Code Llama are supported"
+# What dim and n_heads give is the only value of these that the supported models have.
+HEAD_KEYS = frozenset({"head_dim", "softmax_scale"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,33 +27,93 @@ class ForeignKey:
     Attributes:
         pattern: Of its name, in lower case; "*" stands for any text.
         family: Whose it is; None where several families may have it.
-        neutral: The number at which it changes nothing: none of something, or a factor of one.
+        neutral: The values at which it changes nothing, as null and what is empty never do: none of
+            something, a factor of one, or what the supported models have; texts in lower case.
     """
 
     pattern: str
-    family: str | None
-    neutral: int
+    family: str | None = None
+    neutral: tuple[object, ...] = (False, 0)
 
 
 # The first row that fits counts. Llama's own: meta-llama/llama-models, models/*/args.py and the
 # params.json of each release; Mistral's and Mixtral's: mistralai/mistral-inference, args.py.
 FOREIGN_KEYS: tuple[ForeignKey, ...] = (
-    ForeignKey("use_scaled_rope", "Llama 3.1 and later", 0),
-    ForeignKey("rope_scaling_factor", "Llama 4", 1),
-    ForeignKey("rope_freq_scale", None, 1),
-    ForeignKey("*rope*", None, 0),
-    ForeignKey("sliding_window", "Mistral", 0),
-    ForeignKey("moe", "Mixtral", 0),
-    ForeignKey("moe_args", "Llama 4", 0),
-    ForeignKey("use_qk_norm", "Llama 4", 0),
-    ForeignKey("nope_layer_interval", "Llama 4", 0),
-    ForeignKey("attention_chunk_size", "Llama 4", 0),
-    ForeignKey("vision_args", "Llama 4", 0),
-    ForeignKey("vision_*", "Llama 3.2 Vision", 0),
-    ForeignKey("quantization_args", "the quantized Llama 3.2", 0),
-    ForeignKey("lora_args", "the quantized Llama 3.2 (QLoRA)", 0),
-    ForeignKey("*expert*", "models that are mixtures of experts", 0),
+    ForeignKey("use_scaled_rope", "Llama 3.1 and later"),
+    ForeignKey("rope_scaling_factor", "Llama 4", (False, 1)),
+    ForeignKey("rope_freq_scale", None, (False, 1)),
+    ForeignKey("*rope*"),
+    ForeignKey("*yarn*"),
+    ForeignKey("llama_4_scaling", "Mistral"),
+    ForeignKey("*scaling*"),
+    ForeignKey("sliding_window", "Mistral"),
+    ForeignKey("*window*"),
+    ForeignKey("moe", "Mixtral"),
+    ForeignKey("moe_args", "Llama 4"),
+    ForeignKey("*moe*"),
+    ForeignKey("*expert*", "models that are mixtures of experts"),
+    ForeignKey("use_qk_norm", "Llama 4"),
+    ForeignKey("*qk_norm*"),
+    ForeignKey("*att*temperature*"),  # alone, it is one of sampling
+    ForeignKey("nope_layer_interval", "Llama 4"),
+    ForeignKey("attention_chunk_size", "Llama 4"),
+    ForeignKey("vision_args", "Llama 4"),
+    ForeignKey("vision_*", "Llama 3.2 Vision"),
+    ForeignKey("*_vision*"),  # not "revision"
+    ForeignKey("quantization_args", "the quantized Llama 3.2"),
+    ForeignKey("*quant*"),
+    ForeignKey("lora_args", "the quantized Llama 3.2 (QLoRA)"),
+    ForeignKey("*_lora_rank", "DeepSeek"),
+    ForeignKey("lora*"),  # not "exploration"
+    ForeignKey("*_lora*"),
+    ForeignKey("*qlora*"),
+    ForeignKey("norm_type", None, (False, 0, "rmsnorm", "rms_norm", "rms")),
+    ForeignKey("activation", None, (False, 0, "silu", "swish", "swiglu")),
+    ForeignKey("hidden_act", None, (False, 0, "silu", "swish", "swiglu")),
+    ForeignKey("causal", None, (True,)),
 )
+
+
+def refuse_other_families(found: Mapping[str, Any], own: frozenset[str], path: Path) -> None:
+    """Refuse what would be converted into a model that loads and computes something else.
+
+    Args:
+        found: params.json, or a level of it.
+        own: Keys that are Meta's own for the supported models.
+        path: params.json, for messages.
+
+    Raises:
+        ConfigError: With the key and its value.
+    """
+    foreign = foreign_key(found, own)
+    if foreign is not None:
+        key, family = foreign
+        whose = "which the supported models do not have" if family is None else f"a key of {family}"
+        what = f"has {shown(key, 40)}: {shown(found[key], 40)}, {whose}"
+    elif found.get("vocab_size") == _LLAMA_3_VOCAB_SIZE:
+        what = f"has vocab_size {_LLAMA_3_VOCAB_SIZE}, which is Llama 3's"
+    else:
+        return
+    raise ConfigError(what, path=path, hint=_SUPPORTED)
+
+
+def refuse_other_heads(found: Mapping[str, Any], dim: int, n_heads: int, path: Path) -> None:
+    """Refuse heads of another size, or scale, than dim and n_heads give.
+
+    Raises:
+        ConfigError: With the key and both values.
+    """
+    size = dim / n_heads
+    for key, right in (("head_dim", size), ("softmax_scale", size**-0.5)):
+        value: Any = found.get(key)
+        is_right = type(value) in (int, float) and math.isclose(value, right, rel_tol=1e-6)
+        if value and not is_right:
+            raise ConfigError(
+                f"has {key!r}: {shown(value, 40)}, and dim {dim} over n_heads {n_heads} gives "
+                f"{right:g}",
+                path=path,
+                hint=_SUPPORTED,
+            )
 
 
 def foreign_key(params: Mapping[str, Any], own: frozenset[str]) -> tuple[str, str | None] | None:
@@ -74,7 +143,11 @@ def _row_of(key: str) -> ForeignKey | None:
 
 
 def _says_nothing(value: Any, row: ForeignKey) -> bool:
-    """Report whether a value leaves the model as it is: null, false, empty, or a neutral number."""
-    if value is None or value is False or value in ("", [], {}):
+    """Report whether a value leaves the model as it is."""
+    if value is None or value in ("", [], {}):
         return True
-    return type(value) in (int, float) and value == row.neutral
+    said = value.lower() if isinstance(value, str) else value
+    # To "==", false is 0 and true is 1.
+    return any(
+        isinstance(said, bool) is isinstance(one, bool) and said == one for one in row.neutral
+    )

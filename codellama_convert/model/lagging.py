@@ -6,7 +6,7 @@ from codellama_convert.model.config import MetaParams
 
 
 def lagging_notes(
-    params: MetaParams, *, intermediate_size: int, vocab_size: int
+    params: MetaParams, *, intermediate_size: int, vocab_size: int, tied: bool
 ) -> tuple[str, ...]:
     """Say what of params.json the tensors prove wrong; the tensors are right.
 
@@ -14,9 +14,10 @@ def lagging_notes(
         params: What params.json says.
         intermediate_size: Rows of w1 over all ranks.
         vocab_size: Rows of the embedding.
+        tied: Whether the head is the embedding.
 
     Returns:
-        A note on each number; empty where they agree.
+        A note on each; empty where they agree.
     """
     notes = []
     width = params.feed_forward_width()
@@ -32,5 +33,9 @@ def lagging_notes(
         notes.append(
             f"params.json: vocab_size is {params.vocab_size}; taken are the embedding's "
             f"{vocab_size} rows"
+        )
+    if params.tie_word_embeddings and not tied:
+        notes.append(
+            "params.json: the head is the embedding; written is output.weight, another tensor"
         )
     return tuple(notes)

@@ -9,6 +9,7 @@ import pytest
 from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import parse_params
 from codellama_convert.model.lagging import lagging_notes
+from tests.model import params as releases
 from tests.model.params import CODE_7B, CODE_34B, PATH, model
 
 
@@ -70,6 +71,32 @@ def test_what_lies_beside_model_is_read_too():
         ("vision_num_cross_attention_layers", 8, "Llama 3.2 Vision"),
         ("quantization_args", {"group_size": 32}, "quantized Llama 3.2"),
         ("lora_args", {"rank": 16}, "quantized Llama 3.2"),
+        ("llama_4_scaling", {"beta": 0.1}, "Mistral"),
+        ("kv_lora_rank", 512, "DeepSeek"),
+        ("q_lora_rank", 1536, "DeepSeek"),
+        *(
+            (key, value, "the supported models do not have")
+            for key, value in (
+                ("yarn", {"factor": 16}),
+                ("pos_scaling", 4.0),
+                ("sliding_window_size", 4096),
+                ("window_size", 512),
+                ("qk_norm", True),
+                ("use_qk_norms", True),
+                ("attn_temperature_tuning", True),
+                ("attention_temperature", 0.1),
+                ("quantization", {"qformat_weight": "fp8_e4m3"}),
+                ("is_quantized", True),
+                ("lora", {"rank": 64}),
+                ("use_qlora", True),
+                ("moe_every", 2),
+                ("has_vision", True),
+                ("norm_type", "layernorm"),
+                ("activation", "gelu"),
+                ("causal", False),
+                ("causal", 0),
+            )
+        ),
     ],
 )
 def test_a_key_that_changes_the_model_is_refused_by_name(key, value, family):
@@ -94,12 +121,74 @@ def test_a_key_that_changes_the_model_is_refused_by_name(key, value, family):
         ("rope_scaling_factor", 1),
         ("rope_freq_scale", None),
         ("num_experts", 0),
+        *((key, nothing)
+          for key in ("yarn", "llama_4_scaling", "sliding_window_size", "window_size", "qk_norm",
+                      "attn_temperature_tuning", "q_lora_rank", "quantization", "lora", "norm_type",
+                      "head_dim", "softmax_scale")
+          for nothing in (None, False, {}, [], "", 0)),
+        ("norm_type", "RMSNorm"),
+        ("activation", "silu"),
+        ("causal", True),
+        ("causal", None),
+        ("head_dim", 128),
+        ("softmax_scale", 0.08838834764831845),
+        ("tied_embeddings", False),
+        ("tie_word_embeddings", None),
     ],
 )  # fmt: skip
 def test_a_key_that_says_nothing_of_another_model_is_no_more_than_that(key, value):
     params, notes = parse_params(json.dumps(json.loads(CODE_7B) | {key: value}).encode(), PATH)
     assert params == parse_params(CODE_7B, PATH)[0]
     assert notes == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "right"),
+    [
+        ("head_dim", 96, "128"),
+        ("head_dim", "128", "128"),
+        ("head_dim", 10**30, "128"),
+        ("head_dim", True, "128"),
+        ("head_dim", -128, "128"),
+        ("softmax_scale", 0.1, "0.0883883"),
+    ],
+)
+def test_heads_of_another_size_or_scale_are_refused(key, value, right):
+    """They were ignored: dim 4096 over 32 heads is 128."""
+    given = json.loads(CODE_7B)
+    for said in (given | {key: value}, {"model": given, key: value}):
+        with pytest.raises(ConfigError, match=f"has '{key}': {value!r}, and dim 4096 ") as caught:
+            parse_params(json.dumps(said).encode(), PATH)
+        assert f"over n_heads 32 gives {right}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["revision", "temperature", "exploration", "max_position_embeddings", "head", "supervision"],
+)
+def test_a_key_that_sounds_like_another_models_is_a_note(key):
+    params, notes = parse_params(json.dumps(json.loads(CODE_7B) | {key: 7}).encode(), PATH)
+    assert params == parse_params(CODE_7B, PATH)[0]
+    assert notes == (f"params.json: ignored {key!r}",)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in vars(releases) if name.isupper() and name != "PATH"]
+)
+def test_the_releases_say_nothing_of_another_model(name):
+    assert parse_params(getattr(releases, name), PATH)[1] == ()
+
+
+@pytest.mark.parametrize("key", ["tied_embeddings", "tie_word_embeddings"])
+def test_a_head_that_is_tied_in_params_json_alone_is_a_note(key):
+    """It was ignored: the tensors are right, as they are about every other number."""
+    params, notes = parse_params(json.dumps(json.loads(CODE_7B) | {key: True}).encode(), PATH)
+    assert notes == ()
+    (note,) = lagging_notes(params, intermediate_size=11008, vocab_size=32016, tied=False)
+    assert note == (
+        "params.json: the head is the embedding; written is output.weight, another tensor"
+    )
+    assert lagging_notes(params, intermediate_size=11008, vocab_size=32016, tied=True) == ()
 
 
 @pytest.mark.parametrize(
@@ -137,7 +226,9 @@ def test_params_that_lag_behind_the_tensors_are_a_note():
 
     def notes(content, intermediate_size=11008, vocab_size=32016):
         params, _ = parse_params(content, PATH)
-        return lagging_notes(params, intermediate_size=intermediate_size, vocab_size=vocab_size)
+        return lagging_notes(
+            params, intermediate_size=intermediate_size, vocab_size=vocab_size, tied=False
+        )
 
     assert notes(CODE_7B) == ()
     (note,) = notes(CODE_7B, intermediate_size=11264)
