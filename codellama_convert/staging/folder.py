@@ -30,6 +30,7 @@ from codellama_convert.staging.space import ANOTHER_PLACE
 from codellama_convert.staging.staged import (
     STAGING_NAME,
     clear_staging,
+    drop_entries,
     drop_parts,
     drop_staging,
     is_whole,
@@ -114,7 +115,7 @@ class OutputFolder:
             Whether it can stay.
 
         Raises:
-            OutputError: If the journal cannot be written.
+            OutputError: As of `forget`.
         """
         sealed = self._journal.sealed.get(name)
         if sealed is None:
@@ -128,13 +129,14 @@ class OutputFolder:
         return False
 
     def forget(self, name: str) -> None:
-        """Drop the record of a file that has to be written again.
+        """Drop the record of a file that has to be written again, and what is in its place.
 
         Raises:
-            OutputError: If the journal cannot be written.
+            OutputError: If the journal cannot be written, or what is there cannot be removed.
         """
         del self._journal.sealed[name]
         write_journal(self._held, self._journal)
+        drop_entries(self._held, [name])  # no file can take the name of a folder
 
     def note_sealed(self, sealed: SealedFile) -> None:
         """Write into the journal that a file is whole.

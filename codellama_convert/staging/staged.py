@@ -238,7 +238,7 @@ def drop_parts(staging: HeldFolder) -> None:
     Raises:
         OutputError: If one cannot be removed.
     """
-    _remove(staging, (name for name in staging.names() if name.endswith(".part")))
+    drop_entries(staging, (name for name in staging.names() if name.endswith(".part")))
 
 
 def drop_all_but(staging: HeldFolder, names: Collection[str]) -> None:
@@ -253,10 +253,15 @@ def drop_all_but(staging: HeldFolder, names: Collection[str]) -> None:
     Raises:
         OutputError: If something cannot be removed.
     """
-    _remove(staging, staging.names().difference(names, (JOURNAL_NAME,)))
+    drop_entries(staging, staging.names().difference(names, (JOURNAL_NAME,)))
 
 
-def _remove(staging: HeldFolder, names: Iterable[str]) -> None:
+def drop_entries(staging: HeldFolder, names: Iterable[str]) -> None:
+    """Remove what stands under some names; a folder with what is in it.
+
+    Raises:
+        OutputError: If one cannot be removed.
+    """
     for name in sorted(names):
         try:
             staging.remove(name)

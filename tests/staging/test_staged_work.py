@@ -78,28 +78,29 @@ def test_overwriting_drops_staged_work_of_another_conversion(
     assert not (target / STAGING).exists()
 
 
-@pytest.mark.parametrize("how", ["link", "folder", "short"])
+@pytest.mark.parametrize("how", ["link", "folder", "full folder", "short"])
 def test_a_staged_file_that_is_none_any_more_is_written_again(
     converted: Path, tmp_path: Path, how: str
 ) -> None:
+    """A folder in its place ended every further run: `cannot rename: Is a directory`."""
     target = tmp_path / "out"
     interrupt(converted, target)
     (first, *_) = sorted((target / STAGING).glob("model-*.safetensors"))
     if how == "link":
         first.rename(tmp_path / "elsewhere")
         first.symlink_to(tmp_path / "elsewhere")
-    elif how == "folder":
+    elif "folder" in how:
         first.unlink()
         first.mkdir()
+        if how == "full folder":
+            (first / "below").write_bytes(b"x")
     else:
         os.truncate(first, first.stat().st_size - 1)
-    if how == "folder":
-        with pytest.raises(OutputError, match="cannot rename"):
-            convert(converted, target)
-        first.rmdir()
     convert(converted, target)
     assert content(target) == content(converted / "out")
     assert not any(path.is_symlink() for path in target.iterdir())
+    if how == "link":
+        assert (tmp_path / "elsewhere").exists(), "a link is removed, and not what it leads to"
 
 
 def test_a_journal_that_was_damaged_does_not_get_into_the_record(
