@@ -38,7 +38,7 @@ def test_the_names_for_a_command_line_are_all_found() -> None:
 
 @pytest.mark.parametrize("name", ["", "auto", "float64", "torch.", "bfloat", "int8"])
 def test_an_unknown_name_is_told_beside_those_that_are_known(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}'; known are bfloat16, float16, float32$"):
+    with pytest.raises(ValueError, match=f"'{name}'; known dtypes: bfloat16, float16, float32$"):
         dtype_named(name)
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from codellama_convert.cli import usage
+from codellama_convert.cli import machine
 from codellama_convert.convert.run import run
 from codellama_convert.errors import CheckpointError, Interrupted
 from codellama_convert.plan.job import Options, plan_conversion
@@ -231,10 +231,10 @@ def test_where_nobody_tells_the_peak_of_memory_it_is_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if sys.platform != "win32":
-        assert (usage.peak_rss_bytes() or 0) > 1 << 20
-    monkeypatch.setattr(usage, "sys", SimpleNamespace(platform="win32"))
-    monkeypatch.setattr(usage, "Path", lambda name: Path("/no/such/place"))
-    assert usage.peak_rss_bytes() is None
+        assert (machine.peak_rss_bytes() or 0) > 1 << 20
+    monkeypatch.setattr(machine, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(machine, "Path", lambda name: Path("/no/such/place"))
+    assert machine.peak_rss_bytes() is None
 
 
 # --- macOS ----------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_padding_can_go_right_and_use_another_token(folder_of):
 
 
 def test_padding_to_no_length_is_refused(tokenizer):
-    with pytest.raises(TokenizerError, match="give max_length"):
+    with pytest.raises(TokenizerError, match="pass max_length"):
         tokenizer("a", padding="max_length")
 
 

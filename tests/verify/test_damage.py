@@ -59,7 +59,10 @@ def test_the_command_ends_in_a_report_or_in_one_line(
     assert result.exit_code == (0 if reports is None else 1)
     errors = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
     if reports is False:
-        assert result.stdout == ""
+        if as_json:
+            assert json.loads(result.stdout)["exit_status"] == 1
+        else:
+            assert result.stdout == ""
         (line,) = errors
         assert line.startswith("Error: ")
         return

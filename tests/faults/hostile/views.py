@@ -9,7 +9,6 @@ import torch
 
 from tests.faults.hostile.case import Build, accepted
 from tests.faults.hostile.rank_bytes import (
-    EMBEDDING,
     NORM,
     PARAMS,
     QUERY,
@@ -92,8 +91,9 @@ def single_row_of_odd_stride(folder: Path) -> tuple[State, Shape]:
 
 @accepted()
 def storage_shared_by_several(folder: Path) -> tuple[State, Shape]:
-    """The embedding and the output are one, and the norms overlap each other."""
-    state = STATE | {"output.weight": STATE[EMBEDDING]}
+    """Two projections are one, and the norms overlap each other."""
+    gate = STATE["layers.0.feed_forward.w1.weight"]
+    state = STATE | {"layers.0.feed_forward.w3.weight": gate}
     long = torch.cat([STATE[NORM], STATE["layers.0.ffn_norm.weight"]])
     state |= {
         "norm.weight": long[0:8],
