@@ -60,7 +60,7 @@ def look_at_output(
     except OutputError as problem:
         refusal = str(problem)
     space = space_for(folder, sizes, staged, moved)
-    return OutputState(folder, refusal, sum(sizes.values()) - space.needed, space)
+    return OutputState(folder, refusal, space.staged, space)
 
 
 def _staged_work(

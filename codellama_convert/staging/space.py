@@ -12,9 +12,10 @@ from codellama_convert.errors import OutputError
 from codellama_convert.staging.record_values import SealedFile
 from codellama_convert.staging.records import Journal
 from codellama_convert.staging.staged import STAGING_NAME
-from codellama_convert.storage.folders import free_bytes, names_a_folder, names_in
+from codellama_convert.storage.folders import block_bytes, free_bytes, names_a_folder, names_in
 from codellama_convert.storage.sizes import format_size
 
+_OWN_BLOCKS = 3  # the output folder, the staging folder, and the journal
 ANOTHER_PLACE = "name another place with --output_dir"
 
 
@@ -23,12 +24,14 @@ class Space:
     """What an output needs of the disk and what there is.
 
     Attributes:
-        needed: Bytes that are still to be written.
+        needed: Bytes that what is still to be written takes, in whole blocks.
+        staged: Bytes of the files that an earlier run has left whole.
         free: Bytes that its file system has for them, what is staged and not wanted included; None
             where it does not say.
     """
 
     needed: int
+    staged: int
     free: int | None
 
     @property
@@ -56,9 +59,12 @@ def space_for(
     """
     staging = folder / STAGING_NAME
     kept = set() if resumed is None else _kept_names(staging, resumed.sealed).union(moved)
-    needed = sum(n_bytes for name, n_bytes in sizes.items() if name not in kept)
+    block = block_bytes(folder)
+    blocks = [-(-n_bytes // block) for name, n_bytes in sizes.items() if name not in kept]
+    needed = (sum(blocks) + _OWN_BLOCKS) * block if any(blocks) else 0
+    staged = sum(n_bytes for name, n_bytes in sizes.items() if name in kept)
     free = free_bytes(folder)
-    return Space(needed, None if free is None else free + _dropped_bytes(staging, kept))
+    return Space(needed, staged, None if free is None else free + _dropped_bytes(staging, kept))
 
 
 def refuse_small_disk(folder: Path, space: Space) -> None:

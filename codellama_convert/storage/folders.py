@@ -13,6 +13,8 @@ from codellama_convert.errors import ConvertError, OutputError
 from codellama_convert.storage.blocks import first_line
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # some network mounts
+_USUAL_BLOCK = 4096
+_LARGEST_BLOCK = 64 << 10
 
 
 def make_folder(folder: Path) -> None:
@@ -125,16 +127,35 @@ def free_bytes(folder: Path) -> int | None:
     Raises:
         OutputError: If the folder is below a file, or may not be looked at.
     """
-    here = folder.absolute()
     try:
-        while not here.exists() and here.parent != here:
-            here = here.parent
-        usage = shutil.disk_usage(here)
+        usage = shutil.disk_usage(_nearest(folder))
     except OSError as problem:
         raise OutputError(
             f"cannot look up the free space: {first_line(problem)}", path=folder
         ) from problem
     return usage.free if usage.total else None
+
+
+def block_bytes(folder: Path) -> int:
+    """Tell in what units a folder's file system gives out space; as `free_bytes`, it asks a parent.
+
+    Network mounts name what they move at once instead, up to 1 MB: that is taken for 4096.
+    """
+    if not hasattr(os, "statvfs"):  # Windows
+        return _USUAL_BLOCK
+    try:
+        n_bytes = os.statvfs(_nearest(folder)).f_frsize
+    except OSError:
+        return _USUAL_BLOCK
+    return n_bytes if 0 < n_bytes <= _LARGEST_BLOCK else _USUAL_BLOCK
+
+
+def _nearest(folder: Path) -> Path:
+    """Find the folder itself, or the nearest parent that exists."""
+    here = folder.absolute()
+    while not here.exists() and here.parent != here:
+        here = here.parent
+    return here
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -62,7 +62,9 @@ class Disk:
 
 
 def bytes_of(job: Job) -> int:
-    return sum(file_sizes(job, job.small_files()).values())
+    """Tell what it takes in blocks of 4096 bytes: each file, two folders and the journal."""
+    sizes = file_sizes(job, job.small_files()).values()
+    return sum(-(-n_bytes // 4096) * 4096 for n_bytes in sizes) + 3 * 4096
 
 
 def fill(disk: Disk, n_free: int) -> None:
@@ -121,6 +123,23 @@ def test_a_disk_that_is_too_small_by_one_block_is_refused_and_nothing_reserved(
     fill(disk, needed + 60_000)  # blocks are larger than bytes
     run(job, target)
     assert content(target) == content(converted / "out")
+
+
+def test_a_disk_that_has_the_bytes_and_not_the_blocks_is_refused_at_once(
+    converted: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes were summed: a disk that was some kB too small filled up before it was found out."""
+    disk.change("size=600k")
+    job = plan_conversion(converted / "in", OPTIONS)
+    steps: list[str] = []
+    monkeypatch.setattr(faults, "hook", steps.append)
+    fill(disk, sum(file_sizes(job, job.small_files()).values()) + 4096)
+    with pytest.raises(OutputError, match=r"needs .* and has .* free"):
+        run(job, disk.path / "out")
+    assert set(steps) <= {"locked"}
+    fill(disk, bytes_of(job))
+    run(job, disk.path / "out")
+    assert content(disk.path / "out") == content(converted / "out")
 
 
 def test_the_space_of_the_older_model_does_not_count(converted: Path, disk: Disk) -> None:
@@ -197,23 +216,37 @@ def test_a_disk_that_fills_up_between_two_runs_costs_no_whole_file(
     assert {name: (target / name).stat().st_ino for name in kept} == kept
 
 
+# Somebody else takes 200 kB of the disk after it was found large enough.
+FILLS_UP = """
+from pathlib import Path
+from codellama_convert.__main__ import main
+from codellama_convert.staging import crash_points
+def hook(name):
+    if name == "journal begun":
+        Path({!r}).write_bytes(bytes(200_000))
+crash_points.hook = hook
+main()
+"""
+
+
 def test_a_full_disk_is_found_before_the_data_where_space_cannot_be_reserved(
     converted: Path, disk: Disk, tmp_path: Path
 ) -> None:
     if strace.why_not():
         pytest.skip(str(strace.why_not()))
-    disk.change("size=304k")  # enough, were it not for what blocks and folders take
+    disk.change("size=400k")
     target = disk.path / "out"
     arguments = command(converted / "in", target)
+    fills_up = [sys.executable, "-c", FILLS_UP.format(str(disk.path / "ballast")), *arguments[3:]]
     rules = ["fallocate:error=EOPNOTSUPP"]
-    done = strace.trace(arguments, ["fallocate", "pwrite64"], inject=rules, log=tmp_path / "log")
+    done = strace.trace(fills_up, ["fallocate", "pwrite64"], inject=rules, log=tmp_path / "log")
     assert done.status == 1
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
     assert line.startswith(f"Error: {target}: cannot reserve ")
     assert "No space left on device" in line
     assert not [c for c in done.calls if c.name == "pwrite64" and "/model-0" in c.paths[0]]
-    assert list(disk.path.iterdir()) == []
-    disk.change("size=400k")
+    assert list(disk.path.iterdir()) == [disk.path / "ballast"]
+    (disk.path / "ballast").unlink()
     done = strace.trace(arguments, ["fallocate"], inject=rules, log=tmp_path / "log")
     assert (done.status, content(target)) == (0, content(converted / "out"))
 
