@@ -26,7 +26,7 @@ from codellama_convert.staging.records import (
     write_journal,
 )
 from codellama_convert.staging.resume import Wanted, resume_or_begin
-from codellama_convert.staging.space import ANOTHER_PLACE
+from codellama_convert.staging.space import ANOTHER_PLACE, NOT_THE_DISK
 from codellama_convert.staging.staged import (
     STAGING_NAME,
     clear_staging,
@@ -91,7 +91,8 @@ class OutputFolder:
             what = f"cannot create: {first_line(problem)}"
             if isinstance(problem, FileExistsError) and self.path.exists():
                 what = f"is a {'file' if self.path.is_file() else 'device'}, not a folder"
-            raise OutputError(what, path=self.path, hint=ANOTHER_PLACE) from problem
+            hint = None if problem.errno in NOT_THE_DISK else ANOTHER_PLACE
+            raise OutputError(what, path=self.path, hint=hint) from problem
         except BaseException:
             self._leave()
             raise

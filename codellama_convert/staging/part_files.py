@@ -12,15 +12,13 @@ from codellama_convert.errors import OutputError
 from codellama_convert.staging.crash_points import step
 from codellama_convert.staging.publish import rename
 from codellama_convert.staging.record_values import FileSum
-from codellama_convert.staging.space import ANOTHER_PLACE
+from codellama_convert.staging.space import ANOTHER_PLACE, NOT_THE_DISK
 from codellama_convert.storage.blocks import IoMode, first_line
 from codellama_convert.storage.contents import Content, chunks_of
 from codellama_convert.storage.folders import refuse_promise
 from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.output_file import OutputFile
 from codellama_convert.storage.sizes import format_size
-
-_NOT_THE_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class PartFiles:
@@ -51,7 +49,7 @@ class PartFiles:
                         refuse_promise(self._staging.path.parent, n_promised)
             except OutputError as problem:
                 cause = problem.__cause__
-                if isinstance(cause, OSError) and cause.errno in _NOT_THE_DISK:
+                if isinstance(cause, OSError) and cause.errno in NOT_THE_DISK:
                     raise
                 # FAT32, as external disks have it, ends at 4 GB a file.
                 is_too_large = isinstance(cause, OSError) and cause.errno == errno.EFBIG

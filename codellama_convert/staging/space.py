@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Collection, Mapping
@@ -17,6 +18,7 @@ from codellama_convert.storage.sizes import format_size
 
 _OWN_BLOCKS = 3  # the output folder, the staging folder, and the journal
 ANOTHER_PLACE = "name another place with --output_dir"
+NOT_THE_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no other place would help
 
 
 @dataclass(frozen=True, slots=True)

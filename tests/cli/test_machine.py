@@ -114,8 +114,9 @@ def under(kind: str, number: int, arguments: list[str]) -> subprocess.CompletedP
     return finish([sys.executable, "-c", LIMITED, kind, str(number), *arguments[3:]])
 
 
-@pytest.mark.parametrize("number", [4, 5, 6, 8, 9, 11])
+@pytest.mark.parametrize("number", [4, 5, 6, 7, 8, 9, 10, 11])
 def test_few_open_files_are_one_line_that_says_so(converted, tmp_path, number):
+    """It asked for another place for the output."""
     arguments = command(converted / "in", tmp_path / "out", "--workers", "1")
     done = under("files", number, arguments)
     if done.returncode == 0:
@@ -127,6 +128,7 @@ def test_few_open_files_are_one_line_that_says_so(converted, tmp_path, number):
     assert "Too many open files" in line
     assert "ulimit -n" in line
     assert "free some space" not in line
+    assert "--output_dir" not in line, "no other place would help"
     assert not loads(tmp_path / "out")
     assert finish(arguments).returncode == 0
     assert content(tmp_path / "out") == content(converted / "out")
