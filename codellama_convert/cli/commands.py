@@ -237,7 +237,8 @@ def verify(
 def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: Any) -> None:
     """Show what convert would write: files, bytes, memory, disk. Writes nothing.
 
-    What lies in the output folder is looked at too; exit 1 if the disk is too small.
+    What lies in the output folder is looked at too; exit 1 if convert would refuse it, or the disk
+    is too small.
 
     \b
     Example:
@@ -250,7 +251,7 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     else:
         for line in plan_lines(description):
             say(line)
-    if description["disk_missing_bytes"]:
+    if description["output_refusal"] is not None or description["disk_missing_bytes"]:
         raise SystemExit(1)
 
 

@@ -41,7 +41,7 @@ def look_at_output(
     Args:
         folder: It need not exist.
         fingerprint: The inputs and options of the conversion.
-        sizes: Bytes of each file that it writes, by name.
+        sizes: Bytes of each file that it may write, by name; 0 for one that it does not this time.
 
     Returns:
         What it would find.
@@ -56,7 +56,8 @@ def look_at_output(
         moved = _moved_by_size(folder, staged)
         if folder.exists():
             resumed = staged is not None
-            refuse_content(folder, sizes, overwrite=False, moved=moved, resumed=resumed)
+            written = [name for name, n_bytes in sizes.items() if n_bytes]
+            refuse_content(folder, written, overwrite=False, moved=moved, resumed=resumed)
     except OutputError as problem:
         refusal = str(problem)
     space = space_for(folder, sizes, staged, moved)

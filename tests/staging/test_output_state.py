@@ -41,9 +41,10 @@ def plan(source: Path, target: Path, *more: str) -> tuple[int, str]:
 def described(source: Path, target: Path) -> dict[str, Any]:
     before = _tree(target.parent)
     status, printed = plan(source, target, "--json")
-    assert status == 0
     assert _tree(target.parent) == before  # it writes nothing
     found: dict[str, Any] = json.loads(printed)
+    # So that `plan && convert` begins nothing that would be refused.
+    assert status == (0 if found["output_refusal"] is None else 1)
     return found
 
 
@@ -78,11 +79,13 @@ def test_a_folder_with_nothing_in_the_way(converted: Path, tmp_path: Path, *, th
 def test_a_folder_that_holds_something_is_named_with_what_to_do(
     converted: Path, tmp_path: Path
 ) -> None:
+    """It exited with 0, and `plan && convert` went on to be refused."""
     (tmp_path / "config.json").write_bytes(b"mine")
     found = described(converted / "in", tmp_path)
     assert "not empty ('config.json')" in found["output_refusal"]
     assert "--overwrite" in found["output_refusal"]
-    _, printed = plan(converted / "in", tmp_path)
+    status, printed = plan(converted / "in", tmp_path)
+    assert status == 1
     assert f"refused     {tmp_path}: the output folder is not empty" in printed
 
 
@@ -104,6 +107,21 @@ def test_staged_work_of_the_same_conversion_counts(converted: Path, tmp_path: Pa
     assert described(converted / "in", target)["staged_bytes"] < sizes
 
 
+def test_a_readme_beside_staged_work_is_not_in_the_way(converted: Path, tmp_path: Path) -> None:
+    """`plan` said "refused", although the conversion resumes and leaves it alone."""
+    target = tmp_path / "out"
+    job = plan_conversion(converted / "in", OPTIONS)
+    with pytest.raises(Interrupted):
+        run(job, target, watch=Watch(stop=StopAfter(12)))
+    (target / "README.md").write_bytes(b"mine")
+    assert described(converted / "in", target)["output_refusal"] is None
+    run(job, target)
+    assert (target / "README.md").read_bytes() == b"mine"
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "README.md").write_bytes(b"mine")
+    assert "README.md" in described(converted / "in", tmp_path / "new")["output_refusal"]
+
+
 def test_staged_work_of_another_conversion_is_named_with_what_differs(
     converted: Path, tmp_path: Path
 ) -> None:
@@ -112,7 +130,7 @@ def test_staged_work_of_another_conversion_is_named_with_what_differs(
         run(plan_conversion(converted / "in", OPTIONS), target, watch=Watch(stop=StopAfter(12)))
     status, printed = plan(converted / "in", target, "--dtype", "float32", "--json")
     found = json.loads(printed)
-    assert status == 0
+    assert status == 1
     for fact in ("another conversion", "'bfloat16'", "'float32'", "--restart"):
         assert fact in found["output_refusal"]
     assert found["staged_bytes"] == 0
