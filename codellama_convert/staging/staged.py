@@ -72,7 +72,7 @@ def look_at_staged(folder: Path) -> Journal | None:
         OutputError: If it is not ours, or cannot be read.
     """
     try:
-        held = HeldFolder(folder)
+        held = HeldFolder(folder, is_looked_at=True)
     except FileNotFoundError:
         return None
     except OSError as problem:

@@ -33,18 +33,23 @@ class HeldFolder:
         fd: Its descriptor; None where the platform does not look up names in one.
     """
 
-    def __init__(self, path: Path, *, within: HeldFolder | None = None) -> None:
+    def __init__(
+        self, path: Path, *, within: HeldFolder | None = None, is_looked_at: bool = False
+    ) -> None:
         """Open a folder.
 
         Args:
             path: The folder; it may be a link to one, unless it is in a held one.
             within: The held folder that it is in.
+            is_looked_at: Whether nothing may be written in it, so that only what has this user's
+                own id counts as ours.
 
         Raises:
             OSError: If there is none, or it is a link in a held folder.
         """
         self.path = path
         self._within = within
+        self._is_looked_at = is_looked_at
         self.fd: int | None = None
         self._given_uid: int | None = None
         if not _CAN_HOLD:
@@ -100,6 +105,8 @@ class HeldFolder:
 
     def uid_of_new_files(self) -> int:
         """Find whose the files are that this user makes here: some mounts give all to one user."""
+        if self._is_looked_at:
+            return -1
         if self._given_uid is None:
             name = f".{secrets.token_hex(8)}.part"
             try:

@@ -163,3 +163,19 @@ def test_a_place_that_cannot_be_a_folder_is_named(
         target.touch()
     found = described(converted / "in", target / "below" if kind == "below a file" else target)
     assert "is not a folder" in found["output_refusal"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root gives a folder away")
+@pytest.mark.parametrize("given", ["folder", "journal"])
+def test_staged_work_of_another_user_is_named_and_nothing_is_written(
+    converted: Path, tmp_path: Path, given: str
+) -> None:
+    """To learn whose new files are, a file came and went in a folder that was only looked at."""
+    target = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        run(plan_conversion(converted / "in", OPTIONS), target, watch=Watch(stop=StopAfter(12)))
+    assert described(converted / "in", target)["output_refusal"] is None
+    path = target / STAGING if given == "folder" else target / STAGING / "journal.jsonl"
+    os.chown(path, 65534, 65534)
+    refusal = described(converted / "in", target)["output_refusal"]
+    assert "belongs to another user (uid 65534)" in refusal
