@@ -165,7 +165,7 @@ def test_the_front_page_runs_in_order(folder, monkeypatch):
     # What the commands were to leave behind.
     for output in (
         "CodeLlama-7b-hf", "in-float16", "converted/CodeLlama-70b", "llama-2-7b-chat-hf",
-        "llama-2-7b-chat-from-hub", "Llama-2-7b-hf", "llama-7b-hf", "downloads/llama-2-7b-hf",
+        "Llama-2-7b-chat-hf", "Llama-2-7b-hf", "llama-7b-hf", "downloads/llama-2-7b-hf",
         "my-fine-tune-hf",
     ):  # fmt: skip
         assert (folder / output / "config.json").exists(), output
@@ -173,7 +173,7 @@ def test_the_front_page_runs_in_order(folder, monkeypatch):
     assert json.loads((folder / "in-float16/config.json").read_text())["torch_dtype"] == "float16"
     templates = {path.parent.name for path in folder.glob("*/tokenizer_config.json")
                  if "chat_template" in json.loads(path.read_text(encoding="utf-8"))}  # fmt: skip
-    assert templates == {"llama-2-7b-chat-hf", "llama-2-7b-chat-from-hub", "my-fine-tune-hf"}
+    assert templates == {"llama-2-7b-chat-hf", "Llama-2-7b-chat-hf", "my-fine-tune-hf"}
     assert (folder / "CodeLlama-7b-tokenizer" / "tokenizer.json").exists()
     assert not (folder / "CodeLlama-7b-tokenizer" / "config.json").exists()
 
