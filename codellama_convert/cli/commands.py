@@ -112,7 +112,7 @@ def convert(
       codellama-convert --input_dir CodeLlama-7b --model_size 7B
     """  # noqa: D301
     check_memory()
-    from codellama_convert.cli.finished import describe_if_finished
+    from codellama_convert.cli.finished import clear_up, describe_if_finished
     from codellama_convert.convert.run import run
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.run_options import RunOptions, refuse_unused
@@ -136,6 +136,7 @@ def convert(
     if not (overwrite or restart):
         done = describe_if_finished(output_dir, job, with_sha256=sha256, with_card=model_card)
         if done is not None:
+            clear_up(output_dir)
             print_finished(done, as_json=as_json, quiet=quiet)
             return
     with (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.contents import Content, chunks_of
 from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.input_file import InputFile
+from codellama_convert.storage.lock import LOCK_NAME, FolderLock
 from codellama_convert.verify.output_files import complain_of_strays
 from codellama_convert.verify.record_reader import FileSums, Record, read_record
 from codellama_convert.verify.report import Problems
@@ -61,7 +63,7 @@ def _finished_record(
     output_dir: Path, job: Job, *, with_sha256: bool, with_card: bool
 ) -> Record | None:
     try:
-        if not output_dir.is_dir() or STAGING_NAME in names_in(output_dir):
+        if not output_dir.is_dir() or _has_staged_work(output_dir):
             return None
         problems = Problems()
         record = read_record(output_dir, problems.add)
@@ -77,6 +79,27 @@ def _finished_record(
     except (CheckpointError, OSError, OutputError, VerifyError):
         return None  # the conversion itself says what is in its way
     return record if is_same else None
+
+
+def _has_staged_work(output_dir: Path) -> bool:
+    return STAGING_NAME in names_in(output_dir) and bool(names_in(output_dir / STAGING_NAME))
+
+
+def clear_up(output_dir: Path) -> None:
+    """Remove what a run leaves that dies at its very end: an empty staging folder, and the lock.
+
+    Args:
+        output_dir: Of a finished conversion. If another run works there, nothing is removed.
+    """
+    if not {STAGING_NAME, LOCK_NAME}.intersection(names_in(output_dir)):
+        return
+    lock = FolderLock(output_dir)
+    with suppress(OSError, OutputError):
+        lock.take()
+        try:
+            (output_dir / STAGING_NAME).rmdir()
+        finally:
+            lock.release()
 
 
 def _is_of_options(record: Record, job: Job, *, with_sha256: bool) -> bool:

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from codellama_convert.cli.commands import main
-from tests.outputs import STAGING, content, flip_bit
+from tests.outputs import LOCK, STAGING, content, flip_bit
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint, sums_computed
 
 SHARDS = ("--max_shard_size", "60KB")
@@ -56,6 +56,21 @@ def test_the_same_command_twice_does_nothing(done: Path) -> None:
     assert said["output_dir"] == str(done / "out")
     assert said["kept_bytes"] == said["tensor_bytes"] > 0
     assert set(said["files"]) == set(before)
+
+
+def test_what_a_death_at_the_very_end_leaves_is_no_reason_to_refuse(done: Path) -> None:
+    """All was published, and the empty staging folder and the lock stayed: "not empty"."""
+    before = content(done / "out")
+    (done / "out" / STAGING).mkdir()
+    (done / "out" / LOCK).touch()
+    done_already = ["plan", "--input_dir", str(done / "in"), "--output_dir", str(done / "out")]
+    assert "already converted" in CliRunner().invoke(main, [*done_already, *SHARDS]).stdout
+    assert (done / "out" / STAGING).exists(), "plan writes nothing"
+    again = convert(done, *SHARDS)
+    assert again.exit_code == 0, again.output
+    assert "already converted" in again.stdout
+    assert content(done / "out") == before
+    assert not (done / "out" / STAGING).exists()
 
 
 def test_the_weights_are_not_read_for_it(done: Path) -> None:
@@ -157,6 +172,7 @@ def a_loader_takes_another(folder: Path) -> None:
 
 def work_is_staged(folder: Path) -> None:
     (folder / "out" / STAGING).mkdir()
+    (folder / "out" / STAGING / "model-00001-of-00006.safetensors").touch()
 
 
 @pytest.mark.parametrize(
