@@ -205,10 +205,8 @@ def _read_file(path: Path, complain: Complain) -> dict[str, StoredOutput]:
     else:
         other = first_other_byte(raw, [_library_header(stored)])
         if other is not None:
-            complain(
-                f"the header is not laid out as the safetensors library would: {other}",
-                file=path.name,
-            )
+            what = f"the header is not laid out as the safetensors library would: {other}"
+            complain(what, file=path.name)
     return stored
 
 
