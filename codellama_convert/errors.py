@@ -1,4 +1,4 @@
-"""Own every problem that a user can act on; know nothing of how it is found or printed.
+"""Own every problem that a user can act on.
 
 ConvertError
 ├── CheckpointError    an input file is missing, damaged, hostile or of another kind

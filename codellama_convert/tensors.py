@@ -1,4 +1,4 @@
-"""Own what a tensor is before its bytes are read; know nothing of files or models."""
+"""Own what a tensor is before its bytes are read."""
 
 from __future__ import annotations
 

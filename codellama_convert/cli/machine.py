@@ -27,8 +27,8 @@ _LEAST_BYTES = 128 << 20
 def check_memory() -> None:
     """Refuse to load libraries where there is no memory for them.
 
-    numpy brings OpenBLAS, which asks without end for the memory that it does not get; Python hears
-    no signal then.
+    numpy brings OpenBLAS, which keeps asking for memory that it does not get; meanwhile Python
+    receives no signals.
 
     Raises:
         MemoryError: If there is too little.
@@ -104,7 +104,7 @@ def _chain(problem: BaseException) -> Iterator[BaseException]:
 
 
 def peak_rss_bytes() -> int | None:
-    """Tell the most memory that this process has held at once.
+    """Report the most memory that this process has held at once.
 
     Linux's VmHWM starts at zero with the program; ru_maxrss would still hold the peak of the shell
     or script that started it.

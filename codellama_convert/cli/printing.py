@@ -35,7 +35,7 @@ def print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) ->
 
 
 def print_finished(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
-    """Print that a conversion was done before; the arguments of `print_report`."""
+    """Print that a conversion was done before; takes the arguments of `print_report`."""
     if as_json:
         say_json(described)
     elif not quiet:

@@ -45,7 +45,7 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         )
         is_cast = described["dtype"] != described["source_dtype"]
         yield "            plus about 55 MB for Python and numpy" + (
-            ", and 260 MB for torch, which the cast needs" if is_cast else ""
+            ", and 200 MB for torch, which the cast needs" if is_cast else ""
         )
     else:
         yield "model       none: only the tokenizer"

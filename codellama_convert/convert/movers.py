@@ -1,4 +1,4 @@
-"""Own the change of an element type, and what is odd about the values; know nothing of files.
+"""Own the change of an element type, and what is odd about the values.
 
 torch's kernels do the casts, and torch is imported only here, only when a dtype changes.
 """
@@ -25,7 +25,7 @@ _SIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
 
 @dataclass(frozen=True, slots=True)
 class ValueCounts:
-    """Values that a user should hear of, by tensor; a tensor without any is left out.
+    """Values that a user should know about, by tensor; a tensor without any is left out.
 
     Attributes:
         became_zero: How many values a cast made zero that were not zero before.
@@ -51,7 +51,7 @@ class _Tally:
             self._nonfinite[name] += nonfinite
 
     def counts(self, names: Container[str]) -> ValueCounts:
-        """Give what was counted in some tensors, in the order of their names."""
+        """Return what was counted in some tensors, in the order of their names."""
         with self._lock:
             return ValueCounts(
                 *(
@@ -74,7 +74,7 @@ class Mover(Protocol):
         """Copy `source` to `target`, of one shape; both hold elements as unsigned integers."""
 
     def counts(self, names: Container[str]) -> ValueCounts:
-        """Tell what was odd so far about the values of these tensors."""
+        """Report what was odd so far about the values of these tensors."""
 
     def close(self) -> None:
         """Give back what was taken from the process."""
@@ -103,7 +103,7 @@ class KeepBits:
             self._tally.add(name, nonfinite=_count_nonfinite(target, self._dtype))
 
     def counts(self, names: Container[str]) -> ValueCounts:
-        """Tell which of these tensors hold infinities or NaNs; no value became zero."""
+        """Report which of these tensors hold infinities or NaNs; no value became zero."""
         return self._tally.counts(names)
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ class Cast:
             )
 
     def counts(self, names: Container[str]) -> ValueCounts:
-        """Tell in which of these tensors values became zero, or were no numbers before."""
+        """Report in which of these tensors values became zero, or were no numbers before."""
         return self._tally.counts(names)
 
     def close(self) -> None:
@@ -187,7 +187,7 @@ class Cast:
 
 
 def _has_nonfinite(elements: npt.NDArray[Any], dtype: Dtype) -> bool:
-    """Tell whether any element is infinite or NaN, of either sign, by the order of the bits."""
+    """Return whether any element is infinite or NaN, of either sign, by the order of the bits."""
     sign = 1 << (8 * dtype.itemsize - 1)
     largest_negative = int(elements.max())  # the sign makes a negative one the larger integer
     largest_positive = int(elements.view(_SIGNED[dtype.itemsize]).max())

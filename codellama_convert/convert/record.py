@@ -1,7 +1,7 @@
 """Own conversion.json: what an output was made of, so that it can be checked without its source.
 
 It is the same from run to run: no times, no names of machines, no absolute paths, nothing of
-workers or buffers. Know nothing of how files are written.
+workers or buffers.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
 def file_sizes(
     job: Job, small_files: Mapping[str, Content], *, with_card: bool = False
 ) -> dict[str, int]:
-    """Tell the size of each file that a conversion may write.
+    """Report the size of each file that a conversion may write.
 
     Args:
         job: What is done.

@@ -95,7 +95,7 @@ class WeightWriter:
         readers: Sequence[RankReader],
         buffer: memoryview,
     ) -> bool:
-        """Tell whether every rank is still what a file was made of."""
+        """Return whether every rank is still what a file was made of."""
         return len(sealed.source) == len(readers) and all(
             reader.confirms(sums, _names_read(file.tensors, rank), buffer, self._watch)
             for rank, (reader, sums) in enumerate(zip(readers, sealed.source, strict=True))
@@ -125,7 +125,7 @@ class WeightWriter:
 
 
 def _is_of(sealed: SealedFile, file: FilePlan) -> bool:
-    """Tell whether a record speaks of the tensors of a file, and agrees with itself."""
+    """Return whether a record speaks of the tensors of a file, and agrees with itself."""
     n_elements = {tensor.spec.name: tensor.spec.n_elements for tensor in file.tensors}
     counts = [*sealed.became_zero.items(), *sealed.nonfinite.items()]
     return (

@@ -1,7 +1,7 @@
 """Own the names that a weights file may refer to, and what each of them would build.
 
 Nothing here is imported or called: a name becomes a token, a call of a known constructor is matched
-by its shape. Know nothing of opcodes.
+by its shape.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class OrderedItems:
 
 
 def named(module: str, name: str) -> GlobalName:
-    """Give the token of a name.
+    """Return the token of a name.
 
     Args:
         module: As the pickle says.
@@ -197,7 +197,7 @@ def _refused_name(pair: tuple[str, str]) -> RefusedPickle:
 
 
 def declared(storage_class: GlobalName, key: str, n_elements: int) -> DeclaredStorage | None:
-    """Give a storage as it is declared; None where the name is no storage's."""
+    """Return a storage as it is declared; None where the name is no storage's."""
     pair = (storage_class.module, storage_class.name)
     if pair in _STORAGES:
         return DeclaredStorage(_STORAGES[pair], key, n_elements)
@@ -207,7 +207,7 @@ def declared(storage_class: GlobalName, key: str, n_elements: int) -> DeclaredSt
 
 
 def rebuilt(called: GlobalName, arguments: tuple[Any, ...]) -> Any:
-    """Give what a known constructor would build.
+    """Return what a known constructor would build.
 
     Args:
         called: The constructor.

@@ -1,4 +1,4 @@
-"""Own the inert pickle machine; know nothing of files or models, and never run a pickle.
+"""Own the inert pickle machine: a pickle is read, and never run.
 
 It keeps its own stack, yields plain values and tokens, and neither imports nor calls anything: a
 call of a known constructor is matched by its shape, everything else is refused. So there is no

@@ -1,4 +1,4 @@
-"""Own what a .pth file says about its tensors; know nothing of models.
+"""Own what a .pth file says about its tensors.
 
 Every statement of the pickle inside is checked, in Python's unbounded integers, against the size
 of the record that it speaks of.

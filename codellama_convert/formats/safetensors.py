@@ -1,4 +1,4 @@
-"""Own the safetensors header and the index file; know nothing of models or of how bytes get there.
+"""Own the safetensors header and the index file.
 
 A header follows from names, dtypes and shapes alone, so it is known before the first byte of data
 is. It equals the safetensors library's own, byte for byte.

@@ -1,7 +1,4 @@
-"""Own what a tokenizer.model says: its pieces, and that it is a whole, fitting SentencePiece model.
-
-It must not know what its pieces become: neither Hugging Face's files nor how text is encoded.
-"""
+"""Own what a tokenizer.model says: its pieces, and that it is a whole, fitting SentencePiece model."""
 
 from __future__ import annotations
 

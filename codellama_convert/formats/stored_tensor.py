@@ -1,4 +1,4 @@
-"""Own a tensor as a rank holds it: a strided view of a record of bytes; know nothing of files."""
+"""Own a tensor as a rank holds it: a strided view of a record of bytes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class StoredTensor:
 
     @property
     def place(self) -> tuple[str, int, tuple[int, ...], tuple[int, ...]]:
-        """Where its elements lie; two tensors of one place are one."""
+        """Where its elements lie; two tensors with the same place are the same tensor."""
         return self.storage.name, self.storage_offset, self.shape, self.strides
 
     @property
@@ -176,7 +176,7 @@ def segments(tensor: StoredTensor, start_row: int, n_rows: int) -> Iterator[Segm
 
 
 def elements_are_distinct(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Tell whether no two elements of a view lie at the same place.
+    """Return whether no two elements of a view lie at the same place.
 
     Args:
         shape: Elements along each dimension.

@@ -1,7 +1,4 @@
-"""Own the strict reading of JSON objects: what two parsers could read as two things is refused.
-
-Know nothing of files, nor of what an object should hold.
-"""
+"""Own the strict reading of JSON objects: what two parsers could read as two things is refused."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def identical(one: Any, other: Any) -> bool:
-    """Tell whether two JSON values are the same: 1, 1.0 and true are three values here.
+    """Return whether two JSON values are the same: 1, 1.0 and true are three values here.
 
     Args:
         one: The value that was found; may be nested to any depth.

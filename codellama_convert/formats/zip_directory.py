@@ -1,6 +1,6 @@
 """Own the end record and the central directory of a zip archive: where each entry is said to lie.
 
-Know nothing of local headers, nor of what the entries are for. Sizes are checked before anything is
+Sizes are checked before anything is
 read or made of them.
 """
 
@@ -243,5 +243,5 @@ def widen(file: InputFile, extra: bytes, *narrow: int) -> tuple[int, ...]:
 
 
 def show_name(raw_name: bytes) -> str:
-    """Give an entry's name for a message; it may have 64 kB and be no UTF-8."""
+    """Return an entry's name for a message; it may have 64 kB and be no UTF-8."""
     return raw_name[:MAX_SHOWN].decode("utf-8", "backslashreplace")

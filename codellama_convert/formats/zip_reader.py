@@ -1,4 +1,4 @@
-"""Own the zip container of a .pth file: which entry lies where; know nothing of tensors.
+"""Own the zip container of a .pth file: which entry lies where.
 
 `torch.load` and `zipfile` believe different parts of a damaged or forged archive. Here every part
 must say the same: the end record, the central directory, each local header and data descriptor.
@@ -147,7 +147,7 @@ def _refuse_other_kinds(file: InputFile) -> None:
 
 
 def _split_name(file: InputFile, raw_name: bytes, root: str | None) -> tuple[str, str]:
-    """Give the root folder and the name below it; every entry must share one root."""
+    """Return the root folder and the name below it; every entry must share one root."""
     full = raw_name.decode("utf-8", "replace")
     first, slash, name = full.partition("/")
     unsafe = not slash or not first or any(c in full for c in "\\\0\ufffd")

@@ -61,20 +61,20 @@ _OTHERS = re.compile(
 
 
 def is_entrance(name: str) -> bool:
-    """Tell whether loaders begin with a file of this name."""
+    """Return whether loaders begin with a file of this name."""
     return _ENTRANCES.fullmatch(name) is not None
 
 
 def is_of_weights(name: str) -> bool:
-    """Tell whether a file of this name holds weights, leads to them or says what they are."""
+    """Return whether a file of this name holds weights, leads to them or says what they are."""
     return is_entrance(name) or _OF_WEIGHTS.fullmatch(name) is not None
 
 
 def is_saved_by_libraries(name: str) -> bool:
-    """Tell whether a file or folder of this name is a saved model's, and goes when it is replaced."""
+    """Return whether a file or folder of this name is a saved model's, and goes when it is replaced."""
     return is_of_weights(name) or _OF_TOKENIZER.fullmatch(name) is not None
 
 
 def is_taken_by_loaders(name: str) -> bool:
-    """Tell whether a file or folder of this name changes what a model's folder loads as."""
+    """Return whether a file or folder of this name changes what a model's folder loads as."""
     return is_saved_by_libraries(name) or _OTHERS.fullmatch(name) is not None

@@ -1,6 +1,6 @@
 """Own the model card, README.md in the output: what the folder holds and how it came to be.
 
-Know nothing of files. `conversion.json` is the record; the card is for people, and may be edited.
+`conversion.json` is the record; the card is for people, and may be edited.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Own Meta's checklist.chk: MD5 sums beside a download; know nothing of what the files hold.
+"""Own Meta's checklist.chk: MD5 sums beside a download.
 
 CRC-32 guards a conversion against accidents on the way. The list is what tells a wrong download
 that is whole in itself. Meta's own list was wrong for two 70B models (meta-llama/codellama issue
@@ -130,7 +130,7 @@ class _ListedSum:
 
 
 def _may_be_small(path: Path) -> bool:
-    """Tell whether a file is small enough to be what it should be; else it is soon refused."""
+    """Return whether a file is small enough to be what it should be; else it is soon refused."""
     return os.path.isfile(path) and os.path.getsize(path) <= MAX_FILE_BYTES  # noqa: PTH113, PTH202
 
 

@@ -1,7 +1,6 @@
 """Own the input: what its files hold, and whether they belong together.
 
-Everything that can be refused is refused here, before the first output byte. Know nothing of how
-the weights are written.
+Everything that can be refused is refused here, before the first output byte.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ _LAYOUTS = (
 
 
 def other_layout(names: Sequence[str]) -> tuple[str, str] | None:
-    """Tell what a folder holds in place of Meta's ranks.
+    """Report what a folder holds in place of Meta's ranks.
 
     Args:
         names: Its files.

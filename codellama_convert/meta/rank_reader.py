@@ -1,4 +1,4 @@
-"""Own the reading of rows out of a rank, their CRC-32 on the way; know nothing of models.
+"""Own the reading of rows out of a rank, their CRC-32 on the way.
 
 Every storage that the file has is read once, and its CRC-32 is taken over the very bytes that are
 converted: there is no moment between the check and the use. What no tensor covers is read at the
@@ -192,7 +192,7 @@ class RankReader:
             ledger.add_crc(start, end, combine(crc_until[start], crc_until[end], end - start))
 
     def file_crc(self, buffer: memoryview, watch: Watch) -> int:
-        """Give the CRC-32 of the whole file: of the storages it is known, the rest is read.
+        """Return the CRC-32 of the whole file: of the storages it is known, the rest is read.
 
         Args:
             buffer: From `aligned_buffer`, to read into.
@@ -213,7 +213,7 @@ class RankReader:
             buffer: From `aligned_buffer`, to read into.
 
         Returns:
-            It, without a look at the weights; None if the directory lacks a sum.
+            The CRC-32, without reading the weights; None if the directory lacks a sum.
 
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
@@ -270,7 +270,7 @@ class RankReader:
         buffer: memoryview,
         watch: Watch,
     ) -> bool:
-        """Tell whether a file that an earlier run wrote may be kept.
+        """Return whether a file that an earlier run wrote may be kept.
 
         Its sums count towards those of whole storages, which will tell whether the bytes were
         right. Where the writer of the rank computed none, the bytes are read again: another model's

@@ -129,7 +129,7 @@ def search_below(
 def _levels(
     top: Listing, holds: Callable[[Listing], bool], search: _Search
 ) -> Iterator[list[Listing]]:
-    """Give the checkpoints of each level; what lies inside one is not looked at."""
+    """Return the checkpoints of each level; what lies inside one is not looked at."""
     level = [top]
     _is_new(top.path, search)
     for _ in range(_MAX_DEPTH):

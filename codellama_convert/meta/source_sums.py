@@ -92,7 +92,7 @@ def add_sums(ledgers: Ledgers, sums: SourceSums) -> None:
 
 
 def fits(sums: SourceSums, tensors: Iterable[StoredTensor], pass_of: Mapping[str, int]) -> bool:
-    """Tell whether sums can be of the reading of some tensors: all their bytes, and no others.
+    """Return whether sums can be of the reading of some tensors: all their bytes, and no others.
 
     Args:
         sums: What a record says.
@@ -137,7 +137,7 @@ class _Cover:
         self.n_bytes = self._bytes_until[-1]
 
     def within(self, first: int, end: int) -> int:
-        """Tell how many bytes of a range they cover."""
+        """Report how many bytes of a range they cover."""
         return self._before(end) - self._before(first)
 
     def _before(self, position: int) -> int:

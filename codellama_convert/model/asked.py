@@ -48,7 +48,7 @@ class Asked:
         check_fields(self, RULES)
 
     def said(self) -> dict[str, Any]:
-        """List what is said, by option."""
+        """Return the options that have a value, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -58,7 +58,7 @@ class MetaParams:
     tie_word_embeddings: bool = False
 
     def key_value_heads(self) -> int:
-        """Give the key and value heads; as many as query heads where the file says nothing."""
+        """Return the key and value heads; as many as query heads where the file says nothing."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     def feed_forward_width(self) -> int:

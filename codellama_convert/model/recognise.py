@@ -195,7 +195,7 @@ def _of_flavor(
 def _context(
     candidates: tuple[Release, ...], family: Family | None, config: ModelConfig
 ) -> tuple[int, str | None]:
-    """Give the context length, and a note unless every candidate has the same."""
+    """Return the context length, and a note unless every candidate has the same."""
     lengths = sorted({release.max_position_embeddings for release in candidates})
     if len(lengths) == 1:
         return lengths[0], None

@@ -1,4 +1,4 @@
-"""Own the rotary reordering and its inverse; know nothing of files, ranks or tensor names.
+"""Own the rotary reordering and its inverse.
 
 Meta rotates rows (2i, 2i + 1) of a head together ("interleaved"); Hugging Face rotates rows
 (i, i + head_dim / 2) ("half-split"). The same weights in the other order give the same model.

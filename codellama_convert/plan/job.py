@@ -1,7 +1,7 @@
 """Own the step from what a user asks to what will be done: options in, a checked job out.
 
 A job has read and checked everything that can be before the first output byte; it is what `plan`
-shows and `convert` runs. Know nothing of how bytes are moved.
+shows and `convert` runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Own the places where a test may stop the program; know nothing else. Without a hook, a no-op.
+"""Own the places where a test may stop the program. Without a hook, a no-op.
 
 Each step of the output protocol calls `step`. Only code that runs in this process can set the hook:
 nothing in the environment of a conversion can stop it.

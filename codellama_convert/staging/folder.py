@@ -1,7 +1,6 @@
 """Own the output folder: a lock, a staging folder inside it, and the order of publishing.
 
-Until the last rename nothing in the folder can be loaded; after it, all of it can. Know nothing of
-what the files hold.
+Until the last rename nothing in the folder can be loaded; after it, all of it can.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ class OutputFolder:
         self.parts = PartFiles(self._held)
 
     def keeps(self, name: str, header: bytes, buffer: memoryview) -> bool:
-        """Tell whether a file was sealed, and is still what its journal line says.
+        """Return whether a file was sealed, and is still what its journal line says.
 
         One that is not, or cannot be read, is forgotten and has to be written again.
 

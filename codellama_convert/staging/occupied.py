@@ -62,12 +62,12 @@ def refuse_content(
 
 
 def may_be_ours(name: str, names: Collection[str]) -> bool:
-    """Tell whether a conversion that writes `names` may have written, or replaces, this one."""
+    """Return whether a conversion that writes `names` may have written, or replaces, this one."""
     return name in names or is_replaced(name)
 
 
 def holds_a_card(folder: Path) -> bool:
-    """Tell whether a folder's README.md is a conversion's model card; it may have been edited."""
+    """Return whether a folder's README.md is a conversion's model card; it may have been edited."""
     try:
         with InputFile(folder / CARD_NAME) as file:
             head = file.read_exact(0, min(file.n_bytes, _MAX_CARD_BYTES))

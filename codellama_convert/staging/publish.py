@@ -1,7 +1,7 @@
 """Own the order in which a finished model comes into its place, and an older one goes.
 
 What loaders begin with goes first and comes last, so that the folder never holds something that
-loads and is not whole. Know nothing of how files are written.
+loads and is not whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from codellama_convert.storage.held_folder import HeldFolder
 
 
 def is_replaced(name: str) -> bool:
-    """Tell whether a file or folder of this name is an older model's, and goes with it."""
+    """Return whether a file or folder of this name is an older model's, and goes with it."""
     return name == RECORD_NAME or is_saved_by_libraries(name)
 
 
@@ -99,7 +99,7 @@ def _remove(folder: HeldFolder, name: str) -> None:
 
 
 def _move(staging: HeldFolder, name: str, folder: HeldFolder) -> None:
-    """Move a file of ours, and make sure that it was that file which came there."""
+    """Move one of our files, and check that what arrived is that file."""
     _refuse_strangers(staging, name)
     rename(staging, name, folder)
     try:

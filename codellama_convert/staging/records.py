@@ -1,8 +1,7 @@
 """Own the journal of a staged conversion: what it is of, which files are whole, whether it goes out.
 
 One JSON value a line, each with its CRC-32 and saved to the disk before the next step. A torn last
-line is the trace of a kill while it was written, and means nothing. Know nothing of how files are
-written.
+line is the trace of a kill while it was written, and means nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Journal:
 
 
 def fingerprint_sha256(fingerprint: Mapping[str, Any]) -> str:
-    """Give the SHA-256 of the inputs and options of a conversion."""
+    """Return the SHA-256 of the inputs and options of a conversion."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
 

@@ -97,7 +97,7 @@ def _kept_names(staging: Path, sealed: Mapping[str, SealedFile]) -> set[str]:
 
 
 def _dropped_bytes(staging: Path, kept: Collection[str]) -> int:
-    """Tell what the disk gets back when all staged files but some are dropped."""
+    """Report what the disk gets back when all staged files but some are dropped."""
     if not names_a_folder(staging):
         return 0
     dropped = (_status(staging / name) for name in names_in(staging).difference(kept))

@@ -192,7 +192,7 @@ def is_whole(
     buffer: memoryview,
     watch: Watch,
 ) -> bool:
-    """Tell whether a file has the size, the header and the bytes of its journal line.
+    """Return whether a file has the size, the header and the bytes of its journal line.
 
     Args:
         folder: Where it is.
@@ -272,7 +272,7 @@ def drop_entries(staging: HeldFolder, names: Iterable[str]) -> None:
 
 
 def drop_staging(folder: HeldFolder, staging: HeldFolder) -> None:
-    """Remove staged work that is not wanted, the journal first: what it says holds no longer.
+    """Remove staged work that is not wanted, the journal first, because it no longer holds.
 
     Raises:
         OutputError: If something of it cannot be removed.

@@ -1,5 +1,5 @@
 """Bytes on a disk: files read and written at positions, sums, folders, locks, threads.
 
 In: paths, positions, buffers. Out: bytes, CRC-32 sums, and errors with the system's own words.
-It does not know what the bytes mean.
+
 """

@@ -42,12 +42,12 @@ _F_NOCACHE = 48  # <sys/fcntl.h> on macOS
 
 
 def block_floor(position: int) -> int:
-    """Give the last block boundary at or before a byte position."""
+    """Return the last block boundary at or before a byte position."""
     return position - position % BLOCK_BYTES
 
 
 def block_ceil(position: int) -> int:
-    """Give the first block boundary at or after a byte position."""
+    """Return the first block boundary at or after a byte position."""
     return block_floor(position + BLOCK_BYTES - 1)
 
 
@@ -81,7 +81,7 @@ def open_by_path(path: Path, flags: int) -> int:
 
 
 def first_line(error: OSError) -> str:
-    """Give the system's own words for an OSError, without the number and the path."""
+    """Return the system's own words for an OSError, without the number and the path."""
     words = error.strerror or str(error) or type(error).__name__
     return words + _WHAT_TO_DO.get(error.errno or 0, "")
 
@@ -241,5 +241,5 @@ def no_direct_io(path: Path, error: type[ConvertError]) -> ConvertError:
 
 
 def refuses_direct(problem: BaseException | None) -> bool:
-    """Tell whether a problem means that direct I/O is not to be had, rather than a broken disk."""
+    """Return whether a problem means that direct I/O is not to be had, rather than a broken disk."""
     return isinstance(problem, OSError) and problem.errno in _REFUSES_DIRECT

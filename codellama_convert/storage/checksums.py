@@ -1,4 +1,4 @@
-"""Own CRC-32 over bytes that are read in any order; know nothing of files.
+"""Own CRC-32 over bytes that are read in any order.
 
 A storage is read in pieces, by several threads, in the order of the output. Each piece's CRC-32 is
 taken over the very bytes that are converted; the pieces are then joined by algebra, so nothing has
@@ -38,7 +38,7 @@ def _multiply(a: int, b: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _shift_by(n_bytes: int) -> int:
-    """Give x ** (8 * n_bytes): what appending that many bytes multiplies a CRC by."""
+    """Return x ** (8 * n_bytes): what appending that many bytes multiplies a CRC by."""
     power, square = _ONE, 1 << 23  # x**0 and x**8
     while n_bytes:
         if n_bytes & 1:
@@ -49,7 +49,7 @@ def _shift_by(n_bytes: int) -> int:
 
 
 def combine(first: int, second: int, second_bytes: int) -> int:
-    """Give the CRC-32 of two pieces joined, from the CRC-32 of each.
+    """Return the CRC-32 of two pieces joined, from the CRC-32 of each.
 
     Args:
         first: CRC-32 of the first piece.

@@ -23,7 +23,7 @@ class Chunked:
         return self.n_bytes
 
     def __bytes__(self) -> bytes:
-        """All of it; for files that are known to be small."""
+        """Return all of it; for files that are known to be small."""
         return b"".join(self.chunks())
 
 

@@ -1,4 +1,4 @@
-"""Own the digest of a file, at the disk's speed; know nothing of what it is compared with."""
+"""Own the digest of a file, at the disk's speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def file_digest(
     error: type[ConvertError],
     watch: Watch,
 ) -> str:
-    """Give a file's digest; it is read from front to back, past the page cache where that works.
+    """Return a file's digest; it is read from front to back, past the page cache where that works.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Own what is asked of folders and done to them; know nothing of what they are for."""
+"""Own what is asked of folders and done to them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Tell how much space a folder's file system has for this user.
+    """Report how much space a folder's file system has for this user.
 
     Args:
         folder: It need not exist yet; the nearest parent that does is asked.
@@ -137,7 +137,7 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def block_bytes(folder: Path) -> int:
-    """Tell in what units a folder's file system gives out space; as `free_bytes`, it asks a parent.
+    """Report in what units a folder's file system gives out space; as `free_bytes`, it asks a parent.
 
     Network mounts name what they move at once instead, up to 1 MB: that is taken for 4096.
     """
@@ -189,7 +189,7 @@ def refuse_promise(folder: Path, n_bytes: int) -> None:
 
 
 def names_a_folder(path: Path) -> bool:
-    """Tell whether a folder itself stands here, and not a link to one.
+    """Return whether a folder itself stands here, and not a link to one.
 
     Raises:
         OutputError: If that cannot be looked up.

@@ -173,7 +173,7 @@ class HeldFolder:
         return os.stat(self._at(name), dir_fd=self.fd, follow_symlinks=False)
 
     def is_folder(self, name: str) -> bool:
-        """Tell whether an entry is a folder itself, and not a link to one; False where it is gone.
+        """Return whether an entry is a folder itself, and not a link to one; False where it is gone.
 
         Raises:
             OSError: If the system says so.
@@ -248,7 +248,7 @@ class HeldFolder:
             sync_entries(self.fd, self.path)
 
     def is_in_its_place(self) -> bool:
-        """Tell whether the path still leads to this folder."""
+        """Return whether the path still leads to this folder."""
         if self.fd is None:
             return True
         try:

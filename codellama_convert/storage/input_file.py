@@ -1,4 +1,4 @@
-"""Own the reading of regular files at positions; know nothing of what the bytes mean.
+"""Own the reading of regular files at positions.
 
 A FIFO, a device or a folder ends in an error and not in a hang.
 """

@@ -1,4 +1,4 @@
-"""Own the lock that keeps two runs out of one folder; know nothing of what they do there."""
+"""Own the lock that keeps two runs out of one folder."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class FolderLock:
 
 
 def _is_at(path: Path, fd: int) -> bool:
-    """Tell whether a path leads to an open file; on Windows an open one cannot be removed."""
+    """Return whether a path leads to an open file; on Windows an open one cannot be removed."""
     if sys.platform == "win32":
         return True
     try:

@@ -236,7 +236,7 @@ class SpanWriter:
         self._at_edge = start % BLOCK_BYTES != 0
 
     def space(self, n_bytes: int) -> memoryview:
-        """Give the memory in which the next `n_bytes` bytes of the range are to be put."""
+        """Return the memory in which the next `n_bytes` bytes of the range are to be put."""
         first = self._end - block_floor(self._start)
         return self._buffer[first : first + n_bytes]
 

@@ -77,7 +77,7 @@ class StopRequest:
         self._event.set()
 
     def is_set(self) -> bool:
-        """Tell whether somebody asked."""
+        """Return whether somebody asked."""
         return self._event.is_set()
 
 

@@ -1,4 +1,4 @@
-"""Own the shape of encoded texts: padding, masks, arrays; know nothing of pieces."""
+"""Own the shape of encoded texts: padding, masks, arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Own how a dialogue becomes a prompt, as Jinja templates; know nothing of files or pieces.
+"""Own how a dialogue becomes a prompt, as Jinja templates.
 
 A template's text goes through tokenizer.json, which cuts it at special tokens and puts SentencePiece's
 leading space before each part: the same places where Meta's code starts a new `encode` call. Where

@@ -1,7 +1,4 @@
-"""Own `CodeLlamaTokenizer`: text to Meta's ids and back, infilling included, on sentencepiece.
-
-It must not know of weights, of conversion, or of transformers.
-"""
+"""Own `CodeLlamaTokenizer`: text to Meta's ids and back, infilling included, on sentencepiece."""
 
 from __future__ import annotations
 
@@ -140,7 +137,7 @@ class CodeLlamaTokenizer(SpecialTokens):
         self.pad_token = names[0] if names else None
 
     def get_vocab(self) -> dict[str, int]:
-        """Give every piece with its id."""
+        """Return every piece with its id."""
         return dict(self._model.ids)
 
     def encode(

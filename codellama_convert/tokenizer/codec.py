@@ -1,4 +1,4 @@
-"""Own text to Meta's ids and back, on sentencepiece; know nothing of batches or of Hugging Face's names.
+"""Own text to Meta's ids and back, on sentencepiece.
 
 Sources:
     meta-llama/codellama llama/tokenizer.py, and llama/generation.py, `infilling_prompt_tokens`.

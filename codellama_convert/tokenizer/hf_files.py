@@ -136,7 +136,7 @@ def check_embedding_rows(
 
 
 def has_infilling(model: SentencePieceModel) -> bool:
-    """Tell whether the model has all four infilling pieces."""
+    """Return whether the model has all four infilling pieces."""
     return all(model.id_of(name) is not None for name in INFILLING_PIECES)
 
 

@@ -69,7 +69,7 @@ class SpecialTokens:
     def create_token_type_ids_from_sequences(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """Give 0 for each token of the first sequence, its special tokens included, 1 for the second."""
+        """Return 0 for each token of the first sequence, its special tokens included, 1 for the second."""
         n_first = len(self.build_inputs_with_special_tokens(token_ids_0))
         n_all = len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
         return [0] * n_first + [1] * (n_all - n_first)

@@ -1,7 +1,4 @@
-"""Own tokenizer.json: the vocabulary, the merges and the frame around them, without any library.
-
-It must not know of transformers' own files, nor of what the model was tuned for.
-"""
+"""Own tokenizer.json: the vocabulary, the merges and the frame around them, without any library."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Own the comparison of a tokenizer.json that is too long to be parsed: byte by byte, merge by merge.
-
-Know nothing of what stands in it, nor of the order of merges.
-"""
+"""Own the comparison of a tokenizer.json that is too long to be parsed: byte by byte, merge by merge."""
 
 from __future__ import annotations
 

@@ -272,5 +272,5 @@ def test_a_plan_says_what_memory_and_disk_are_short_of(tmp_path):
         assert "too little" not in changed[0][0]
         assert changed[0][1].endswith("GB free: 1.5 GB too little")
     assert "            plus about 55 MB for Python and numpy" in lines[None]
-    cast = "            plus about 55 MB for Python and numpy, and 260 MB for torch, which the cast needs"
+    cast = "            plus about 55 MB for Python and numpy, and 200 MB for torch, which the cast needs"
     assert cast in lines[FLOAT32]
