@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ class Declared:
 
     Attributes:
         entries: What must be tensors, by the names they go by from here on.
-        dropped: Names of tensors that are left out, and never looked at.
+        dropped: Shapes of tensors that are left out, by name; their bytes are never looked at.
         notes: What a user should know of the choice.
     """
 
     entries: Mapping[Any, Any]
-    dropped: tuple[str, ...] = ()
+    dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

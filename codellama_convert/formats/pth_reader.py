@@ -7,7 +7,8 @@ of the record that it speaks of.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class RankIndex:
         directory_sha256: Of the zip directory, which holds every size and CRC-32.
         pickle_sha256: Of what says which tensor lies where.
         root: The zip's root folder; torch calls it after the file that it writes.
-        dropped: Names of tensors that were left out unseen.
+        dropped: Shapes of tensors that were left out unseen, by name.
         notes: What was taken off the names, or passed over.
     """
 
@@ -68,7 +69,7 @@ class RankIndex:
     directory_sha256: str
     pickle_sha256: str
     root: str = ""
-    dropped: tuple[str, ...] = ()
+    dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

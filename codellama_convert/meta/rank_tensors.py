@@ -5,8 +5,9 @@ A checkpoint's sizes that params.json may leave out are measured here, on the te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from codellama_convert.errors import LayoutError
 from codellama_convert.formats.pth_reader import RankIndex
@@ -19,6 +20,10 @@ from codellama_convert.model.tensor_table import (
     meta_name_of,
     rules_in_order,
 )
+
+# Buffers whose last dimension has a value for each pair of a head's rows, or for each of its columns.
+_ONE_A_PAIR = ("freqs_cis", "freqs_cos", "freqs_sin")
+_ONE_A_COLUMN = ("cos_cached", "sin_cached", "cache_k", "cache_v", "k_cache", "v_cache")
 
 
 def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
@@ -139,8 +144,9 @@ def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> t
                 hint=SUPPORTED_HINT,
             )
     dropped = tuple(name for name in ranks[0].tensors if name not in names)
-    _compare_head_size(layout, ranks[0], dropped)
-    return ranks[0].dropped + dropped
+    shapes = {name: ranks[0].tensors[name].shape for name in dropped}
+    _compare_head_size(layout, ranks[0].path, {**ranks[0].dropped, **shapes})
+    return (*ranks[0].dropped, *dropped)
 
 
 def _and_others(n_others: int) -> str:
@@ -150,22 +156,35 @@ def _and_others(n_others: int) -> str:
 
 
 def _compare_head_size(
-    layout: Sequence[TensorLayout], rank: RankIndex, dropped: Sequence[str]
+    layout: Sequence[TensorLayout], path: Path, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Hold the heads against rope.freqs, which has one value a pair of a head's rows.
+    """Compare the heads with the buffers of the rotary angles and of the caches.
 
-    Without grouped heads no other tensor's shape tells a wrong `n_heads`, and the rows would be
-    reordered wrongly.
+    Without grouped heads no weight's shape shows a wrong `n_heads`, and the rows would be reordered
+    wrongly.
     """
     head_dim = next(tensor.head_dim for tensor in layout if tensor.head_dim is not None)
-    for name in dropped:
-        found, expected = rank.tensors[name].shape, (head_dim // 2,)
-        if len(found) == 1 and found != expected:
+    for name, shape in shapes.items():
+        shown = _head_size_of(name, shape)
+        if shown not in (None, head_dim):
             raise LayoutError(
-                f"tensor {name!r} has shape {found}, expected {expected} for heads of {head_dim}",
-                path=rank.path,
+                f"tensor {name!r} has shape {shape}, which is of heads of {shown}, not of {head_dim}",
+                path=path,
                 hint=SAME_FOLDER_HINT,
             )
+
+
+def _head_size_of(name: str, shape: tuple[int, ...]) -> int | None:
+    """Return the size of a head that a buffer shows; None where it shows none."""
+    if not shape:
+        return None
+    kind = name.rpartition(".")[2]
+    if name.endswith(DROPPED_SUFFIX) or kind == "inv_freq":
+        return 2 * shape[0] if len(shape) == 1 else None
+    if kind in _ONE_A_PAIR:
+        # Complex numbers may be stored as pairs of real ones.
+        return 2 * (shape[-2] if len(shape) > 2 and shape[-1] == 2 else shape[-1])
+    return shape[-1] if kind in _ONE_A_COLUMN else None
 
 
 def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:

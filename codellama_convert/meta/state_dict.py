@@ -52,11 +52,21 @@ def find_state_dict(path: Path, top: Mapping[Any, Any]) -> Declared:
     if prefix:
         notes += (f"every tensor's name begins with {shown(prefix, _MAX_SHOWN)}: taken off",)
         entries = {name.removeprefix(prefix): value for name, value in entries.items()}
-    dropped = [n for n, value in entries.items() if type(value) is View and _BUFFER.fullmatch(n)]
+    dropped = {
+        name: _plain_shape(value)
+        for name, value in entries.items()
+        if type(value) is View and _BUFFER.fullmatch(name)
+    }
     if dropped:
         notes += (f"left out {_quoted(dropped)}: buffers that follow from the sizes, no weights",)
-        entries = {name: value for name, value in entries.items() if name not in set(dropped)}
-    return Declared(entries, tuple(dropped), notes)
+        entries = {name: value for name, value in entries.items() if name not in dropped}
+    return Declared(entries, dropped, notes)
+
+
+def _plain_shape(view: View) -> tuple[int, ...]:
+    """Return a shape of which nothing was checked; empty where it is not one."""
+    shape = view.shape
+    return shape if type(shape) is tuple and all(type(n) is int for n in shape) else ()
 
 
 def _unwrap(path: Path, top: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str, ...]]:

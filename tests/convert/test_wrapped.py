@@ -155,6 +155,15 @@ def test_buffers_among_the_weights_are_left_out(tmp_path: Path, kind: str, prefi
     assert report.dropped == tuple(BUFFERS[kind])
 
 
+@pytest.mark.parametrize("kind", [kind for kind in BUFFERS if kind != "mask"])
+def test_a_buffer_of_other_heads_is_no_buffer_of_this_model(tmp_path: Path, kind: str) -> None:
+    """With a wrong n_heads the rows were reordered wrongly, though the buffer showed the right one."""
+    saved = STATE | BUFFERS[kind]
+    source = write_ranks(tmp_path / "in", [saved], params={"n_heads": 2})
+    with refused(LayoutError, next(iter(BUFFERS[kind])), "heads of 8, not of 16"):
+        convert_checkpoint(source, tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["freqs_tan", "layers.0.attention.cache_q", "mask.weight"])
 def test_a_tensor_that_is_no_known_buffer_is_refused(tmp_path: Path, name: str) -> None:
     source = write_ranks(tmp_path / "in", [STATE | {name: torch.ones(4, dtype=torch.bfloat16)}])

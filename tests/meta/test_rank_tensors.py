@@ -120,7 +120,7 @@ def test_tensors_that_no_rule_explains_are_counted(
 
 def test_heads_of_another_size_than_the_rotary_buffers_are_refused() -> None:
     """Without grouped heads nothing else tells a wrong `n_heads`."""
-    facts = ("'rope.freqs'", "(2,), expected (1,)", "heads of 2", SAME_FOLDER)
+    facts = ("'rope.freqs'", "(2,)", "heads of 4, not of 2", SAME_FOLDER)
     with refused(LayoutError, "consolidated.00.pth", *facts):
         check(with_tensor("rope.freqs", (2,)))
 
