@@ -136,6 +136,8 @@ def convert(
     if not (overwrite or restart):
         done = describe_if_finished(output_dir, job, with_sha256=sha256, with_card=model_card)
         if done is not None:
+            if verify_too:
+                verify_staged(job, output_dir, Watch(), hidden=quiet, hint="convert it again")
             clear_up(output_dir)
             print_finished(done, as_json=as_json, quiet=quiet)
             return

@@ -27,15 +27,17 @@ def check_source(told: list[str], job: Job, watch: Watch, *, hidden: bool) -> tu
     return notes
 
 
-def verify_staged(job: Job, staged: Path, watch: Watch, *, hidden: bool) -> None:
-    """Compare what is staged with its source; refuse to publish what differs."""
+def verify_staged(
+    job: Job, staged: Path, watch: Watch, *, hidden: bool, hint: str = "nothing was published"
+) -> None:
+    """Compare what is staged, or was published before, with its source; refuse what differs."""
     from codellama_convert.errors import VerifyError
     from codellama_convert.verify.run import verify_output
 
     with progress_bar("verifying", weight_bytes(job), hidden=hidden) as bar:
         report = verify_output(staged, job, progress=replace(watch, progress=bar).advance)
     if report.problems:
-        raise VerifyError(report.problems[0], path=staged, hint="nothing was published")
+        raise VerifyError(report.problems[0], path=staged, hint=hint)
 
 
 def read_job(input_dir: Path, options: Options) -> Job:
@@ -58,15 +60,21 @@ def plan_and_check(input_dir: Path, options: Options, *, hidden: bool) -> Job:
 
 def look_ahead(job: Job, output_dir: Path | None) -> dict[str, Any]:
     """Describe what a conversion would do, and what stands where its output would go."""
-    from codellama_convert.cli.finished import describe_if_finished
     from codellama_convert.convert.record import file_sizes
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.staging.output_state import look_at_output
 
     folder = output_dir or default_output_dir(job.files.folder)
     output = look_at_output(folder, job.fingerprint(), file_sizes(job, job.small_files()))
-    done = describe_if_finished(folder, job, with_sha256=False, with_card=False)
-    return describe_job(job, output, is_finished=done is not None)
+    return describe_job(job, output, is_finished=folder.is_dir() and _is_finished(folder, job))
+
+
+def _is_finished(output_dir: Path, job: Job) -> bool:
+    # Reading ranks needs numpy, which planning alone does without.
+    from codellama_convert.cli.finished import describe_if_finished
+
+    done = describe_if_finished(output_dir, job, with_sha256=False, with_card=False)
+    return done is not None
 
 
 def _md5_bar(

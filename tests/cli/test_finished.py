@@ -73,6 +73,18 @@ def test_what_a_death_at_the_very_end_leaves_is_no_reason_to_refuse(done: Path) 
     assert not (done / "out" / STAGING).exists()
 
 
+def test_verifying_reads_the_weights_of_a_finished_conversion_too(done: Path) -> None:
+    """A damaged output was "already converted" under --verify."""
+    assert "already converted" in convert(done, *SHARDS, "--verify").stdout
+    shard = done / "out" / "model-00001-of-00006.safetensors"
+    flip_bit(shard, shard.stat().st_size - 5)
+    damaged = convert(done, *SHARDS, "--verify")
+    assert damaged.exit_code == 1
+    assert "already converted" not in damaged.output
+    assert shard.name in damaged.stderr
+    assert "convert it again" in damaged.stderr
+
+
 def test_the_weights_are_not_read_for_it(done: Path) -> None:
     """An hour of reading was not asked for; `verify` is there to find what this does not."""
     shard = next((done / "out").glob("*.safetensors"))
