@@ -5,7 +5,8 @@ A checkpoint's sizes that params.json may leave out are measured here, on the te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from codellama_convert.model.tensor_table import (
     rules_in_order,
 )
 
+_LAYER = re.compile(r"^layers\.[0-9]+\.")
 # Buffers whose last dimension has a value for each pair of a head's rows, or for each of its columns.
 _ONE_A_PAIR = ("freqs_cis", "freqs_cos", "freqs_sin")
 _ONE_A_COLUMN = ("cos_cached", "sin_cached", "cache_k", "cache_v", "k_cache", "v_cache")
@@ -52,7 +54,7 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
             ranks_expected = f"{n_expected} rank" if n_expected == 1 else f"{n_expected} ranks"
             raise LayoutError(
                 f"tensor {query.name!r} has {query.shape[0]} rows, so the checkpoint has "
-                f"{ranks_expected}, but {len(ranks)} were found",
+                f"{ranks_expected}, but {len(ranks)} {'was' if len(ranks) == 1 else 'were'} found",
                 path=ranks[0].path,
                 hint=hint,
             )
@@ -136,17 +138,28 @@ def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> t
             _check_part(tensor, rank)
         unknown = [n for n in rank.tensors if n not in known and not n.endswith(DROPPED_SUFFIX)]
         if unknown:
-            shape = rank.tensors[unknown[0]].shape
-            raise LayoutError(
-                f"tensor {unknown[0]!r} of shape {shape} does not belong to a Llama model"
-                + _and_others(len(unknown) - 1),
-                path=rank.path,
-                hint=SUPPORTED_HINT,
-            )
+            raise _unknown(rank, unknown, names)
     dropped = tuple(name for name in ranks[0].tensors if name not in names)
     shapes = {name: ranks[0].tensors[name].shape for name in dropped}
     _compare_head_size(layout, ranks[0].path, {**ranks[0].dropped, **shapes})
     return (*ranks[0].dropped, *dropped)
+
+
+def _unknown(rank: RankIndex, unknown: Sequence[str], names: Container[str]) -> LayoutError:
+    """Say what a tensor is that the table does not have: of a layer too many, or of another model."""
+    name, others = unknown[0], _and_others(len(unknown) - 1)
+    if _LAYER.sub("layers.0.", name) in names:
+        return LayoutError(
+            f"tensor {name!r}{others} is of a layer beyond the n_layers of params.json",
+            path=rank.path,
+            hint=SAME_FOLDER_HINT,
+        )
+    return LayoutError(
+        f"tensor {name!r} of shape {rank.tensors[name].shape} does not belong to a Llama model"
+        + others,
+        path=rank.path,
+        hint=SUPPORTED_HINT,
+    )
 
 
 def _and_others(n_others: int) -> str:

@@ -132,7 +132,7 @@ def test_params_that_agree_with_the_tensors_are_no_note(
     [
         ({"dim": 64}, ("shape", "(320, 32)", "(320, 64)")),
         ({"n_layers": 3}, ("layers.2.attention.wq.weight", "missing")),
-        ({"n_layers": 1}, ("layers.1.attention.wq.weight", "does not belong")),
+        ({"n_layers": 1}, ("layers.1.attention.wq.weight", "beyond the n_layers")),
         ({"n_heads": 2}, ("rope.freqs", "(4,)", "heads of 8, not of 16")),
         ({"n_kv_heads": 2}, ("layers.0.attention.wk.weight", "(32, 32), expected (16, 32)")),
     ],

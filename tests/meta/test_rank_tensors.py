@@ -118,6 +118,14 @@ def test_tensors_that_no_rule_explains_are_counted(
         check(rank_of(meta_shapes(SHAPE) | extra))
 
 
+def test_a_layer_too_many_is_told_as_that() -> None:
+    """It was said not to belong to a Llama model."""
+    more = {"layers.7.attention.wq.weight": (4, 4), "layers.7.ffn_norm.weight": (4,)}
+    facts = ("'layers.7.attention.wq.weight' (and 1 other)", "beyond the n_layers of params.json")
+    with refused(LayoutError, "consolidated.00.pth", *facts, SAME_FOLDER):
+        check(rank_of(meta_shapes(SHAPE) | more))
+
+
 def test_heads_of_another_size_than_the_rotary_buffers_are_refused() -> None:
     """Without grouped heads nothing else tells a wrong `n_heads`."""
     facts = ("'rope.freqs'", "(2,)", "heads of 4, not of 2", SAME_FOLDER)
