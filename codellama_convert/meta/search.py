@@ -196,10 +196,17 @@ def _several(
     top: Path, chosen: Sequence[Listing], model_size: str | None, flavor: Flavor | None
 ) -> CheckpointError:
     """Refuse to choose; of the options that choose, name those that were not given and would help."""
+    wanted = wanted_flavor(model_size, flavor)
+    if wanted is not None and not {wanted, None}.intersection(map(_flavor_of, chosen)):
+        return CheckpointError(
+            f"holds no checkpoint in a folder named {wanted}, but {_relative(top, chosen)}",
+            path=top,
+            hint="name the folder of one with --input_dir",
+        )
     options = []
     if model_size is None:
         options.append("--model_size")
-    elif wanted_flavor(model_size, flavor) is None and len({*map(_flavor_of, chosen)}) > 1:
+    elif wanted is None and len({*map(_flavor_of, chosen)}) > 1:
         options.append("--variant")
     asked = [text for text in (model_size, flavor) if text is not None]
     return CheckpointError(

@@ -114,6 +114,22 @@ def test_one_whose_name_says_another_size_is_not_taken(tmp_path):
         find_files(tmp_path, model_size="7B")
 
 
+def test_a_flavour_that_no_folder_is_named_after_is_told(tmp_path):
+    """It was called several checkpoints for python, of which none was one."""
+    checkpoint(tmp_path / "CodeLlama-7b")
+    checkpoint(tmp_path / "CodeLlama-7b-Instruct")
+    with refused(CheckpointError, "no checkpoint in a folder named python, but CodeLlama-7b, Code"):
+        find_files(tmp_path, flavor="python")
+    assert find_files(tmp_path, flavor="instruct").folder.name == "CodeLlama-7b-Instruct"
+
+
+def test_names_that_say_no_flavour_are_chosen_from_by_size(tmp_path):
+    checkpoint(tmp_path / "7B")
+    checkpoint(tmp_path / "13B")
+    with refused(CheckpointError, "several checkpoints for base", "choose one with --model_size"):
+        find_files(tmp_path, flavor="base")
+
+
 def test_hidden_folders_are_passed_over(tmp_path):
     checkpoint(tmp_path / ".cache" / "7B")
     with refused(CheckpointError, "holds no consolidated.NN.pth"):
