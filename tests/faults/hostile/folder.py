@@ -132,7 +132,7 @@ def params_of_another_width(folder: Path) -> None:
         "n-layers": ({"n_layers": 2}, "layers.1.attention.wq.weight", "missing"),
         "n-layers-16-million": ({"n_layers": 1 << 24}, "layers.1.attention.wq.weight", "missing"),
         "n-kv-heads": ({"n_kv_heads": 1}, "layers.0.attention.wk.weight", "(8, 8)", "(4, 8)"),
-        "n-heads": ({"n_heads": 4}, "rope.freqs", "(2,)", "(1,)"),
+        "n-heads": ({"n_heads": 4}, "rope.freqs", "(2,)", "heads of 4, not of 2"),
     },
     bomb=True,
 )  # fmt: skip
