@@ -60,16 +60,11 @@ class ConvertGroup(click.Group):
         found = super().shell_complete(ctx, incomplete)
         if not incomplete.startswith("-"):
             return [CompletionItem(incomplete, type="dir"), *found]
-        if incomplete.startswith("-"):
-            convert = self.commands["convert"]
-            bare = click.Context(convert, parent=ctx, info_name="convert")
-            listed = {item.value for item in found}
-            found += [
-                item
-                for item in convert.shell_complete(bare, incomplete)
-                if item.value not in listed
-            ]
-        return found
+        convert = self.commands["convert"]
+        bare = click.Context(convert, parent=ctx, info_name="convert")
+        listed = {item.value for item in found}
+        of_convert = convert.shell_complete(bare, incomplete)
+        return found + [item for item in of_convert if item.value not in listed]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the options of `convert` too: they are those of the bare form."""
