@@ -29,7 +29,13 @@ from codellama_convert.meta.rank_tensors import (
 from codellama_convert.meta.state_dict import find_state_dict
 from codellama_convert.model.config import MetaParams, ModelConfig, build_config, parse_params
 from codellama_convert.model.lagging import lagging_notes
-from codellama_convert.model.recognise import Recognised, check_model_size, is_released, recognise
+from codellama_convert.model.recognise import (
+    Recognised,
+    check_model_size,
+    is_released,
+    recognise,
+    wanted_flavor,
+)
 from codellama_convert.model.releases import Flavor
 from codellama_convert.model.tensor_table import TensorLayout, build_layout, meta_name_of
 from codellama_convert.storage.input_file import InputFile
@@ -133,7 +139,7 @@ def open_checkpoint(
     recognised = recognise(
         config,
         folder_name=model_name(files.folder),
-        flavor=flavor or ("chat" if model_size and model_size.endswith("f") else None),
+        flavor=wanted_flavor(model_size, flavor),
         max_position_embeddings=max_position_embeddings,
     )
     digest = hashlib.sha256(content).hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 from codellama_convert.errors import CheckpointError, one_line
 from codellama_convert.meta.places import model_name
 from codellama_convert.meta.rank_names import listed
-from codellama_convert.model.recognise import read_folder_name
+from codellama_convert.model.recognise import read_folder_name, wanted_flavor
 from codellama_convert.model.releases import Flavor
 from codellama_convert.storage.blocks import first_line
 
@@ -176,11 +176,6 @@ def _choose(
     if len(chosen) > 1 and wanted is not None:
         chosen = [one for one in chosen if _flavor_of(one) == wanted] or chosen
     return chosen
-
-
-def wanted_flavor(model_size: str | None, flavor: Flavor | None) -> Flavor | None:
-    """Return what the options say the model was tuned for: the "f" of "7Bf" says it too."""
-    return flavor or ("chat" if model_size and model_size.endswith("f") else None)
 
 
 def _says_size(one: Listing, model_size: str) -> bool:

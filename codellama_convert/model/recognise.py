@@ -24,6 +24,11 @@ _CODE_LLAMA_CONTEXT = 16384
 _CODE_LLAMA_ROPE_THETA = 1e6
 
 
+def wanted_flavor(model_size: str | None, flavor: Flavor | None) -> Flavor | None:
+    """Return what the options say the model was tuned for: the "f" of "7Bf" says it too."""
+    return flavor or ("chat" if model_size and model_size.endswith("f") else None)
+
+
 @dataclass(frozen=True, slots=True)
 class Recognised:
     """What a checkpoint was recognised as.

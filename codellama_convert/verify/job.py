@@ -16,7 +16,7 @@ from codellama_convert.errors import VerifyError
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.meta.places import model_name
 from codellama_convert.model.asked import RULES, TOKENIZER_CLASSES, Asked
-from codellama_convert.model.recognise import recognise
+from codellama_convert.model.recognise import recognise, wanted_flavor
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, TOKENIZER_ONLY, Options
 from codellama_convert.plan.tokenizer import plan_tokenizer
@@ -40,9 +40,6 @@ def asked_of(options: Options) -> Asked:
     Returns:
         What the output is said to be.
     """
-    variant = options.flavor
-    if variant is None and options.model_size and options.model_size.endswith("f"):
-        variant = "chat"
     has_tokenizer = options.tokenizer_model is not None or options.tokenizer_class is not None
     default_size = options.max_shard_bytes == DEFAULT_MAX_SHARD_BYTES
     return Asked(
@@ -51,7 +48,7 @@ def asked_of(options: Options) -> Asked:
         max_shard_size=None if default_size else options.max_shard_bytes,
         skip_tokenizer=True if options.skip_tokenizer else False if has_tokenizer else None,
         tokenizer_class=options.tokenizer_class,
-        variant=variant,
+        variant=wanted_flavor(options.model_size, options.flavor),
     )
 
 
