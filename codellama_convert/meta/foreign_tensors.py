@@ -10,8 +10,8 @@ from typing import Any
 
 from codellama_convert.errors import LayoutError, shown
 from codellama_convert.formats.pickle_names import View
+from codellama_convert.model.foreign_params import SUPPORTED_HINT
 
-SUPPORTED_HINT = "Llama 1, Llama 2 and Code Llama are supported"
 _MAX_SHOWN = 120
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from codellama_convert.errors import LayoutError
 from codellama_convert.formats.pth_reader import RankIndex
 from codellama_convert.formats.stored_tensor import StoredTensor
-from codellama_convert.meta.foreign_tensors import SUPPORTED_HINT
 from codellama_convert.model.config import SAME_FOLDER_HINT
+from codellama_convert.model.foreign_params import SUPPORTED_HINT
 from codellama_convert.model.tensor_table import (
     DROPPED_SUFFIX,
     TensorLayout,

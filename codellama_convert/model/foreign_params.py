@@ -15,7 +15,7 @@ from typing import Any
 from codellama_convert.errors import ConfigError, shown
 
 _LLAMA_3_VOCAB_SIZE = 128256  # params.json of every Llama 3
-_SUPPORTED = "Llama 1, Llama 2 and Code Llama are supported"
+SUPPORTED_HINT = "Llama 1, Llama 2 and Code Llama are supported"
 # What dim and n_heads give is the only value of these that the supported models have.
 HEAD_KEYS = frozenset({"head_dim", "softmax_scale"})
 
@@ -94,7 +94,7 @@ def refuse_other_families(found: Mapping[str, Any], own: frozenset[str], path: P
         what = f"has vocab_size {_LLAMA_3_VOCAB_SIZE}, which is Llama 3's"
     else:
         return
-    raise ConfigError(what, path=path, hint=_SUPPORTED)
+    raise ConfigError(what, path=path, hint=SUPPORTED_HINT)
 
 
 def refuse_other_heads(found: Mapping[str, Any], dim: int, n_heads: int, path: Path) -> None:
@@ -112,7 +112,7 @@ def refuse_other_heads(found: Mapping[str, Any], dim: int, n_heads: int, path: P
                 f"has {key!r}: {shown(value, 40)}, and dim {dim} over n_heads {n_heads} gives "
                 f"{right:g}",
                 path=path,
-                hint=_SUPPORTED,
+                hint=SUPPORTED_HINT,
             )
 
 
