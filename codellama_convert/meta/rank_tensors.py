@@ -13,6 +13,7 @@ from pathlib import Path
 from codellama_convert.errors import LayoutError
 from codellama_convert.formats.pth_reader import RankIndex
 from codellama_convert.formats.stored_tensor import StoredTensor
+from codellama_convert.meta.state_dict import head_size_of
 from codellama_convert.model.config import SAME_FOLDER_HINT
 from codellama_convert.model.foreign_params import SUPPORTED_HINT
 from codellama_convert.model.tensor_table import (
@@ -23,9 +24,6 @@ from codellama_convert.model.tensor_table import (
 )
 
 _LAYER = re.compile(r"^layers\.[0-9]+\.")
-# Buffers whose last dimension has a value for each pair of a head's rows, or for each of its columns.
-_ONE_A_PAIR = ("freqs_cis", "freqs_cos", "freqs_sin")
-_ONE_A_COLUMN = ("cos_cached", "sin_cached", "cache_k", "cache_v", "k_cache", "v_cache")
 
 
 def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
@@ -178,26 +176,13 @@ def _compare_head_size(
     """
     head_dim = next(tensor.head_dim for tensor in layout if tensor.head_dim is not None)
     for name, shape in shapes.items():
-        shown = _head_size_of(name, shape)
+        shown = head_size_of(name, shape)
         if shown not in (None, head_dim):
             raise LayoutError(
                 f"tensor {name!r} has shape {shape}, which is of heads of {shown}, not of {head_dim}",
                 path=path,
                 hint=SAME_FOLDER_HINT,
             )
-
-
-def _head_size_of(name: str, shape: tuple[int, ...]) -> int | None:
-    """Return the size of a head that a buffer shows; None where it shows none."""
-    if not shape:
-        return None
-    kind = name.rpartition(".")[2]
-    if name.endswith(DROPPED_SUFFIX) or kind == "inv_freq":
-        return 2 * shape[0] if len(shape) == 1 else None
-    if kind in _ONE_A_PAIR:
-        # Complex numbers may be stored as pairs of real ones.
-        return 2 * (shape[-2] if len(shape) > 2 and shape[-1] == 2 else shape[-1])
-    return shape[-1] if kind in _ONE_A_COLUMN else None
 
 
 def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:

@@ -10,22 +10,28 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from codellama_convert.errors import LayoutError, shown
 from codellama_convert.formats.declared import Declared, items_of
 from codellama_convert.formats.pickle_names import View
 from codellama_convert.meta.foreign_tensors import refuse_foreign
 from codellama_convert.meta.rank_names import listed
+from codellama_convert.model.tensor_table import DROPPED_SUFFIX
 
 # A name as Meta's modules have it, and what stands before it.
 _META_NAME = re.compile(r"(|.*?\.)(?:tok_embeddings|norm|output|layers\.[0-9]+)\..*", re.DOTALL)
 # What reimplementations register beside the weights: karpathy/llama2.c (model.py), pytorch-labs/
-# gpt-fast (model.py), pytorch-tpu/llama (model.py), transformers' rotary embedding.
-_BUFFER = re.compile(
-    r"(?:.*\.)?(?:freqs_cis|freqs_cos|freqs_sin|inv_freq|cos_cached|sin_cached"
-    r"|mask|causal_mask|cache_[kv]|[kv]_cache)"
-)
+# gpt-fast (model.py), pytorch-tpu/llama (model.py), transformers' rotary embedding. Each with what
+# it has of a head: an angle for each pair of rows, a column for each pair or for each row, nothing.
+_BUFFERS: dict[str, Literal["angle", "pair", "row"] | None] = {
+    "inv_freq": "angle",
+    "freqs_cis": "pair", "freqs_cos": "pair", "freqs_sin": "pair",
+    "cos_cached": "row", "sin_cached": "row",
+    "cache_k": "row", "cache_v": "row", "k_cache": "row", "v_cache": "row",
+    "mask": None, "causal_mask": None,
+}  # fmt: skip
+_BUFFER = re.compile(rf"(?:.*\.)?(?:{'|'.join(_BUFFERS)})")
 _MAX_LISTED, _MAX_SHOWN = 6, 60
 
 
@@ -67,6 +73,27 @@ def _plain_shape(view: View) -> tuple[int, ...]:
     """Return a shape of which nothing was checked; empty where it is not one."""
     shape = view.shape
     return shape if type(shape) is tuple and all(type(n) is int for n in shape) else ()
+
+
+def head_size_of(name: str, shape: tuple[int, ...]) -> int | None:
+    """Report the size of a head that a buffer shows.
+
+    Args:
+        name: Its name.
+        shape: Its shape; empty where that is not known.
+
+    Returns:
+        The size; None where it shows none.
+    """
+    shows = _BUFFERS.get("inv_freq" if name.endswith(DROPPED_SUFFIX) else name.rpartition(".")[2])
+    if not shape or shows is None:
+        return None
+    if shows == "angle":
+        return 2 * shape[0] if len(shape) == 1 else None
+    if shows == "pair":
+        # Complex numbers may be stored as pairs of real ones.
+        return 2 * (shape[-2] if len(shape) > 2 and shape[-1] == 2 else shape[-1])
+    return shape[-1]
 
 
 def _unwrap(path: Path, top: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
