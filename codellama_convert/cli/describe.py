@@ -37,7 +37,7 @@ def describe_job(job: Job, output: OutputState, *, is_finished: bool = False) ->
         "output_dir": str(output.path),
         "output_finished": is_finished,
         "output_refusal": None if is_finished else output.refusal,
-        "staged_bytes": output.staged_bytes,
+        "staged_bytes": output.space.staged,
         "disk_needed_bytes": 0 if is_finished else output.space.needed,
         "disk_free_bytes": output.space.free,
         "disk_missing_bytes": 0 if is_finished else output.space.missing,

@@ -23,13 +23,11 @@ class OutputState:
     Attributes:
         path: The folder.
         refusal: Why a conversion into it would be refused; None where it would not be.
-        staged_bytes: What an earlier run of the same conversion has left whole, by its size.
-        space: What is still to be written, and what is free.
+        space: What is still to be written, what an earlier run has left whole, and what is free.
     """
 
     path: Path
     refusal: str | None
-    staged_bytes: int
     space: Space
 
 
@@ -60,8 +58,7 @@ def look_at_output(
             refuse_content(folder, written, overwrite=False, moved=moved, resumed=resumed)
     except OutputError as problem:
         refusal = str(problem)
-    space = space_for(folder, sizes, staged, moved)
-    return OutputState(folder, refusal, space.staged, space)
+    return OutputState(folder, refusal, space_for(folder, sizes, staged, moved))
 
 
 def _staged_work(
