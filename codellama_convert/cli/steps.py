@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,8 @@ if TYPE_CHECKING:
 
 def check_source(told: list[str], job: Job, watch: Watch, *, hidden: bool) -> tuple[str, ...]:
     """Compare the ranks with Meta's list; say at once what differs, and add it to what was told."""
-    with _md5_bar(job.options, hidden=hidden) as bar:
+    is_hidden = hidden or job.options.checksums == "off"
+    with progress_bar("checking MD5", None, hidden=is_hidden) as bar:
         notes = job.check_ranks(replace(watch, progress=bar).advance)
     print_notes(notes)
     told += notes
@@ -51,11 +50,10 @@ def read_job(input_dir: Path, options: Options) -> Job:
 
 def plan_and_check(input_dir: Path, options: Options, *, hidden: bool) -> Job:
     """Do the same, and compare the ranks with Meta's list where that was asked for."""
+    from codellama_convert.storage.watch import Watch
+
     job = read_job(input_dir, options)
-    with _md5_bar(options, hidden=hidden) as progress:
-        notes = job.check_ranks(progress)
-    print_notes(notes)
-    return replace(job, notes=job.notes + notes)
+    return replace(job, notes=job.notes + check_source([], job, Watch(), hidden=hidden))
 
 
 def look_ahead(job: Job, output_dir: Path | None) -> dict[str, Any]:
@@ -75,12 +73,6 @@ def _is_finished(output_dir: Path, job: Job) -> bool:
 
     done = describe_if_finished(output_dir, job, with_sha256=False, with_card=False)
     return done is not None
-
-
-def _md5_bar(
-    options: Options, *, hidden: bool
-) -> AbstractContextManager[Callable[[int], None] | None]:
-    return progress_bar("checking MD5", None, hidden=hidden or options.checksums == "off")
 
 
 def weight_bytes(job: Job | None) -> int | None:
