@@ -42,8 +42,10 @@ def check_memory() -> None:
 def _private_memory(n_bytes: int) -> mmap.mmap:
     """Map memory as libraries do: a limit of data (ulimit -d) counts it only if it is private."""
     if sys.platform == "win32":
-        return mmap.mmap(-1, n_bytes)
-    return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, n_bytes)
+    else:
+        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return memory
 
 
 def lack_in_words(problem: BaseException) -> str | None:

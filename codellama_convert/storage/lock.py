@@ -89,12 +89,13 @@ class FolderLock:
 
 def _is_at(path: Path, fd: int) -> bool:
     """Return whether a path leads to an open file; on Windows an open one cannot be removed."""
-    if sys.platform == "win32":
-        return True
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
+    is_at = True
+    if sys.platform != "win32":
+        try:
+            is_at = os.path.samestat(os.fstat(fd), path.stat())
+        except FileNotFoundError:
+            is_at = False
+    return is_at
 
 
 def _lock(fd: int) -> None:
