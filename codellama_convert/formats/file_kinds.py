@@ -1,4 +1,4 @@
-"""Own how a file of another kind is recognised where a rank, params.json or a tokenizer should be."""
+"""Own how a file of another kind is recognised where a file of a model should be."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 
 from codellama_convert.errors import ConvertError
 
-Wanted = Literal["zip", "JSON", "SentencePiece"]
+Wanted = Literal["zip", "JSON", "SentencePiece", "safetensors"]
 
 HEAD_BYTES = 512  # tell every kind
 
 _DOWNLOAD_AGAIN = "download it again"
 _BROKEN_DOWNLOAD = "the download failed (often an expired link or a missing login); try it again"
-_ORIGINAL = "use the original file that Meta released"
+_ORIGINAL = "use the original file, as it was released"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ KINDS = (
     _kind("is a gzip file", "unpack it first", rb"\x1f\x8b"),
     _kind("is a GGUF file", _ORIGINAL, rb"GGUF"),
     # Eight bytes say the length of its header, under 100 MB; the header is JSON.
-    _kind("is a safetensors file", _ORIGINAL, rb'.{5}\0\0\0\{"'),
+    _kind("is a safetensors file", _ORIGINAL, rb'.{5}\0\0\0\{"', is_right_as="safetensors"),
     # torch.serialization.MAGIC_NUMBER, pickled
     _kind(
         "is in the legacy (pre-1.6, non-zip) torch format",

@@ -9,6 +9,7 @@ import pytest
 from codellama_convert.errors import ConfigError
 from codellama_convert.formats.file_kinds import Wanted, other_kind, refuse_other_kind
 
+SAFETENSORS = b'\x60\x2c\0\0\0\0\0\0{"__metadata__'
 HEADS = [
     (b"<!doctype html>", "HTML"),
     (b"\xef\xbb\xbf\n\t <html lang='en'>", "HTML"),
@@ -17,7 +18,7 @@ HEADS = [
     (bytes(257) + b"ustar\x0000", "tar"),
     (b"\x1f\x8b\x08", "gzip"),
     (b"GGUF\x03\0\0\0", "GGUF"),
-    (b'\x60\x2c\0\0\0\0\0\0{"__metadata__', "safetensors"),
+    (SAFETENSORS, "safetensors"),
     (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "legacy"),
     (b"IQ== 0\nIg== 1\n", "tiktoken"),
 ]
@@ -51,6 +52,9 @@ def test_nothing_is_said_of_unknown_kinds(head: bytes, wanted: Wanted) -> None:
         (b"        " + JSON, "JSON", None),  # no safetensors header of 8 spaces
         (JSON, "zip", "JSON"),
         (b"\n [1]", "SentencePiece", "JSON"),
+        (SAFETENSORS, "safetensors", None),
+        (SAFETENSORS, "zip", "safetensors"),
+        (ZIP, "safetensors", "zip"),
     ],
 )
 def test_what_is_wanted_is_no_other_kind(head: bytes, wanted: Wanted, kind: str | None) -> None:
