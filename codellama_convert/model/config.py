@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import ConfigError, shown
-from codellama_convert.formats.strict_json import parse_object
 from codellama_convert.model.foreign_params import (
     HEAD_KEYS,
     is_foreign,
     refuse_other_families,
     refuse_other_heads,
 )
+from codellama_convert.model.settings import Settings, parse_settings, require_heads
 
-_DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
-_DEFAULT_MULTIPLE_OF = 256
-_MAX_DIMENSION = 1 << 24
-_MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
-_MAX_REAL = 1e30  # times any dimension it is still finite
+DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
+DEFAULT_MULTIPLE_OF = 256
 SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
 _META_HINT = "is it Meta's params.json?"
 
@@ -50,7 +47,7 @@ class MetaParams:
     n_heads: int
     norm_eps: float
     n_kv_heads: int | None = None
-    multiple_of: int = _DEFAULT_MULTIPLE_OF
+    multiple_of: int = DEFAULT_MULTIPLE_OF
     ffn_dim_multiplier: float | None = None
     rope_theta: float | None = None
     vocab_size: int | None = None
@@ -146,7 +143,7 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
     Raises:
         ConfigError: If it is no JSON object of plausible numbers.
     """
-    found = _json_object(content, path)
+    found = parse_settings(content, path, hint=_META_HINT).found
     beside: dict[str, Any] = {}
     # Some re-uploads keep the whole run's settings, with the model's below "model".
     if isinstance(found.get("model"), dict):
@@ -155,18 +152,19 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
         _refuse_contradiction(found, beside, path)
         refuse_other_families(beside, _KNOWN_KEYS, path)
     refuse_other_families(found, _KNOWN_KEYS, path)
+    said = Settings(found, path, _META_HINT)
     n_rows = found.get("vocab_size")
     params = MetaParams(
-        dim=_whole(found, "dim", path),
-        n_layers=_whole(found, "n_layers", path),
-        n_heads=_whole(found, "n_heads", path),
-        norm_eps=_real(found, "norm_eps", path),
-        n_kv_heads=_optional_whole(found, "n_kv_heads", path),
-        multiple_of=_optional_whole(found, "multiple_of", path) or _DEFAULT_MULTIPLE_OF,
-        ffn_dim_multiplier=_optional_real(found, "ffn_dim_multiplier", path),
-        rope_theta=_optional_real(found, "rope_theta", path),
-        vocab_size=None if n_rows == -1 else _optional_whole(found, "vocab_size", path),
-        hidden_dim=_optional_whole(found, "hidden_dim", path),
+        dim=said.whole("dim"),
+        n_layers=said.whole("n_layers"),
+        n_heads=said.whole("n_heads"),
+        norm_eps=said.real("norm_eps"),
+        n_kv_heads=said.optional_whole("n_kv_heads"),
+        multiple_of=said.optional_whole("multiple_of") or DEFAULT_MULTIPLE_OF,
+        ffn_dim_multiplier=said.optional_real("ffn_dim_multiplier"),
+        rope_theta=said.optional_real("rope_theta"),
+        vocab_size=None if n_rows == -1 else said.optional_whole("vocab_size"),
+        hidden_dim=said.optional_whole("hidden_dim"),
         tie_word_embeddings=any((beside | found).get(key) is True for key in _TIED_KEYS),
     )
     refuse_other_heads(beside | found, params.dim, params.n_heads, path)
@@ -188,49 +186,6 @@ def _refuse_contradiction(model: dict[str, Any], beside: dict[str, Any], path: P
                 path=path,
                 hint="keep the one that is right, in 'model'",
             )
-
-
-def _json_object(content: bytes, path: Path) -> dict[str, Any]:
-    if not content.strip():
-        raise ConfigError("the file is empty", path=path, hint="download it again")
-    try:
-        return parse_object(content)
-    except ValueError as problem:
-        raise ConfigError(str(problem), path=path, hint="download it again") from problem
-
-
-def _whole(found: dict[str, Any], key: str, path: Path) -> int:
-    value = found.get(key)
-    if value is None:
-        raise ConfigError(f"has no {key!r}", path=path, hint=_META_HINT)
-    if type(value) is not int or not 0 < value <= _MAX_DIMENSION:
-        raise ConfigError(
-            f"{key!r} is {shown(value, 40)}, not a positive number", path=path, hint=_META_HINT
-        )
-    return value
-
-
-def _real(found: dict[str, Any], key: str, path: Path) -> float:
-    value = found.get(key)
-    if value is None:
-        raise ConfigError(f"has no {key!r}", path=path, hint=_META_HINT)
-    if type(value) is int and value.bit_length() < 64:
-        value = float(value)
-    if type(value) is not float or not 0 < value <= _MAX_REAL:
-        raise ConfigError(
-            f"{key!r} is {shown(value, 40)}, not a plausible positive number",
-            path=path,
-            hint=_META_HINT,
-        )
-    return value
-
-
-def _optional_whole(found: dict[str, Any], key: str, path: Path) -> int | None:
-    return None if found.get(key) is None else _whole(found, key, path)
-
-
-def _optional_real(found: dict[str, Any], key: str, path: Path) -> float | None:
-    return None if found.get(key) is None else _real(found, key, path)
 
 
 def build_config(
@@ -256,7 +211,13 @@ def build_config(
     Raises:
         ConfigError: If the heads do not divide the width.
     """
-    _check_heads(params, path)
+    require_heads(
+        ("dim", params.dim),
+        ("n_heads", params.n_heads),
+        ("n_kv_heads", params.key_value_heads()),
+        path=path,
+        hint=_META_HINT,
+    )
     return ModelConfig(
         hidden_size=params.dim,
         intermediate_size=intermediate_size,
@@ -264,29 +225,7 @@ def build_config(
         num_attention_heads=params.n_heads,
         num_key_value_heads=params.key_value_heads(),
         rms_norm_eps=params.norm_eps,
-        rope_theta=_DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
+        rope_theta=DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
         vocab_size=vocab_size,
         tie_word_embeddings=tie_word_embeddings,
     )
-
-
-def _check_heads(params: MetaParams, path: Path) -> None:
-    if params.dim % params.n_heads or (params.dim // params.n_heads) % 2:
-        raise ConfigError(
-            f"dim {params.dim} is not n_heads {params.n_heads} times an even head size",
-            path=path,
-            hint=_META_HINT,
-        )
-    if params.dim // params.n_heads > _MAX_HEAD_SIZE:
-        raise ConfigError(
-            f"dim {params.dim} over n_heads {params.n_heads} gives heads of "
-            f"{params.dim // params.n_heads}, more than {_MAX_HEAD_SIZE}",
-            path=path,
-            hint=SAME_FOLDER_HINT,
-        )
-    if params.n_heads % params.key_value_heads():
-        raise ConfigError(
-            f"n_heads {params.n_heads} is not a multiple of n_kv_heads {params.n_kv_heads}",
-            path=path,
-            hint=_META_HINT,
-        )
