@@ -1,0 +1,245 @@
+"""Own config.json of any writer: the model that it describes, or why Meta's code cannot run it.
+
+Meta's code has neither biases nor scaled frequencies, and no key of params.json to say so: what is
+written without regard to them loads, and computes something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import ConfigError, shown
+from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
+from codellama_convert.formats.strict_json import identical
+from codellama_convert.model.config import DEFAULT_ROPE_THETA, ModelConfig
+from codellama_convert.model.foreign_params import SUPPORTED_HINT, refuse_other_families
+from codellama_convert.model.settings import Settings, parse_settings, require_heads
+from codellama_convert.storage.input_file import InputFile
+from codellama_convert.tensors import DTYPES, Dtype
+
+CONFIG_NAME = "config.json"
+_MAX_BYTES = 1 << 20
+_HINT = "is it the config.json of a Llama model, as transformers saves it?"
+_ONE_VALUE = "keep the one that the model was trained with"
+_LARGEST_ID = 1 << 31
+
+# As transformers spells them in `model_type`; any other is refused too, by that spelling.
+_FAMILIES = {
+    "mistral": "Mistral", "mixtral": "Mixtral", "qwen2": "Qwen2", "qwen2_moe": "Qwen2",
+    "qwen3": "Qwen3", "qwen3_moe": "Qwen3", "gemma": "Gemma", "gemma2": "Gemma 2",
+    "gemma3": "Gemma 3", "gemma3_text": "Gemma 3", "phi": "Phi", "phi3": "Phi-3",
+    "llama4": "Llama 4", "llama4_text": "Llama 4", "mllama": "Llama 3.2 Vision",
+    "llava": "LLaVA", "deepseek_v2": "DeepSeek", "deepseek_v3": "DeepSeek", "granite": "Granite",
+    "falcon": "Falcon", "gpt2": "GPT-2", "gpt_neox": "GPT-NeoX", "starcoder2": "StarCoder2",
+    "olmo2": "OLMo 2", "cohere": "Command R", "stablelm": "StableLM", "internlm2": "InternLM2",
+}  # fmt: skip
+# The second is what the first conversions called it.
+_ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
+# Keys of transformers' Llama that look like another model's to the table, and are judged here.
+_OWN_KEYS = frozenset(
+    {"rope_theta", "rope_scaling", "rope_parameters", "hidden_act", "quantization_config"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceConfig:
+    """What a config.json says.
+
+    Attributes:
+        model: The model.
+        dtype: Of the weights, as the file says it; None where it says none that a model has.
+        max_position_embeddings: The context length; None where it says nothing.
+        bos_token_id: What begins a text; None where it says nothing.
+        eos_token_ids: What ends one; empty where it says nothing.
+    """
+
+    model: ModelConfig
+    dtype: Dtype | None
+    max_position_embeddings: int | None
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+
+def read_config(path: Path) -> tuple[HuggingFaceConfig, bytes]:
+    """Read a config.json; the result and errors of `parse_config`, and the file's bytes."""
+    with InputFile(path, error=ConfigError, hint=_HINT) as file:
+        content = file.read_whole(_MAX_BYTES, hint=_HINT)
+    refuse_other_kind(content[:HEAD_BYTES], "JSON", path=path, error=ConfigError)
+    return parse_config(content, path), content
+
+
+def parse_config(content: bytes, path: Path) -> HuggingFaceConfig:
+    """Read config.json in the spelling of transformers 4 or 5.
+
+    Args:
+        content: The file's bytes.
+        path: Where they come from, for messages.
+
+    Returns:
+        What it says.
+
+    Raises:
+        ConfigError: If it is not a JSON object of plausible numbers, or of a model that Meta's code
+            cannot run.
+
+    Source:
+        transformers configuration_llama.py, 4.57 and 5: keys and defaults.
+    """
+    said = parse_settings(content, path, hint=_HINT)
+    _refuse_other_models(said)
+    hidden_size = said.whole("hidden_size")
+    n_heads = said.whole("num_attention_heads")
+    n_kv_heads = said.optional_whole("num_key_value_heads") or n_heads
+    _require_heads(said, hidden_size, n_heads, n_kv_heads)
+    theta = _rope_theta(said)
+    model = ModelConfig(
+        hidden_size=hidden_size,
+        intermediate_size=said.whole("intermediate_size"),
+        num_hidden_layers=said.whole("num_hidden_layers"),
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_kv_heads,
+        rms_norm_eps=said.real("rms_norm_eps"),
+        rope_theta=DEFAULT_ROPE_THETA if theta is None else theta,
+        vocab_size=said.whole("vocab_size"),
+        tie_word_embeddings=_flag(said, "tie_word_embeddings"),
+    )
+    return HuggingFaceConfig(
+        model=model,
+        dtype=_dtype(said),
+        max_position_embeddings=said.optional_whole("max_position_embeddings"),
+        bos_token_id=next(iter(_ids(said, "bos_token_id")), None),
+        eos_token_ids=_ids(said, "eos_token_id"),
+    )
+
+
+def _refuse_other_models(said: Settings) -> None:
+    """Refuse another architecture, weights that are no plain numbers, and what Meta's has not."""
+    found, path = said.found, said.path
+    kind = found.get("model_type")
+    if kind != "llama":
+        family = _FAMILIES.get(kind) if isinstance(kind, str) else None
+        whose = f", which is {family}'s" if family else ""
+        what = "no 'model_type'" if kind is None else f"'model_type': {shown(kind, 40)}{whose}"
+        raise ConfigError(f"has {what}", path=path, hint=SUPPORTED_HINT)
+    architectures = found.get("architectures")
+    if architectures and not any(identical(architectures, [name]) for name in _ARCHITECTURES):
+        raise ConfigError(
+            f"has 'architectures': {shown(architectures)}, not {_ARCHITECTURES[0]}",
+            path=path,
+            hint="save the whole language model, with its head",
+        )
+    for key in ("quantization_config", "compression_config"):
+        if found.get(key):
+            method = found[key].get("quant_method") if isinstance(found[key], dict) else found[key]
+            raise ConfigError(
+                f"has {key!r} ({shown(method, 40)}): the weights are quantised",
+                path=path,
+                hint="use the weights that were quantised, in bfloat16, float16 or float32",
+            )
+    for key in ("attention_bias", "mlp_bias"):
+        if _flag(said, key):
+            raise ConfigError(
+                f"has {key!r}: true, and Meta's code has no biases", path=path, hint=SUPPORTED_HINT
+            )
+    activation = found.get("hidden_act")
+    if activation not in (None, "silu"):
+        raise ConfigError(
+            f"has 'hidden_act': {shown(activation, 40)}, and Meta's code has silu alone",
+            path=path,
+            hint=SUPPORTED_HINT,
+        )
+    refuse_other_families(found, _OWN_KEYS, path)
+
+
+def _require_heads(said: Settings, hidden_size: int, n_heads: int, n_kv_heads: int) -> None:
+    require_heads(
+        ("hidden_size", hidden_size),
+        ("num_attention_heads", n_heads),
+        ("num_key_value_heads", n_kv_heads),
+        path=said.path,
+        hint=_HINT,
+    )
+    size = said.optional_whole("head_dim")
+    if size not in (None, hidden_size // n_heads):
+        raise ConfigError(
+            f"has 'head_dim': {size}, and hidden_size {hidden_size} over num_attention_heads "
+            f"{n_heads} gives {hidden_size // n_heads}, which is what Meta's code takes",
+            path=said.path,
+            hint=SUPPORTED_HINT,
+        )
+
+
+def _rope_theta(said: Settings) -> float | None:
+    """Find the base of the rotary frequencies at the two places that it may have; None for none."""
+    found = [("rope_theta", said.optional_real("rope_theta"))]
+    for key in ("rope_parameters", "rope_scaling"):
+        for inner in _rope_settings(said, key):
+            _refuse_scaling(key, inner)
+            found.append((f"rope_theta in {key}", inner.optional_real("rope_theta")))
+    stated = [(place, theta) for place, theta in found if theta is not None]
+    for (place, theta), (other, value) in pairwise(stated):
+        if value != theta:
+            raise ConfigError(
+                f"has {place} {theta!r} and {other} {value!r}", path=said.path, hint=_ONE_VALUE
+            )
+    return stated[0][1] if stated else None
+
+
+def _rope_settings(said: Settings, key: str) -> Iterator[Settings]:
+    """Yield the object that is the value of a key; nothing where there is none."""
+    value = said.found.get(key)
+    if isinstance(value, dict):
+        yield Settings(value, said.path, said.hint)
+    elif value is not None:
+        raise ConfigError(
+            f"{key!r} is {shown(value, 40)}, not an object", path=said.path, hint=said.hint
+        )
+
+
+def _refuse_scaling(key: str, inner: Settings) -> None:
+    """Refuse frequencies that follow from more than their base."""
+    kinds = [inner.found[name] for name in ("rope_type", "type") if name in inner.found]
+    # What transformers reads under another name than these is of a layer's kind.
+    plain = kinds or set(inner.found) <= {"rope_theta"}
+    partial = inner.optional_real("partial_rotary_factor")
+    if not plain or any(kind != "default" for kind in kinds) or partial not in (None, 1.0):
+        raise ConfigError(
+            f"has {key!r}: {shown(inner.found, 120)}, and Meta's code scales no rotary frequencies",
+            path=inner.path,
+            hint=SUPPORTED_HINT,
+        )
+
+
+def _flag(said: Settings, key: str) -> bool:
+    value = said.found.get(key)
+    if value is not None and type(value) is not bool:
+        raise ConfigError(
+            f"{key!r} is {shown(value, 40)}, not true or false", path=said.path, hint=said.hint
+        )
+    return bool(value)
+
+
+def _dtype(said: Settings) -> Dtype | None:
+    old, new = (said.found.get(key) for key in ("torch_dtype", "dtype"))
+    if old is not None and new is not None and old != new:
+        raise ConfigError(
+            f"has 'torch_dtype': {shown(old, 40)} and 'dtype': {shown(new, 40)}",
+            path=said.path,
+            hint=_ONE_VALUE,
+        )
+    return next((dtype for dtype in DTYPES if dtype.name in (old, new)), None)
+
+
+def _ids(said: Settings, key: str) -> tuple[int, ...]:
+    """Read one id or a list of them; a negative one means that there is none."""
+    value: Any = said.found.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(one) is not int or one >= _LARGEST_ID for one in ids):
+        raise ConfigError(
+            f"{key!r} is {shown(value, 40)}, not an id", path=said.path, hint=said.hint
+        )
+    return tuple(one for one in ids if one >= 0)
