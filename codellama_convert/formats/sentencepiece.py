@@ -43,9 +43,9 @@ BPE = 2
 MODEL_TYPES = ((1, "unigram"), (BPE, "BPE"), (3, "word"), (4, "char"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SentencePieceModel:
-    """A tokenizer.model that passed every check.
+    """A tokenizer.model that passed every check; each is equal to itself only.
 
     Attributes:
         path: Where it was read.

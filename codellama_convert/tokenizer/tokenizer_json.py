@@ -6,6 +6,7 @@ import json
 from array import array
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby, islice, starmap, takewhile
 from typing import Any
 
@@ -88,6 +89,12 @@ def tokenizer_json(model: SentencePieceModel) -> Chunked:
     Raises:
         TokenizerError: If it were far larger than that of any vocabulary in use.
     """
+    return Chunked(_n_bytes(model), lambda: _chunks(model, starmap(_merge_line, merges(model))))
+
+
+# A conversion asks before anything is written, and again when it writes.
+@lru_cache(maxsize=1)
+def _n_bytes(model: SentencePieceModel) -> int:
     n_bytes = sum(map(len, _chunks(model, ())))
     n_merges = 0
     known = frozenset(_joined_texts(model))
@@ -95,7 +102,8 @@ def tokenizer_json(model: SentencePieceModel) -> Chunked:
         n_splits = sum(text[:cut] in known and text[cut:] in known for cut in range(1, len(text)))
         n_merges += n_splits
         # An escape stands for one character, so all splits of a piece take the same bytes.
-        n_bytes += n_splits * len(f"{_merge_line(text, '')},\n".encode())
+        if n_splits:
+            n_bytes += n_splits * len(f"{_merge_line(text, '')},\n".encode())
         if n_bytes > MAX_JSON_BYTES:
             raise TokenizerError(
                 f"its {model.n_pieces} pieces can be put together in so many ways that "
@@ -105,7 +113,7 @@ def tokenizer_json(model: SentencePieceModel) -> Chunked:
             )
     if n_merges:
         n_bytes += len("\n" + "\n    ") - len(",\n")  # in the brackets, and not behind the last
-    return Chunked(n_bytes, lambda: _chunks(model, (_merge_line(*pair) for pair in merges(model))))
+    return n_bytes
 
 
 def _chunks(model: SentencePieceModel, merge_lines: Iterable[str]) -> Iterator[bytes]:
