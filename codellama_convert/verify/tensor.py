@@ -16,6 +16,7 @@ from codellama_convert.meta.rank_reader import UNSIGNED, RankReader, Rows
 from codellama_convert.model.rope import to_interleaved
 from codellama_convert.model.tensor_table import Part
 from codellama_convert.plan.tiles import TensorPlan, Tile
+from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Progress
 from codellama_convert.tensors import Dtype
@@ -53,6 +54,8 @@ class TensorComparer:
         self._tensor, self._stored = tensor, stored
         self._file, self._readers = file, readers
         source, target = tensor.layout.spec.dtype, stored.dtype
+        # What was read is then what must have been written, so one sum is both's.
+        self._same_bytes = source == target and tensor.layout.head_dim is None
         self._may_become_zero = target.min_positive > source.min_positive
 
     def compare(
@@ -66,29 +69,40 @@ class TensorComparer:
             n_bytes = tile.n_rows * row_bytes
             at = self._stored.offset + tile.start_row * row_bytes
             window = self._file.read_window(at, n_bytes, output_buffer)
-            found.crc32 = zlib.crc32(window, found.crc32)
             written = np.frombuffer(window, UNSIGNED[dtype.itemsize])
             written = written.reshape(tile.n_rows, tensor.spec.n_columns)
             if _holds_nonfinite(written, dtype):
                 found.nonfinite += _n_nonfinite(written, dtype)
-            self._compare_tile(tile, written, read_buffer, found)
+            crc_read = self._compare_tile(tile, written, read_buffer, found)
             if found.difference is not None:
                 break
+            crc = zlib.crc32(window) if crc_read is None else crc_read
+            found.crc32 = combine(found.crc32, crc, n_bytes)
             advance(n_bytes)
         return found
 
     def _compare_tile(
         self, tile: Tile, written: Rows, read_buffer: memoryview, found: Compared
-    ) -> None:
-        for part, row, rows in self._parts(tile, read_buffer):
+    ) -> int | None:
+        """Compare the rows of a tile with each part that holds some of them.
+
+        Returns:
+            The tile's CRC-32 where it is known without summing it: that of rows which were read
+            and are the same bytes.
+        """
+        crc_read = None
+        for part, row, rows, crc in self._parts(tile, read_buffer):
             expected = self._as_written(rows)
             piece = written[:, part.columns.start : part.columns.stop]
             unequal = self._first_unequal(piece, expected)
             if unequal is not None:
                 found.difference = self._describe(part.rank, row, unequal, piece, expected)
-                return
+                return None
+            if self._same_bytes and rows.shape == written.shape:
+                crc_read = crc
             if self._may_become_zero and part in self._tensor.layout.sources:
                 found.became_zero += _n_zeros(piece) - _n_zeros(rows)
+        return crc_read
 
     def _first_unequal(self, piece: Rows, expected: Rows) -> tuple[int, int] | None:
         """Find the first element, in the ranks' order, that differs."""
@@ -101,14 +115,16 @@ class TensorComparer:
         row, column = np.unravel_index(int(unequal.argmax()), unequal.shape)
         return int(row), int(column)
 
-    def _parts(self, tile: Tile, read_buffer: memoryview) -> Iterator[tuple[Part, int, Rows]]:
-        """Yield each part that has rows of a tile, its own first one of them, and their elements."""
+    def _parts(
+        self, tile: Tile, read_buffer: memoryview
+    ) -> Iterator[tuple[Part, int, Rows, int | None]]:
+        """Yield each part that has rows of a tile: its first one of them, elements and CRC-32."""
         name = self._tensor.layout.meta_name
         for part in self._tensor.layout.parts:
             if tile.start_row in part.rows:
                 row = tile.start_row - part.rows.start
-                rows, _ = self._readers[part.rank].read_rows(name, row, tile.n_rows, read_buffer)
-                yield part, row, rows
+                rows, crc = self._readers[part.rank].read_rows(name, row, tile.n_rows, read_buffer)
+                yield part, row, rows, crc
 
     def _as_written(self, rows: Rows) -> Rows:
         """Return what the output must hold: the same bits, or torch's cast of the numbers."""
