@@ -84,7 +84,7 @@ def _describe_model(weights: WeightsJob) -> dict[str, Any]:
 def _describe_tensor(tensor: TensorPlan) -> dict[str, Any]:
     return {
         "name": tensor.spec.name,
-        "source": tensor.layout.meta_name,
+        "source": tensor.source.name,
         "dtype": tensor.spec.dtype.code,
         "shape": list(tensor.spec.shape),
         "offset": tensor.offset,

@@ -10,9 +10,10 @@ import numpy as np
 
 from codellama_convert.convert.movers import Movers
 from codellama_convert.meta.rank_reader import UNSIGNED, RankReader, Rows
+from codellama_convert.model.placement import Move
 from codellama_convert.model.rope import to_half_split
 from codellama_convert.plan.plan import FilePlan
-from codellama_convert.plan.tiles import TensorPlan, Tile
+from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.output_file import OutputFile, SpanWriter
 from codellama_convert.storage.threads import share_out
@@ -49,7 +50,7 @@ def write_tensors(
         span = SpanWriter(output, tensor.offset, write_buffer)
         crc = 0
         for tile in tensor.tiles():
-            n_bytes = tile.n_rows * tensor.row_bytes
+            n_bytes = len(tile.rows) * tensor.row_bytes
             tile_crc = source.fill(span.space(n_bytes), tensor, tile, read_buffer)
             crc = combine(crc, tile_crc, n_bytes)
             span.commit(n_bytes)
@@ -74,7 +75,7 @@ class TileSource:
     movers: Movers
 
     def fill(
-        self, target: memoryview, tensor: TensorPlan, tile: Tile, read_buffer: memoryview
+        self, target: memoryview, tensor: TensorPlan, tile: Move, read_buffer: memoryview
     ) -> int:
         """Read a tile from its rank or ranks and put it together.
 
@@ -91,9 +92,9 @@ class TileSource:
             ConvertError: If reading or casting fails.
         """
         elements = np.frombuffer(target, UNSIGNED[tensor.spec.dtype.itemsize])
-        elements = elements.reshape(tile.n_rows, tensor.spec.n_columns)
-        name, head_dim = tensor.spec.name, tensor.layout.head_dim
-        mover = self.movers[tensor.layout.spec.dtype]
+        elements = elements.reshape(len(tile.rows), tensor.spec.n_columns)
+        name, head_dim = tensor.spec.name, tensor.head_dim
+        mover = self.movers[tensor.read_dtype]
         crcs = []
         for rows, part, crc in self._parts(tensor, tile, elements, read_buffer):
             crcs.append(crc)
@@ -107,12 +108,14 @@ class TileSource:
         return zlib.crc32(target)
 
     def _parts(
-        self, tensor: TensorPlan, tile: Tile, target: Rows, read_buffer: memoryview
+        self, tensor: TensorPlan, tile: Move, target: Rows, read_buffer: memoryview
     ) -> Iterator[tuple[Rows, Rows, int | None]]:
         """Yield each rank's rows of a tile, the part of the tile that they fill, and their sum."""
-        name = tensor.layout.meta_name
-        for part in tensor.layout.sources:
-            if tile.start_row in part.rows:
-                row = tile.start_row - part.rows.start
-                rows, crc = self.readers[part.rank].read_rows(name, row, tile.n_rows, read_buffer)
-                yield rows, target[:, part.columns.start : part.columns.stop], crc
+        for part in tile.sources:
+            rows, crc = self.readers[part.file].read_rows(
+                tensor.source.name,
+                tile.rows.start - part.rows.start,
+                len(tile.rows),
+                read_buffer,
+            )
+            yield rows, target[:, part.columns.start : part.columns.stop], crc

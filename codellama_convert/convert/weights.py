@@ -146,7 +146,7 @@ def _file_crc(file: FilePlan, crcs: Mapping[str, int]) -> int:
 def _names_read(tensors: Sequence[TensorPlan], rank: int) -> list[str]:
     """Name the tensors whose rows are taken from a rank: copies are taken from the first."""
     return [
-        tensor.layout.meta_name
+        tensor.source.name
         for tensor in tensors
-        if any(part.rank == rank for part in tensor.layout.sources)
+        if any(part.file == rank for part in tensor.source.sources)
     ]

@@ -91,7 +91,7 @@ class Checkpoint:
         for tensor in self.layout:
             if tensor.spec.dtype != first:
                 raise LayoutError(
-                    f"tensor {tensor.meta_name!r} is {tensor.spec.dtype.name}, but others are "
+                    f"tensor {tensor.meta.name!r} is {tensor.spec.dtype.name}, but others are "
                     f"{first.name}",
                     path=self.ranks[0].path,
                     hint="say with --dtype what all of them become; each is cast by itself",

@@ -36,12 +36,12 @@ def refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
 
 def compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> None:
     """Compare the tensors that every rank has a copy of, bit for bit, with rank 0's."""
-    replicated = [tensor for tensor in layout if tensor.is_copied]
+    replicated = [tensor for tensor in layout if tensor.meta.is_copied]
     if len(ranks) == 1:
         return
     with InputFile(ranks[0].path) as first:
         expected = {
-            tensor.meta_name: read_vector(first, ranks[0].tensors[tensor.meta_name])
+            tensor.meta.name: read_vector(first, ranks[0].tensors[tensor.meta.name])
             for tensor in replicated
         }
     for rank in ranks[1:]:

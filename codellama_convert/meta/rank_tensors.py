@@ -94,7 +94,7 @@ def is_tied(ranks: Sequence[RankIndex]) -> bool:
 def with_dtypes(layout: Sequence[TensorLayout], rank: RankIndex) -> tuple[TensorLayout, ...]:
     """Give each tensor the dtype that it has in a rank."""
     return tuple(
-        replace(tensor, spec=replace(tensor.spec, dtype=rank.tensors[tensor.meta_name].dtype))
+        replace(tensor, spec=replace(tensor.spec, dtype=rank.tensors[tensor.meta.name].dtype))
         for tensor in layout
     )
 
@@ -129,7 +129,7 @@ def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> t
     Raises:
         LayoutError: If a tensor is missing, extra, of another shape or of another dtype.
     """
-    names = {tensor.meta_name for tensor in layout}
+    names = {tensor.meta.name for tensor in layout}
     known = names | {meta_name_of("head")}  # a tied one is not in the layout
     for rank in ranks:
         for tensor in layout:
@@ -186,18 +186,18 @@ def _compare_head_size(
 
 
 def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:
-    found = rank.tensors.get(tensor.meta_name)
+    found = rank.tensors.get(tensor.meta.name)
     if found is None:
-        raise _missing(rank, tensor.meta_name)
-    if found.shape != tensor.part_shape:
+        raise _missing(rank, tensor.meta.name)
+    if found.shape != tensor.meta.part_shape:
         raise LayoutError(
-            f"tensor {tensor.meta_name!r} has shape {found.shape}, expected {tensor.part_shape}",
+            f"tensor {tensor.meta.name!r} has shape {found.shape}, expected {tensor.meta.part_shape}",
             path=rank.path,
             hint=SAME_FOLDER_HINT,
         )
     if found.dtype != tensor.spec.dtype:
         raise LayoutError(
-            f"tensor {tensor.meta_name!r} is {found.dtype.name}, but {tensor.spec.dtype.name} in "
+            f"tensor {tensor.meta.name!r} is {found.dtype.name}, but {tensor.spec.dtype.name} in "
             "the first rank",
             path=rank.path,
             hint=SAME_FOLDER_HINT,

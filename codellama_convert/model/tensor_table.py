@@ -2,8 +2,8 @@
 
 One row of `RULES` states everything about a tensor: both names, its shape, the dimension that is
 split over ranks, whether its rows rotate, and what a checkpoint is measured on. Nothing else in the
-package tests a tensor's name, and nothing else asks which dimension is split: `TensorLayout.parts`
-says which rows and columns each rank holds.
+package tests a tensor's name, and nothing else asks which dimension is split: `Placement.parts` says
+which rows and columns each rank holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Literal
 
 from codellama_convert.errors import LayoutError
 from codellama_convert.model.config import SAME_FOLDER_HINT, ModelConfig
-from codellama_convert.tensors import Dtype, TensorSpec, rows_and_columns
+from codellama_convert.model.placement import Placement, in_one_file
+from codellama_convert.tensors import Dtype, TensorSpec
 
 Dimension = Literal["vocab_size", "hidden_size", "intermediate_size", "key_value_size"]
 Role = Literal["embedding", "query", "gate", "head"]
@@ -70,72 +71,24 @@ def meta_name_of(role: Role) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What one rank holds of a tensor: a block of the whole one.
-
-    Attributes:
-        rank: Its number.
-        rows: Of the whole tensor.
-        columns: Of the whole tensor.
-    """
-
-    rank: int
-    rows: range
-    columns: range
-
-
-@dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """Where one output tensor comes from.
+    """One tensor of a model, on both sides.
 
     Attributes:
         spec: Hugging Face's name, the ranks' dtype and the whole shape.
-        meta_name: Its name in every rank.
-        tp_dim: The dimension that is split over ranks, or None.
-        head_dim: Rows of a head where the rows are rotary, or None.
-        n_ranks: How many ranks hold a part (or a copy) of it.
+        meta: Where the ranks have it.
+        head_dim: Rows of a head where the rows are rotary, so that the sides order them differently;
+            or None.
     """
 
     spec: TensorSpec
-    meta_name: str
-    tp_dim: int | None
+    meta: Placement
     head_dim: int | None
-    n_ranks: int
 
     @property
-    def part_shape(self) -> tuple[int, ...]:
-        """The shape that each rank holds."""
-        return tuple(
-            size // self.n_ranks if dimension == self.tp_dim else size
-            for dimension, size in enumerate(self.spec.shape)
-        )
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """What each rank holds of it, in order: some rows, some columns, or a copy of all."""
-        n_rows, n_columns = rows_and_columns(self.part_shape)
-        return tuple(
-            Part(
-                rank,
-                _block(rank if self.tp_dim == 0 else 0, n_rows),
-                _block(rank if self.tp_dim == 1 else 0, n_columns),
-            )
-            for rank in range(self.n_ranks)
-        )
-
-    @property
-    def is_copied(self) -> bool:
-        """Whether every rank holds all of it."""
-        return self.tp_dim is None
-
-    @property
-    def sources(self) -> tuple[Part, ...]:
-        """The parts that hold each element once: of copies, the first."""
-        return self.parts[:1] if self.is_copied else self.parts
-
-
-def _block(number: int, size: int) -> range:
-    return range(number * size, (number + 1) * size)
+    def hugging_face(self) -> Placement:
+        """Where it is in Hugging Face's order: whole, in one file."""
+        return in_one_file(self.spec.name, self.spec.shape)
 
 
 def build_layout(config: ModelConfig, *, n_ranks: int, dtype: Dtype) -> tuple[TensorLayout, ...]:
@@ -153,20 +106,19 @@ def build_layout(config: ModelConfig, *, n_ranks: int, dtype: Dtype) -> tuple[Te
         LayoutError: If the model cannot be split over that many ranks.
     """
     _refuse_uneven_split(config, n_ranks)
-    return tuple(
-        TensorLayout(
-            spec=TensorSpec(
-                rule.hf_name.format(layer=layer),
-                dtype,
-                tuple(getattr(config, dimension) for dimension in rule.shape),
-            ),
-            meta_name=rule.meta_name.format(layer=layer),
-            tp_dim=rule.tp_dim,
-            head_dim=config.head_dim if rule.rotary else None,
-            n_ranks=n_ranks,
+    layouts = []
+    for rule, layer in rules_in_order(config.num_hidden_layers, tied=config.tie_word_embeddings):
+        shape = tuple(getattr(config, dimension) for dimension in rule.shape)
+        layouts.append(
+            TensorLayout(
+                spec=TensorSpec(rule.hf_name.format(layer=layer), dtype, shape),
+                meta=Placement(
+                    rule.meta_name.format(layer=layer), shape, range(n_ranks), rule.tp_dim
+                ),
+                head_dim=config.head_dim if rule.rotary else None,
+            )
         )
-        for rule, layer in rules_in_order(config.num_hidden_layers, tied=config.tie_word_embeddings)
-    )
+    return tuple(layouts)
 
 
 def rules_in_order(n_layers: int, *, tied: bool = False) -> Iterator[tuple[Rule, int]]:

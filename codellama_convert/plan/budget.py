@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from codellama_convert.errors import ConfigError
 from codellama_convert.model.tensor_table import TensorLayout
 from codellama_convert.plan.tiles import TensorPlan, choose_tile_rows
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
-from codellama_convert.tensors import Dtype, TensorSpec
+from codellama_convert.tensors import Dtype
 
 DEFAULT_MAX_RAM_BYTES = 32_000_000
 # Larger tiles gained nothing in the benchmark; below the smallest, a second worker is worth less
@@ -43,7 +44,7 @@ def choose_tile_and_workers(
     """
     # What a tile takes depends on a tensor's form alone, and of thousands of layers there are few.
     forms = tuple(
-        {(t.spec.shape, t.spec.dtype, t.part_shape, t.head_dim): t for t in layout}.values()
+        {(t.spec.shape, t.spec.dtype, t.meta.part_shape, t.head_dim): t for t in layout}.values()
     )
     budget = DEFAULT_MAX_RAM_BYTES if max_ram_bytes is None else max_ram_bytes
     fewest = workers if keep_workers else 1
@@ -73,11 +74,28 @@ def buffer_pair_bytes(read_bytes: int, write_bytes: int) -> int:
 
 
 def _bytes_of_a_worker(forms: Sequence[TensorLayout], dtype: Dtype, tile_bytes: int) -> int:
-    tensors = []
-    for form in forms:
-        spec = TensorSpec(form.spec.name, dtype, form.spec.shape)
-        tile_rows = choose_tile_rows(form, spec, tile_bytes)
-        tensors.append(TensorPlan(form, spec, offset=0, tile_rows=tile_rows))
+    tensors = [plan_tensor(form, dtype, offset=0, tile_bytes=tile_bytes) for form in forms]
     return buffer_pair_bytes(
         max(tensor.read_bytes for tensor in tensors), max(tensor.write_bytes for tensor in tensors)
     )
+
+
+def plan_tensor(layout: TensorLayout, dtype: Dtype, *, offset: int, tile_bytes: int) -> TensorPlan:
+    """Plan how one tensor gets from the ranks into a file.
+
+    Args:
+        layout: Where it is on both sides.
+        dtype: Of the written elements.
+        offset: Its first byte's position in the file.
+        tile_bytes: Largest tile, if a row or a head is not larger.
+
+    Returns:
+        The plan.
+    """
+    spec = replace(layout.spec, dtype=dtype)
+    source, target = layout.meta, layout.hugging_face
+    row_bytes = spec.n_columns * max(dtype.itemsize, layout.spec.dtype.itemsize)
+    tile_rows = choose_tile_rows(
+        source, target, row_bytes=row_bytes, head_dim=layout.head_dim, tile_bytes=tile_bytes
+    )
+    return TensorPlan(source, target, layout.spec.dtype, spec, layout.head_dim, offset, tile_rows)

@@ -14,9 +14,10 @@ from codellama_convert.plan.budget import (
     LARGEST_TILE_BYTES,
     buffer_pair_bytes,
     choose_tile_and_workers,
+    plan_tensor,
 )
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES
-from codellama_convert.plan.tiles import TensorPlan, choose_tile_rows
+from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.tensors import Dtype, TensorSpec
 
 
@@ -147,9 +148,7 @@ def build_plan(
         header, offsets = encode_header([specs[i] for i in group])
         by_name = {specs[i].name: i for i in group}
         tensors = tuple(
-            TensorPlan(
-                layout[i], specs[i], offset, choose_tile_rows(layout[i], specs[i], tile_bytes)
-            )
+            plan_tensor(layout[i], dtype, offset=offset, tile_bytes=tile_bytes)
             for name, offset in offsets.items()
             for i in (by_name[name],)
         )

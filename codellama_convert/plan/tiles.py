@@ -5,65 +5,68 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codellama_convert.model.tensor_table import TensorLayout
-from codellama_convert.tensors import TensorSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Contiguous output rows that are handled at once.
-
-    Attributes:
-        start_row: The first row of the whole tensor.
-        n_rows: How many.
-    """
-
-    start_row: int
-    n_rows: int
+from codellama_convert.model.placement import Move, Placement, moves
+from codellama_convert.tensors import Dtype, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """One output tensor: where it comes from, where it goes.
+    """One tensor: where it comes from, where it goes.
 
     Attributes:
-        layout: Where it comes from.
+        source: Where it comes from.
+        target: Where it goes.
+        read_dtype: Of its elements as they are read.
         spec: As it is written.
-        offset: Its first byte's position in the file.
-        tile_rows: Rows handled at once; for rotary tensors a whole number of heads.
+        head_dim: Rows of a head where both sides order them differently, or None.
+        offset: Its first byte's position in each file that it is written to.
+        tile_rows: Rows handled at once; whole heads where `head_dim` is given.
     """
 
-    layout: TensorLayout
+    source: Placement
+    target: Placement
+    read_dtype: Dtype
     spec: TensorSpec
+    head_dim: int | None
     offset: int
     tile_rows: int
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one output row."""
+        """Bytes of one row of all that is written."""
         return self.spec.n_columns * self.spec.dtype.itemsize
 
     @property
     def read_bytes(self) -> int:
-        """Most bytes that are read into one buffer: a rank's part of a tile."""
-        n_columns = len(self.layout.parts[0].columns)
-        return self.tile_rows * n_columns * self.layout.spec.dtype.itemsize
+        """Most bytes that are read into one buffer: a part's share of a tile."""
+        n_columns = len(self.source.parts[0].columns)
+        return self.tile_rows * n_columns * self.read_dtype.itemsize
 
     @property
     def write_bytes(self) -> int:
         """Most bytes that are written from one buffer: a tile."""
         return self.tile_rows * self.row_bytes
 
-    def tiles(self) -> Iterator[Tile]:
-        """Cut the rows into tiles; where ranks split the rows, a tile lies inside one rank."""
-        for rows in dict.fromkeys(part.rows for part in self.layout.parts):
-            for row in rows[:: self.tile_rows]:
-                yield Tile(row, min(self.tile_rows, rows.stop - row))
+    def tiles(self) -> Iterator[Move]:
+        """Cut the rows into tiles; one lies inside of a part of each side that splits rows."""
+        return moves(self.source, self.target, self.tile_rows)
 
 
-def choose_tile_rows(layout: TensorLayout, spec: TensorSpec, tile_bytes: int) -> int:
-    """Choose how many rows make a tile: at least one row, or one head where rows are rotary."""
-    itemsize = max(spec.dtype.itemsize, layout.spec.dtype.itemsize)
-    unit = layout.head_dim or 1
-    wanted = unit * max(1, tile_bytes // (unit * spec.n_columns * itemsize))
-    return min(wanted, len(layout.parts[0].rows))
+def choose_tile_rows(
+    source: Placement, target: Placement, *, row_bytes: int, head_dim: int | None, tile_bytes: int
+) -> int:
+    """Choose how many rows make a tile: at least one row, or one head where rows are reordered.
+
+    Args:
+        source: Where the tensor comes from.
+        target: Where it goes.
+        row_bytes: Of a whole row, on the side where it takes more.
+        head_dim: Rows of a head, or None.
+        tile_bytes: Largest tile, if a row or a head is not larger.
+
+    Returns:
+        The number.
+    """
+    unit = head_dim or 1
+    wanted = unit * max(1, tile_bytes // (unit * row_bytes))
+    return min(wanted, *(len(side.parts[0].rows) for side in (source, target)))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from codellama_convert.meta.rank_reader import UNSIGNED, RankReader, Rows
+from codellama_convert.model.placement import Move, Part
 from codellama_convert.model.rope import to_interleaved
-from codellama_convert.model.tensor_table import Part
-from codellama_convert.plan.tiles import TensorPlan, Tile
+from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Progress
@@ -53,9 +53,9 @@ class TensorComparer:
     ) -> None:
         self._tensor, self._stored = tensor, stored
         self._file, self._readers = file, readers
-        source, target = tensor.layout.spec.dtype, stored.dtype
+        source, target = tensor.read_dtype, stored.dtype
         # What was read is then what must have been written, so one sum is both's.
-        self._same_bytes = source == target and tensor.layout.head_dim is None
+        self._same_bytes = source == target and tensor.head_dim is None
         self._may_become_zero = target.min_positive > source.min_positive
 
     def compare(
@@ -66,11 +66,11 @@ class TensorComparer:
         row_bytes = tensor.spec.n_columns * dtype.itemsize
         found = Compared()
         for tile in tensor.tiles():
-            n_bytes = tile.n_rows * row_bytes
-            at = self._stored.offset + tile.start_row * row_bytes
+            n_bytes = len(tile.rows) * row_bytes
+            at = self._stored.offset + tile.rows.start * row_bytes
             window = self._file.read_window(at, n_bytes, output_buffer)
             written = np.frombuffer(window, UNSIGNED[dtype.itemsize])
-            written = written.reshape(tile.n_rows, tensor.spec.n_columns)
+            written = written.reshape(len(tile.rows), tensor.spec.n_columns)
             if _holds_nonfinite(written, dtype):
                 found.nonfinite += _n_nonfinite(written, dtype)
             crc_read = self._compare_tile(tile, written, read_buffer, found)
@@ -82,7 +82,7 @@ class TensorComparer:
         return found
 
     def _compare_tile(
-        self, tile: Tile, written: Rows, read_buffer: memoryview, found: Compared
+        self, tile: Move, written: Rows, read_buffer: memoryview, found: Compared
     ) -> int | None:
         """Compare the rows of a tile with each part that holds some of them.
 
@@ -96,17 +96,17 @@ class TensorComparer:
             piece = written[:, part.columns.start : part.columns.stop]
             unequal = self._first_unequal(piece, expected)
             if unequal is not None:
-                found.difference = self._describe(part.rank, row, unequal, piece, expected)
+                found.difference = self._describe(part.file, row, unequal, piece, expected)
                 return None
             if self._same_bytes and rows.shape == written.shape:
                 crc_read = crc
-            if self._may_become_zero and part in self._tensor.layout.sources:
+            if self._may_become_zero and part in tile.sources:
                 found.became_zero += _n_zeros(piece) - _n_zeros(rows)
         return crc_read
 
     def _first_unequal(self, piece: Rows, expected: Rows) -> tuple[int, int] | None:
         """Find the first element, in the ranks' order, that differs."""
-        head_dim = self._tensor.layout.head_dim
+        head_dim = self._tensor.head_dim
         # Back to the order in which the ranks have the rows; a view, so nothing is copied.
         in_order = piece if head_dim is None else to_interleaved(piece, head_dim)
         if np.array_equal(in_order, expected.reshape(in_order.shape)):
@@ -116,19 +116,21 @@ class TensorComparer:
         return int(row), int(column)
 
     def _parts(
-        self, tile: Tile, read_buffer: memoryview
+        self, tile: Move, read_buffer: memoryview
     ) -> Iterator[tuple[Part, int, Rows, int | None]]:
         """Yield each part that has rows of a tile: its first one of them, elements and CRC-32."""
-        name = self._tensor.layout.meta_name
-        for part in self._tensor.layout.parts:
-            if tile.start_row in part.rows:
-                row = tile.start_row - part.rows.start
-                rows, crc = self._readers[part.rank].read_rows(name, row, tile.n_rows, read_buffer)
+        source, first = self._tensor.source, tile.rows.start
+        for part in source.parts:
+            if first in part.rows:
+                row = first - part.rows.start
+                rows, crc = self._readers[part.file].read_rows(
+                    source.name, row, len(tile.rows), read_buffer
+                )
                 yield part, row, rows, crc
 
     def _as_written(self, rows: Rows) -> Rows:
         """Return what the output must hold: the same bits, or torch's cast of the numbers."""
-        source, target = self._tensor.layout.spec.dtype, self._stored.dtype
+        source, target = self._tensor.read_dtype, self._stored.dtype
         if source == target:
             return rows
         import torch  # noqa: PLC0415 - for casts only
@@ -155,7 +157,7 @@ class TensorComparer:
         self, rank: int, first_row: int, at: tuple[int, int], piece: Rows, expected: Rows
     ) -> str:
         """Name the element that differs: by its place in the rank, with both values."""
-        head_dim = self._tensor.layout.head_dim
+        head_dim = self._tensor.head_dim
         in_order = piece if head_dim is None else to_interleaved(piece, head_dim)
         found_bits = int(in_order.reshape(expected.shape)[at])
         expected_bits = int(expected[at])
@@ -169,7 +171,7 @@ class TensorComparer:
         why = ": the number is finite in the checkpoint" if overflown else ""
         return (
             f"tensor {self._tensor.spec.name!r} differs from "
-            f"{self._tensor.layout.meta_name!r} of {self._readers[rank].index.path.name} at row "
+            f"{self._tensor.source.name!r} of {self._readers[rank].index.path.name} at row "
             f"{first_row + at[0]}, column {at[1]}: {_value(found_bits, dtype)} "
             f"(bits {found_bits:0{digits}x}), expected {_value(expected_bits, dtype)} "
             f"(bits {expected_bits:0{digits}x}){why}"

@@ -127,7 +127,7 @@ def compare_weights(
     plans = [tensor for tensor in weights.plan.tensors if tensor.spec.name in stored]
     # A rank's norms are copies that the structure's check compared; each is read here as well.
     with ExitStack() as stack:
-        names = [tensor.layout.meta_name for tensor in plans]
+        names = [tensor.source.name for tensor in plans]
         readers = [
             stack.enter_context(RankReader(rank, names, io_mode=io_mode))
             for rank in weights.checkpoint.ranks

@@ -83,7 +83,7 @@ def test_the_table_has_the_rows_that_are_spelled_by_hand_and_no_name_twice():
 def test_each_row_of_the_table_says_what_two_ranks_hold(name, shape, part, rotary):
     (row,) = [t for t in build_layout(CONFIG, n_ranks=2, dtype=BFLOAT16) if t.spec.name == name]
     assert row.spec.shape == shape
-    assert row.part_shape == part
+    assert row.meta.part_shape == part
     assert (row.head_dim == 2) is rotary
 
 
@@ -104,13 +104,13 @@ def test_tiles_cover_every_row_once_and_stay_in_one_rank(tile_bytes, n_ranks, ta
     for tensor in plan.tensors:
         rows = []
         for tile in tensor.tiles():
-            rows += range(tile.start_row, tile.start_row + tile.n_rows)
-            if tensor.layout.tp_dim == 0:
+            rows += tile.rows
+            if tensor.source.split == 0:
                 part = tensor.spec.n_rows // n_ranks
-                assert tile.start_row // part == (tile.start_row + tile.n_rows - 1) // part
-            if tensor.layout.head_dim:
-                assert tile.start_row % 2 == tile.n_rows % 2 == 0
-            assert tile.n_rows * tensor.row_bytes <= max(tile_bytes, tensor.row_bytes * 2)
+                assert tile.rows[0] // part == tile.rows[-1] // part
+            if tensor.head_dim:
+                assert tile.rows.start % 2 == len(tile.rows) % 2 == 0
+            assert len(tile.rows) * tensor.row_bytes <= max(tile_bytes, tensor.row_bytes * 2)
         assert rows == list(range(tensor.spec.n_rows))
 
 
@@ -134,7 +134,7 @@ def test_tiles_and_buffers_of_two_ranks(name, tile_bytes, tiles, read_bytes, wri
     layout = build_layout(CONFIG, n_ranks=2, dtype=BFLOAT16)
     plan = build_plan(layout, dtype=FLOAT32, tile_bytes=tile_bytes)
     (tensor,) = [tensor for tensor in plan.tensors if tensor.spec.name == name]
-    assert [(tile.start_row, tile.n_rows) for tile in tensor.tiles()] == tiles
+    assert [(tile.rows.start, len(tile.rows)) for tile in tensor.tiles()] == tiles
     assert tensor.read_bytes == read_bytes
     assert tensor.write_bytes == write_bytes
 

@@ -1,0 +1,121 @@
+"""Own where the files of a side have a tensor: which rows and columns lie in which of them.
+
+Meta's side splits a tensor over its ranks or copies it, Hugging Face's has it in one file. A
+conversion is what lies between two placements: rows are cut where either side cuts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from codellama_convert.tensors import rows_and_columns
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one file holds of a tensor: a block of the whole one.
+
+    Attributes:
+        file: The file's number on its side; a rank's on Meta's.
+        rows: Of the whole tensor.
+        columns: Of the whole tensor.
+    """
+
+    file: int
+    rows: range
+    columns: range
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the files of a side have one tensor.
+
+    Attributes:
+        name: What they call it.
+        shape: Of the whole tensor.
+        files: The numbers of those that hold some of it.
+        split: The dimension that is split over them; None where each of them has all of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    files: range
+    split: int | None
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """The shape that each file holds."""
+        return tuple(
+            size // len(self.files) if dimension == self.split else size
+            for dimension, size in enumerate(self.shape)
+        )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What each file holds of it, in order: some rows, some columns, or a copy of all."""
+        n_rows, n_columns = rows_and_columns(self.part_shape)
+        return tuple(
+            Part(
+                file,
+                _block(number if self.split == 0 else 0, n_rows),
+                _block(number if self.split == 1 else 0, n_columns),
+            )
+            for number, file in enumerate(self.files)
+        )
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether every file has all of it."""
+        return self.split is None
+
+    @property
+    def sources(self) -> tuple[Part, ...]:
+        """The parts that hold each element once: of copies, the first."""
+        return self.parts[:1] if self.is_copied else self.parts
+
+
+def in_one_file(name: str, shape: tuple[int, ...], file: int = 0) -> Placement:
+    """Place a whole tensor in one file."""
+    return Placement(name, shape, range(file, file + 1), None)
+
+
+def _block(number: int, size: int) -> range:
+    return range(number * size, (number + 1) * size)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A band of rows that is read from some parts and written to some.
+
+    Attributes:
+        rows: Of the whole tensor.
+        sources: The parts that hold them, each element once.
+        targets: The parts that get them.
+    """
+
+    rows: range
+    sources: tuple[Part, ...]
+    targets: tuple[Part, ...]
+
+
+def moves(source: Placement, target: Placement, most_rows: int) -> Iterator[Move]:
+    """Cut a tensor's rows at the boundaries of both sides, and into bands that fit into a buffer.
+
+    Args:
+        source: Where it is.
+        target: Where it goes.
+        most_rows: Of a band; whole heads where rotary rows are reordered, and both sides hold whole
+            heads, so no band cuts one.
+
+    Yields:
+        The bands, in order.
+    """
+    parts, targets = source.sources, target.parts
+    cuts = {bound for part in (*parts, *targets) for bound in (part.rows.start, part.rows.stop)}
+    for start, stop in pairwise(sorted(cuts)):
+        holding = tuple(part for part in parts if start in part.rows)
+        getting = tuple(part for part in targets if start in part.rows)
+        for first in range(start, stop, most_rows):
+            yield Move(range(first, min(first + most_rows, stop)), holding, getting)

@@ -1,0 +1,78 @@
+"""Where a side has a tensor, and what lies between two sides; spelled by hand and counted."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from codellama_convert.model.placement import Move, Part, Placement, in_one_file, moves
+from codellama_convert.model.tensor_table import build_layout
+from codellama_convert.tensors import BFLOAT16
+from tests.model.test_tensor_table import CONFIG, SHAPE
+from tests.witness.checkpoints import meta_shapes
+
+
+def parts_of(meta_name: str, n_ranks: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    layout = build_layout(CONFIG, n_ranks=n_ranks, dtype=BFLOAT16)
+    (tensor,) = [t for t in layout if t.meta.name == meta_name]
+    return tensor.meta.parts, tensor.meta.sources
+
+
+def test_ranks_split_the_rows_the_columns_or_hold_copies() -> None:
+    """Four modules decided this for themselves; the table's answer is spelled here by hand."""
+    rows = (Part(0, range(6), range(8)), Part(1, range(6, 12), range(8)))
+    assert parts_of("layers.0.feed_forward.w1.weight", 2) == (rows, rows)
+    columns = (Part(0, range(8), range(6)), Part(1, range(8), range(6, 12)))
+    assert parts_of("layers.0.feed_forward.w2.weight", 2) == (columns, columns)
+    copies = (Part(0, range(8), range(1)), Part(1, range(8), range(1)))
+    assert parts_of("norm.weight", 2) == (copies, copies[:1])
+
+
+@pytest.mark.parametrize("name", meta_shapes(SHAPE))
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_the_sources_hold_every_element_once(name: str, n_ranks: int) -> None:
+    n_rows, n_columns = (*meta_shapes(SHAPE)[name], 1)[:2]
+    parts, sources = parts_of(name, n_ranks)
+    assert [part.file for part in parts] == list(range(n_ranks))
+    held = [(row, column) for part in sources for row in part.rows for column in part.columns]
+    assert sorted(held) == [(row, column) for row in range(n_rows) for column in range(n_columns)]
+
+
+def test_bands_are_cut_where_either_side_cuts_rows_and_where_they_are_full() -> None:
+    three, two = (Placement("w", (6, 2), range(n), 0) for n in (3, 2))
+    whole = range(2)
+    assert list(moves(three, two, 9)) == [
+        Move(range(2), (Part(0, range(2), whole),), (Part(0, range(3), whole),)),
+        Move(range(2, 3), (Part(1, range(2, 4), whole),), (Part(0, range(3), whole),)),
+        Move(range(3, 4), (Part(1, range(2, 4), whole),), (Part(1, range(3, 6), whole),)),
+        Move(range(4, 6), (Part(2, range(4, 6), whole),), (Part(1, range(3, 6), whole),)),
+    ]
+    bands = moves(in_one_file("w", (5, 2), 7), in_one_file("v", (5, 2)), 2)
+    assert [(move.rows, move.sources[0].file) for move in bands] == [
+        (range(2), 7), (range(2, 4), 7), (range(4, 5), 7)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", [0, 1, None])
+@pytest.mark.parametrize(("n_before", "n_after"), [*product([1, 2, 4, 8], repeat=2)])
+def test_every_pair_of_rank_counts_moves_each_element_to_each_place(
+    n_before: int, n_after: int, split: int | None
+) -> None:
+    """Counted element by element: each is read once, and each place of the target is written once."""
+    before, after = (Placement("w", (8, 16), range(n), split) for n in (n_before, n_after))
+    read, written = [], []
+    for move in moves(before, after, 3):
+        for row in move.rows:
+            read += [(row, column) for part in move.sources for column in part.columns]
+            written += [
+                (part.file, row, column) for part in move.targets for column in part.columns
+            ]
+            assert all(row in part.rows for part in (*move.sources, *move.targets))
+    every = list(product(range(8), range(16)))
+    assert sorted(read) == every
+    if split is None:
+        assert sorted(written) == [(file, *one) for file in range(n_after) for one in every]
+    else:
+        size = (8, 16)[split] // n_after
+        assert sorted(written) == sorted((one[split] // size, *one) for one in every)
