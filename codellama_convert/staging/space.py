@@ -100,7 +100,7 @@ def _dropped_bytes(staging: Path, kept: Collection[str]) -> int:
     """Report what the disk gets back when all staged files but some are dropped."""
     if not names_a_folder(staging):
         return 0
-    dropped = (_status(staging / name) for name in names_in(staging).difference(kept))
+    dropped = (_status(staging / name) for name in sorted(names_in(staging).difference(kept)))
     return sum(_disk_bytes(status) for status in dropped if status is not None)
 
 
