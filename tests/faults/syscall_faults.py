@@ -73,12 +73,14 @@ class Fault:
     Attributes:
         call: As the plain run made it.
         error: Its error, or SIGKILL: the process dies at it.
+        is_early: Whether the plain run had not taken the lock before it.
         is_late: Whether the plain run had published everything before it.
         is_of_reading: Whether it opens or closes what is only read, or reads.
     """
 
     call: Call
     error: str
+    is_early: bool
     is_late: bool
     is_of_reading: bool
 
@@ -180,6 +182,7 @@ class Bench:
         target = self.folder / "plain"
         is_last = [c.name == "fsync" and c.paths == (str(target),) for c in calls]
         published = len(calls) - is_last[::-1].index(True)
+        locked = [call.name for call in calls].index("flock")
         opened: dict[str, str] = {}  # by descriptor: how
         for number, call in enumerate(calls):
             descriptor, _, _ = (call.result if call.name == "openat" else call.arguments).partition(
@@ -191,7 +194,7 @@ class Bench:
                 call.name not in _IN_A_FOLDER and "O_RDONLY" in opened.get(descriptor, "")
             )
             for error in (*ERRORS, KILL) if call.name in WRITES else ("EIO",):
-                yield Fault(call, error, number > published, is_of_reading)
+                yield Fault(call, error, number < locked, number > published, is_of_reading)
 
     def problems(self, fault: Fault, name: str = "faulty") -> list[str]:
         """Let a call fail, and the same command run again; list what is not as promised."""
@@ -277,13 +280,15 @@ def may_be_passed_over(fault: Fault) -> bool:
     call, path = fault.call, Path(fault.call.paths[-1])
     if fault.is_late:
         return True  # everything is in its place and on the disk: what is left is clearing up
-    if path.name.startswith(LOCK) and call.name in ("unlink", "close"):
-        return True
-    if fault.is_of_reading and path.name.startswith("model-"):
-        return True  # a file that was kept: it is written again then
+    is_of_the_lock = path.name.startswith(LOCK) and call.name in ("unlink", "close")
+    if is_of_the_lock or (fault.is_of_reading and path.name.startswith("model-")):
+        return True  # a file that was kept is written again then
     is_of_a_folder = path.name in (STAGING, "plain")  # its descriptor may be a duplicate
-    if call.name == "close" and (fault.is_of_reading or is_of_a_folder):
-        return True  # and nothing lost; but a close may be what tells of a write that was
+    if is_of_a_folder and fault.is_early and call.name in ("openat", "getdents64"):
+        return True  # whether all of it was done before: if that cannot be seen, it is done now
+    if call.name == "close":
+        # Nothing is lost; but a close may be what tells of a write that was.
+        return fault.is_of_reading or is_of_a_folder
     if call.name == "mkdir":
         return path.name == "plain"  # it may be there: whether it is, is looked up then
     # Looking whether something is there, and removing an empty staging folder that is not.
