@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codellama_convert.meta.rank_reader import UNSIGNED, RankReader, Rows
+from codellama_convert.formats.tensor_reader import UNSIGNED, Rows
+from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.model.placement import Move, Part
 from codellama_convert.model.rope import to_interleaved
 from codellama_convert.plan.tiles import TensorPlan

@@ -13,8 +13,8 @@ from unittest import mock
 
 from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted
+from codellama_convert.formats.source_sums import sums_in
 from codellama_convert.meta.rank_reader import RankReader
-from codellama_convert.meta.source_sums import sums_in
 from codellama_convert.plan.job import Job
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.watch import Watch

@@ -29,9 +29,9 @@ def _index_among_the_others() -> None:
 
 def _cumulative_sums() -> None:
     """Record for each file what was read for all so far, and let a record replace the others."""
-    from codellama_convert.meta import rank_reader
+    from codellama_convert.formats import tensor_reader
+    from codellama_convert.formats.source_sums import new_ledgers, sums_in
     from codellama_convert.meta.rank_reader import RankReader
-    from codellama_convert.meta.source_sums import new_ledgers, sums_in
 
     take_note = RankReader._take_note
 
@@ -45,7 +45,7 @@ def _cumulative_sums() -> None:
         self._known = new_ledgers(self.index, self._pass_of)
         take_note(self, sums)
 
-    vars(rank_reader)["fits"] = lambda *_: True
+    vars(tensor_reader)["fits"] = lambda *_: True
     for name, method in (("take_sums", take_all_sums), ("keep", replace)):
         setattr(RankReader, name, method)
 

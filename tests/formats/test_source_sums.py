@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth_reader import RankIndex, read_rank
+from codellama_convert.formats.source_sums import assign_passes, fits
 from codellama_convert.meta.rank_reader import RankReader
-from codellama_convert.meta.source_sums import assign_passes, fits
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.watch import Watch

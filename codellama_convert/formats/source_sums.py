@@ -1,4 +1,4 @@
-"""Own what was read of a rank's storages: which tensor in which pass, and the CRC-32s of the bytes.
+"""Own what was read of a file's storages: which tensor in which pass, and the CRC-32s of the bytes.
 
 A pass reads each byte of a storage at most once. Tensors that overlap are read in different passes;
 which ones follows from the tensors alone, so two runs of one plan agree.
@@ -11,10 +11,40 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 from math import prod
+from pathlib import Path
+from typing import Protocol
 
-from codellama_convert.formats.pth_reader import RankIndex
-from codellama_convert.formats.stored_tensor import StoredTensor
+from codellama_convert.formats.stored_tensor import Storage, StoredTensor
 from codellama_convert.storage.checksums import CrcLedger, SourceSums
+
+
+class TensorFile(Protocol):
+    """What was read of a file before its tensors are: a rank's, or a safetensors file's."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size."""
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """Device and inode."""
+
+    @property
+    def mtime_ns(self) -> int:
+        """Time of its last change."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Its tensors by name."""
+
+    @property
+    def storages(self) -> Mapping[str, Storage]:
+        """Their bytes by the storage's name."""
+
 
 Ledgers = dict[str, tuple[CrcLedger, ...]]  # by storage, one for each pass
 
@@ -23,7 +53,7 @@ def assign_passes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
     """Choose in which pass over its storage each tensor is read; none overlaps another of its pass.
 
     Args:
-        tensors: All that will be read of a rank.
+        tensors: All that will be read of a file.
 
     Returns:
         The number of the pass, by the tensor's name.
@@ -42,11 +72,11 @@ def assign_passes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
     return pass_of
 
 
-def new_ledgers(index: RankIndex, pass_of: Mapping[str, int]) -> Ledgers:
+def new_ledgers(index: TensorFile, pass_of: Mapping[str, int]) -> Ledgers:
     """Begin a ledger for each pass over each storage, and for a storage that no tensor needs one.
 
     Args:
-        index: The rank.
+        index: The file.
         pass_of: From `assign_passes`.
     """
     n_passes = dict.fromkeys(index.storages, 1)
@@ -80,7 +110,7 @@ def add_sums(ledgers: Ledgers, sums: SourceSums) -> None:
     """Let ledgers know what was read for a file.
 
     Args:
-        ledgers: Of the whole rank.
+        ledgers: Of the whole file.
         sums: Of that file alone; they fit what it is made of.
 
     Raises:
