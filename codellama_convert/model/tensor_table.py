@@ -70,6 +70,11 @@ def meta_name_of(role: Role) -> str:
     return next(rule.meta_name.format(layer=0) for rule in RULES if rule.role == role)
 
 
+def hf_name_of(role: Role) -> str:
+    """Name the tensor that has a role, in Hugging Face's spelling; in layers, that of the first."""
+    return next(rule.hf_name.format(layer=0) for rule in RULES if rule.role == role)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
     """One tensor of a model, on both sides.

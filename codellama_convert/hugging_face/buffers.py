@@ -1,0 +1,75 @@
+"""Own the buffers that older versions of transformers saved beside the weights.
+
+They follow from config.json, so they are dropped; frequencies that do not follow from it show that
+the model was trained with others.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from codellama_convert.errors import LayoutError
+from codellama_convert.formats.stored_tensor import StoredTensor
+from codellama_convert.model.config import ModelConfig
+from codellama_convert.storage.input_file import InputFile
+
+# transformers before 4.32 saved the first; the second is of even older exports.
+_BUFFER = re.compile(r"(?:.*\.)?(?:inv_freq|masked_bias)")
+_FREQUENCIES = re.compile(r"(?:.*\.)?inv_freq")
+# What rounding leaves of a number: of the calculation in float32, of a 16-bit format.
+_ROUNDING = {4: 1e-5, 2: 2.0**-7}
+
+
+def is_buffer(name: str) -> bool:
+    """Report whether a tensor is a buffer that is dropped."""
+    return _BUFFER.fullmatch(name) is not None
+
+
+def check_frequencies(path: Path, tensor: StoredTensor, config: ModelConfig) -> None:
+    """Compare saved rotary frequencies with those that rope_theta gives; pass over other buffers.
+
+    Args:
+        path: The file.
+        tensor: One of its tensors.
+        config: The model.
+
+    Raises:
+        LayoutError: If they differ.
+
+    Source:
+        transformers modeling_rope_utils.py, `_compute_default_rope_parameters`.
+    """
+    if not _FREQUENCIES.fullmatch(tensor.name):
+        return
+    hint = "config.json and the weights must be of the same model"
+    n_pairs = config.head_dim // 2
+    if tensor.shape != (n_pairs,):
+        raise LayoutError(
+            f"tensor {tensor.name!r} has shape {tensor.shape}, expected {(n_pairs,)}",
+            path=path,
+            hint=hint,
+        )
+    with InputFile(path) as file:
+        raw = file.read_exact(tensor.storage.offset, tensor.storage.n_bytes)
+    found = _values(raw, tensor)
+    wanted = config.rope_theta ** (-np.arange(n_pairs, dtype=np.float64) / n_pairs)
+    tolerance = wanted * _ROUNDING[tensor.dtype.itemsize] + tensor.dtype.min_positive
+    wrong = ~(np.abs(found - wanted) <= tolerance)  # a NaN is wrong too
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise LayoutError(
+            f"tensor {tensor.name!r} has {found[at]:.6g} at {at}, and rope_theta "
+            f"{config.rope_theta:g} gives {wanted[at]:.6g}",
+            path=path,
+            hint=hint,
+        )
+
+
+def _values(raw: bytes, tensor: StoredTensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Read a vector's numbers."""
+    if tensor.dtype.code == "BF16":  # the upper half of a float32
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+    return np.frombuffer(raw, "<f2" if tensor.dtype.code == "F16" else "<f4").astype(np.float64)
