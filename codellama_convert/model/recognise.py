@@ -107,7 +107,12 @@ def _files(count: int) -> str:
 
 def is_released(config: ModelConfig) -> bool:
     """Report whether a model has all the numbers of a released one."""
-    return any(_fits(release, config) for release in RELEASES)
+    return bool(fitting_releases(config))
+
+
+def fitting_releases(config: ModelConfig) -> tuple[Release, ...]:
+    """List the released models that have all numbers of a model, in the order of the table."""
+    return tuple(release for release in RELEASES if _fits(release, config))
 
 
 def recognise(
@@ -130,7 +135,7 @@ def recognise(
     """
     family, named_flavor = read_folder_name(folder_name)
     notes: list[str] = []
-    candidates = tuple(release for release in RELEASES if _fits(release, config))
+    candidates = fitting_releases(config)
     of_family = tuple(v for v in candidates if family in (None, v.family))
     if candidates and not of_family:
         notes.append(

@@ -99,6 +99,19 @@ RELEASES: tuple[Release, ...] = (
     Release("Code Llama 70B Instruct", "Code Llama", "instruct", "70B", _70B, (1e-5,), 1e4, 32016, 4096, _CODE_LLAMA_70B),
 )  # fmt: skip
 
+# params.json by family and size, where the release's own bytes are known. Llama 1: rebuilt from the
+# MD5s that meta-llama/llama published; Llama 2 7B: its MD5 is in its checklist.chk; 13B and 70B as
+# quoted by pytorch/xla and llama.cpp.
+PARAMS_TEXTS: dict[tuple[Family, str], str] = {
+    ("Llama 1", "7B"): '{"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-06, "vocab_size": -1}',
+    ("Llama 1", "13B"): '{"dim": 5120, "multiple_of": 256, "n_heads": 40, "n_layers": 40, "norm_eps": 1e-06, "vocab_size": -1}',
+    ("Llama 1", "30B"): '{"dim": 6656, "multiple_of": 256, "n_heads": 52, "n_layers": 60, "norm_eps": 1e-06, "vocab_size": -1}',
+    ("Llama 1", "65B"): '{"dim": 8192, "multiple_of": 256, "n_heads": 64, "n_layers": 80, "norm_eps": 1e-05, "vocab_size": -1}',
+    ("Llama 2", "7B"): '{"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-05, "vocab_size": -1}\n',
+    ("Llama 2", "13B"): '{"dim": 5120, "multiple_of": 256, "n_heads": 40, "n_layers": 40, "norm_eps": 1e-05, "vocab_size": -1}\n',
+    ("Llama 2", "70B"): '{"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_heads": 64, "n_kv_heads": 8, "n_layers": 80, "norm_eps": 1e-05, "vocab_size": -1}',
+}  # fmt: skip
+
 SHAPES_BY_SIZE = {release.size: release.shape for release in RELEASES}
 # `--model_size` as the reference converter spells it: "f" is Llama 2's chat tuning.
 MODEL_SIZES: tuple[str, ...] = (

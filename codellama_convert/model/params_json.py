@@ -1,0 +1,130 @@
+"""Own the writing of params.json: what `parse_params` reads, from the model back.
+
+Meta's loaders take the file's keys as arguments: a key that the code of an era does not know ends
+them, and one that is missing is a default, without a word. So there are as few as possible.
+"""
+
+from __future__ import annotations
+
+import json
+from math import nextafter
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import ConfigError
+from codellama_convert.model.config import (
+    DEFAULT_MULTIPLE_OF,
+    DEFAULT_ROPE_THETA,
+    MetaParams,
+    ModelConfig,
+    build_config,
+    parse_params,
+)
+from codellama_convert.model.recognise import fitting_releases
+from codellama_convert.model.releases import PARAMS_TEXTS
+
+_PATH = Path("params.json")
+_MOST_DIGITS = 17  # tell any two floating-point numbers apart
+
+
+def params_json(config: ModelConfig) -> bytes:
+    """Write params.json so that Meta's code builds the model.
+
+    Args:
+        config: The model; whether its head is tied is not said, as Meta's code has no such thing.
+
+    Returns:
+        The file's bytes: of a released model its own text where that is known; else `n_kv_heads`
+        only where it is not `n_heads`, `rope_theta` only where it is not 10000, and
+        `ffn_dim_multiplier` only where the width cannot be had without it. `vocab_size` is the true
+        number, as some readers take none, or -1, for 32000.
+
+    Raises:
+        ConfigError: If no numbers make Meta's formula give the width of the feed-forward network.
+    """
+    for release in fitting_releases(config):
+        text = PARAMS_TEXTS.get((release.family, release.size), "").encode()
+        if text and _says(text, config):
+            return text
+    multiple_of, multiplier = feed_forward_rule(config.hidden_size, config.intermediate_size)
+    content: dict[str, Any] = {"dim": config.hidden_size, "multiple_of": multiple_of}
+    if multiplier is not None:
+        content["ffn_dim_multiplier"] = multiplier
+    content["n_heads"] = config.num_attention_heads
+    if config.num_key_value_heads != config.num_attention_heads:
+        content["n_kv_heads"] = config.num_key_value_heads
+    content |= {"n_layers": config.num_hidden_layers, "norm_eps": config.rms_norm_eps}
+    if config.rope_theta != DEFAULT_ROPE_THETA:
+        content["rope_theta"] = _plain(config.rope_theta)
+    content["vocab_size"] = config.vocab_size
+    text = (json.dumps(content) + "\n").encode()
+    assert _says(text, config), text
+    return text
+
+
+def feed_forward_rule(hidden_size: int, intermediate_size: int) -> tuple[int, float | None]:
+    """Find the numbers from which Meta's formula computes a feed-forward width.
+
+    Args:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward network.
+
+    Returns:
+        `multiple_of` and `ffn_dim_multiplier`: 256 and None where they will do; else the largest
+        power of two that divides the width, and the multiplier of the fewest digits, which are
+        those of Meta's releases.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+
+    def gives(multiple_of: int, multiplier: float | None) -> bool:
+        params = MetaParams(
+            dim=hidden_size, n_layers=1, n_heads=1, norm_eps=1.0,
+            multiple_of=multiple_of, ffn_dim_multiplier=multiplier,
+        )  # fmt: skip
+        return params.feed_forward_width() == intermediate_size
+
+    if gives(DEFAULT_MULTIPLE_OF, None):
+        return DEFAULT_MULTIPLE_OF, None
+    largest = intermediate_size & -intermediate_size
+    for multiplier in (None, *_multipliers(hidden_size, intermediate_size)):
+        if gives(largest, multiplier):
+            return largest, multiplier
+    raise ConfigError(
+        f"no multiple_of and ffn_dim_multiplier give the intermediate_size {intermediate_size} at "
+        f"the hidden_size {hidden_size}, so Meta's code cannot build the model",
+        hint="only widths that Meta's formula gives can be converted",
+    )
+
+
+def _multipliers(hidden_size: int, intermediate_size: int) -> tuple[float, ...]:
+    """List multipliers below the ratio that is wanted and next to it, the fewest digits first."""
+    base = int(2 * (4 * hidden_size) / 3)
+    short = (
+        (intermediate_size * 10**n_digits // base) / 10**n_digits
+        for n_digits in range(_MOST_DIGITS + 1)
+    )
+    ratio = intermediate_size / base
+    # The product of a rounded ratio may fall just short of the width.
+    return (*filter(None, short), ratio, nextafter(ratio, 2 * ratio))
+
+
+def _says(text: bytes, config: ModelConfig) -> bool:
+    """Read a text back, and report whether it describes a model."""
+    params, notes = parse_params(text, _PATH)
+    if notes or params.vocab_size not in (None, config.vocab_size):
+        return False
+    said = build_config(
+        params,
+        intermediate_size=params.feed_forward_width(),
+        vocab_size=config.vocab_size,
+        path=_PATH,
+        tie_word_embeddings=config.tie_word_embeddings,
+    )
+    return said == config
+
+
+def _plain(value: float) -> float | int:
+    """Write a whole number as one, as Meta does."""
+    return int(value) if value.is_integer() and value < 2**53 else value
