@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import CheckpointError
+from codellama_convert.formats.pickle_beside import Inert
 from codellama_convert.formats.pickle_names import (
     METAS_FILES_HINT,
+    DeclaredStorage,
+    GlobalName,
     OrderedItems,
+    OtherTensor,
     RefusedPickle,
     View,
 )
@@ -79,8 +83,12 @@ def items_of(value: Any) -> Mapping[Any, Any] | None:
 
 def kind_of(value: Any) -> str:
     """Name the kind of a value, for a message."""
+    if isinstance(value, (Inert, OtherTensor)):
+        return value.what
+    if isinstance(value, GlobalName):
+        return f"the name {value.module}.{value.name}"
     names: dict[type, str] = {
         dict: "a nested dict", OrderedItems: "a nested dict", View: "a tensor", type(None): "None",
-        int: "an int",
+        int: "an int", DeclaredStorage: "a storage",
     }  # fmt: skip
     return names.get(type(value), f"a {type(value).__name__}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from codellama_convert.formats.pickle_beside import INERT_CALLS, INERT_NAMES, refusal_of
 from codellama_convert.tensors import DTYPES, Dtype
 
 # The exact names a weights file may refer to; source: torch/_weights_only_unpickler.py
@@ -52,23 +53,6 @@ _OTHER_DTYPES = frozenset(
         "float4_e2m1fn_x2", "uint16", "uint32", "uint64",
     )
 )  # fmt: skip
-# What training programs save beside the weights. To build it, code would have to run.
-_OF_TRAINERS = frozenset(
-    {
-        ("argparse", "Namespace"),
-        ("collections", "defaultdict"),
-        ("omegaconf.dictconfig", "DictConfig"),
-        ("omegaconf.listconfig", "ListConfig"),
-        ("pathlib", "PosixPath"),
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("numpy.core.multiarray", "scalar"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        *(("torch", name) for name in ("Size", "device", "bfloat16", "float16", "float32")),
-    }
-)
 _KNOWN = (
     frozenset({_ORDERED_DICT, _REBUILD_V3})
     | _REBUILDERS
@@ -76,6 +60,8 @@ _KNOWN = (
     | _STORAGES.keys()
     | _OTHER_STORAGES
     | _OTHER_DTYPES
+    | INERT_CALLS.keys()
+    | INERT_NAMES
 )
 
 METAS_FILES_HINT = "use the files that Meta released"
@@ -125,6 +111,19 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherTensor:
+    """A tensor that no weight may be: of a dtype without a storage class.
+
+    Attributes:
+        what: Its kind, for a message.
+        hint: What to do where it is one of the model's.
+    """
+
+    what: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeclaredStorage:
     """A storage as the pickle declares it."""
 
@@ -158,12 +157,13 @@ class OrderedItems:
         self.content: dict[Any, Any] = {}
 
 
-def named(module: str, name: str) -> GlobalName:
+def named(module: str, name: str, *, after: str | None = None) -> GlobalName:
     """Return the token of a name.
 
     Args:
         module: As the pickle says.
         name: As the pickle says.
+        after: The text before it, for a message.
 
     Returns:
         The token; nothing is imported.
@@ -178,22 +178,8 @@ def named(module: str, name: str) -> GlobalName:
             METAS_FILES_HINT,
         )
     if pair not in _KNOWN:
-        raise _refused_name(pair)
+        raise RefusedPickle(*refusal_of(pair, after=after))
     return GlobalName(module, name)
-
-
-def _refused_name(pair: tuple[str, str]) -> RefusedPickle:
-    quoted = ".".join(pair)[:80]
-    if pair in _OF_TRAINERS:
-        return RefusedPickle(
-            f"refers to {quoted!r}, which no weights need",
-            "it is a trainer's file, or malicious. Nothing was executed; where you trust it, load it "
-            "and save the model's state dict alone",
-        )
-    return RefusedPickle(
-        f"refers to {quoted!r}, which is not allowed in a weights file",
-        "the file may be malicious. Nothing was executed",
-    )
 
 
 def declared(storage_class: GlobalName, key: str, n_elements: int) -> DeclaredStorage | None:
@@ -214,7 +200,7 @@ def rebuilt(called: GlobalName, arguments: tuple[Any, ...]) -> Any:
         arguments: Its arguments, as tokens and plain values.
 
     Returns:
-        A `View` or `OrderedItems`.
+        A `View`, `OrderedItems`, an `OtherTensor` or what is `Inert`.
 
     Raises:
         RefusedPickle: If it is not called as torch does.
@@ -223,20 +209,22 @@ def rebuilt(called: GlobalName, arguments: tuple[Any, ...]) -> Any:
     if function == _ORDERED_DICT and not arguments:
         return OrderedItems()
     if function == _REBUILD_V3:
-        raise _refused_dtype(called.name, arguments)
+        return _of_another_dtype(called.name, arguments)
+    if function in INERT_CALLS:
+        return INERT_CALLS[function]
     view = _rebuilt_view(called.name, arguments) if function in _REBUILDERS else None
     if view is None:
         raise RefusedPickle(f"calls {'.'.join(function)} in an unknown way")
     return view
 
 
-def _refused_dtype(name: str, arguments: tuple[Any, ...]) -> RefusedPickle:
+def _of_another_dtype(name: str, arguments: tuple[Any, ...]) -> OtherTensor:
     """Name the dtype of a tensor that has one of the newer ones."""
     names = [one.name for one in arguments if type(one) is GlobalName and one.module == "torch"]
     of_dtype = f"{name} of dtype {names[-1]}" if names else name
     is_fp8 = bool(names) and names[-1].startswith(("float8", "float4"))
-    return RefusedPickle(
-        f"a tensor of an unsupported kind ({of_dtype}); expected plain bfloat16, float16 or float32",
+    return OtherTensor(
+        f"a tensor of an unsupported kind ({of_dtype})",
         "these are quantised weights: use those that they were made of"
         if is_fp8
         else METAS_FILES_HINT,

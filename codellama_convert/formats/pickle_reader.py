@@ -13,6 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from codellama_convert.errors import shown
+from codellama_convert.formats.pickle_beside import (
+    A_FROZENSET,
+    A_SET,
+    INERT_OPCODES,
+    TRAINERS_HINT,
+    Inert,
+)
 from codellama_convert.formats.pickle_names import (
     METAS_FILES_HINT,
     GlobalName,
@@ -27,6 +34,7 @@ from codellama_convert.formats.pickle_names import (
 # some 20 MB, whatever it holds.
 _MAX_OPCODES = 200_000
 _MAX_INT_BITS = 64
+_LARGE_INT = Inert("an integer of more than 64 bits")  # of random number generators
 _MAX_PROTOCOL = 5  # since Python 3.8; no later one is known
 
 
@@ -37,7 +45,8 @@ def parse_pickle(pickled: bytes) -> Any:
         pickled: The content of data.pkl; protocols 2 to 5.
 
     Returns:
-        Plain values, `View` for a tensor and `OrderedItems` for an OrderedDict.
+        Plain values, `View` for a tensor, `OrderedItems` for an OrderedDict, and `Inert` for what
+        is no part of a weight, such as bytes.
 
     Raises:
         RefusedPickle: If it is damaged, or does what a weights file has no need of.
@@ -103,9 +112,8 @@ class _Machine:
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _PUSH_ARGUMENT:
-            if type(argument) is int and argument.bit_length() > _MAX_INT_BITS:
-                raise RefusedPickle("an integer is larger than any size of a tensor")
-            self._stack.append(argument)
+            is_large = type(argument) is int and argument.bit_length() > _MAX_INT_BITS
+            self._stack.append(_LARGE_INT if is_large else argument)
         elif name in _PUSH_CONSTANT:
             self._stack.append(_PUSH_CONSTANT[name])
         elif name in _PUSH_NEW:
@@ -175,11 +183,20 @@ class _Machine:
             raise RefusedPickle("it is damaged (it puts items into something that is not a dict)")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
             # Optimizers number their states. Hashing a forged tuple of tuples takes for ever.
-            if type(key) not in (str, int):
-                raise RefusedPickle("a dict key is neither a string nor a whole number")
+            if type(key) not in (str, int, float):
+                raise RefusedPickle("a dict key is neither a text nor a number", TRAINERS_HINT)
             if key in content:
                 raise RefusedPickle(f"the dict key {shown(key)} occurs twice")
             content[key] = value
+
+    def add_items(self, _: Any) -> None:
+        self._pop_to_mark()
+        if self._top() is not A_SET:
+            raise RefusedPickle("it is damaged (it adds items to something that is not a set)")
+
+    def frozen_set(self, _: Any) -> None:
+        self._pop_to_mark()
+        self._stack.append(A_FROZENSET)
 
     def _top(self) -> Any:
         if not self._stack:
@@ -197,7 +214,8 @@ class _Machine:
         self._refer(module, name)
 
     def _refer(self, module: str, name: str) -> None:
-        self._stack.append(named(module, name))
+        after = self._stack[-1] if self._stack and type(self._stack[-1]) is str else None
+        self._stack.append(named(module, name, after=after))
 
     def persistent_id(self, _: Any) -> None:
         match self._pop():
@@ -256,7 +274,7 @@ _PUSH_ARGUMENT = frozenset(
     }
 )  # fmt: skip
 _PUSH_CONSTANT: dict[str, Any] = {
-    "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (),
+    "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), **INERT_OPCODES,
 }  # fmt: skip
 _PUSH_NEW: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 _TUPLE_SIZES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -272,6 +290,8 @@ _METHODS: dict[str, Callable[[_Machine, Any], None]] = {
     "APPENDS": _Machine.appends,
     "SETITEM": _Machine.set_item,
     "SETITEMS": _Machine.set_items,
+    "ADDITEMS": _Machine.add_items,
+    "FROZENSET": _Machine.frozen_set,
     "GLOBAL": _Machine.refer_to,
     "STACK_GLOBAL": _Machine.stack_global,
     "BINPERSID": _Machine.persistent_id,

@@ -20,9 +20,11 @@ from codellama_convert.formats.declared import (
     read_declared,
     take_all,
 )
+from codellama_convert.formats.pickle_beside import Inert
 from codellama_convert.formats.pickle_names import (
     METAS_FILES_HINT,
     DeclaredStorage,
+    OtherTensor,
     View,
 )
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor
@@ -196,6 +198,12 @@ def _resolve(
         raise CheckpointError(
             f"a tensor's name has {len(name)} characters", path=path, hint=METAS_FILES_HINT
         )
+    if type(value) is OtherTensor:
+        raise CheckpointError(
+            f"entry {name!r} is {value.what}; expected plain bfloat16, float16 or float32",
+            path=path,
+            hint=value.hint,
+        )
     if type(value) is not View:
         raise CheckpointError(
             f"entry {name!r} is {kind_of(value)}; expected Meta's flat layout of tensors",
@@ -213,13 +221,20 @@ def _resolve(
     )
     if not numbers_are_plain:
         raise CheckpointError(
-            f"tensor {name!r}: negative or invalid shape, stride or storage offset",
+            f"tensor {name!r}: negative or invalid shape, stride or storage offset{_large_in(value)}",
             path=path,
             hint=DAMAGED_HINT,
         )
     tensor = StoredTensor(name, shape, strides, offset, storage)
     refuse_wrong_view(path, tensor)
     return tensor
+
+
+def _large_in(view: View) -> str:
+    """Name an integer that was too large to be read among a view's numbers."""
+    shape, strides = (n if type(n) is tuple else () for n in (view.shape, view.strides))
+    large = (n for n in (*shape, *strides, view.storage_offset) if type(n) is Inert)
+    return next((f" ({n.what})" for n in large), "")
 
 
 def _refuse_extras(path: Path, name: str, view: View) -> None:

@@ -69,6 +69,11 @@ FOREIGN_TENSORS: tuple[ForeignTensor, ...] = (
 )
 
 
+def is_foreign(name: str) -> bool:
+    """Report whether a tensor's name is of another kind of model."""
+    return any(row.pattern.search(name) for row in FOREIGN_TENSORS)
+
+
 def refuse_foreign(path: Path, entries: Mapping[str, Any]) -> None:
     """Refuse the tensors of another kind of model by what they are.
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from codellama_convert.errors import LayoutError, shown
 from codellama_convert.formats.declared import Declared, items_of
-from codellama_convert.formats.pickle_names import View
-from codellama_convert.meta.foreign_tensors import refuse_foreign
+from codellama_convert.formats.pickle_names import OtherTensor, View
+from codellama_convert.meta.foreign_tensors import is_foreign, refuse_foreign
 from codellama_convert.meta.rank_names import listed
 from codellama_convert.model.tensor_table import DROPPED_SUFFIX
 
@@ -33,6 +33,7 @@ _BUFFERS: dict[str, Literal["angle", "pair", "row"] | None] = {
 }  # fmt: skip
 _BUFFER = re.compile(rf"(?:.*\.)?(?:{'|'.join(_BUFFERS)})")
 _MAX_LISTED, _MAX_SHOWN = 6, 60
+_TENSORS = (View, OtherTensor)
 
 
 def find_state_dict(path: Path, top: Mapping[Any, Any]) -> Declared:
@@ -98,12 +99,11 @@ def head_size_of(name: str, shape: tuple[int, ...]) -> int | None:
 
 def _unwrap(path: Path, top: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
     """Find the one dict of tensors that lies beside numbers, texts and a trainer's own state."""
-    wrapped = {
-        key: items
-        for key, value in top.items()
-        if (items := items_of(value)) is not None and _holds_matrix(items)
-    }
-    if not wrapped or _holds_matrix(top):
+    dicts = {key: items for key, value in top.items() if (items := items_of(value)) is not None}
+    wrapped = {key: items for key, items in dicts.items() if _holds_matrix(items)}
+    if not wrapped:  # a model of which only norms have a dtype that can be read
+        wrapped = {key: items for key, items in dicts.items() if _holds(items, OtherTensor)}
+    if not wrapped or _is_itself_a_model(top, wrapped.values()):
         return top, ()
     if len(wrapped) > 1:
         raise LayoutError(
@@ -115,6 +115,26 @@ def _unwrap(path: Path, top: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tupl
     others = [other for other in top if other != key]
     passed_over = f"; passed over: {_quoted(others)}" if others else ""
     return items, (f"the tensors lie under {shown(key, _MAX_SHOWN)}{passed_over}",)
+
+
+def _is_itself_a_model(top: Mapping[Any, Any], inside: Iterable[Mapping[Any, Any]]) -> bool:
+    """Report whether the tensors are those of the top, and the dicts in it something else's.
+
+    A matrix beside a dict that has a model's names is state of the trainer's, such as that of a
+    random number generator.
+    """
+    if any(_is_of_a_model(name) for name, value in top.items() if type(value) in _TENSORS):
+        return True
+    names = (name for items in inside for name in items)
+    return (_holds_matrix(top) or _holds(top, OtherTensor)) and not any(map(_is_of_a_model, names))
+
+
+def _is_of_a_model(name: Any) -> bool:
+    return type(name) is str and (_META_NAME.fullmatch(name) is not None or is_foreign(name))
+
+
+def _holds(items: Mapping[Any, Any], kind: type) -> bool:
+    return any(type(value) is kind for value in items.values())
 
 
 def _holds_matrix(items: Mapping[Any, Any]) -> bool:

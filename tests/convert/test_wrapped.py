@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,53 @@ def test_a_dict_of_tensors_in_a_dict_is_found(
     assert_converted_with_note(
         source, tmp_path / "out", EXPECTED, f"tensors lie under '{key}'", *passed_over
     )
+
+
+PLAIN_STATE: dict[str, object] = {
+    "counter": Counter({30: 1}),
+    "loss_at": {0.5: 1.5},
+    "fp8": torch.ones(4, 4).to(torch.float8_e4m3fn),
+    "fp8_state": {"amax": torch.ones(4, 4).to(torch.float8_e4m3fn)},
+    "generator": {"state": 1 << 127, "inc": -(1 << 100)},
+    "seen": {1, 2},
+    "frozen": frozenset({"a"}),
+    "bytes": b"state",
+    "buffer": bytearray(b"state"),
+    "size": torch.Size([1]),
+    "dtype": torch.bfloat16,
+    "rng": torch.ones(3, 3),
+}
+
+
+@pytest.mark.parametrize("key", PLAIN_STATE)
+@pytest.mark.parametrize("where", ["beside", "in the optimizer"])
+def test_plain_state_of_a_trainer_is_passed_over(tmp_path: Path, key: str, where: str) -> None:
+    """It was called damaged, malicious or nested, and Meta's own files were asked for."""
+    state = {key: PLAIN_STATE[key]}
+    beside = state if where == "beside" else {"optimizer": {"state": state}}
+    source = write_ranks(tmp_path / "in", [{"model": STATE, **beside}])
+    note = f"tensors lie under 'model'; passed over: '{next(iter(beside))}'"
+    assert_converted_with_note(source, tmp_path / "out", EXPECTED, note)
+
+
+class Settings:
+    """Stands for a class of a training script."""
+
+
+def test_an_object_of_a_trainer_beside_the_model_is_refused_by_its_name(tmp_path: Path) -> None:
+    """It was said to be malicious, without a word of what it is, where, and what to do."""
+    source = write_ranks(tmp_path / "in", [{"model": STATE, "settings": Settings()}])
+    facts = ("consolidated.00.pth", "test_wrapped.Settings' after 'settings'", "a trainer's file")
+    with refused(CheckpointError, *facts, "save the model's state dict alone"):
+        convert_checkpoint(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
+def test_a_model_in_fp8_is_refused_for_it(tmp_path: Path, *, wrapped: bool) -> None:
+    state = {n: t if t.ndim == 1 else t.to(torch.float8_e4m3fn) for n, t in STATE.items()}
+    source = write_ranks(tmp_path / "in", [{"model": state} if wrapped else state])
+    with refused(CheckpointError, "tok_embeddings.weight", "float8_e4m3fn", "quantised weights"):
+        convert_checkpoint(source, tmp_path / "out")
 
 
 def test_what_is_passed_over_is_never_looked_at(tmp_path: Path) -> None:
@@ -122,6 +170,11 @@ def test_two_dicts_of_tensors_are_refused(tmp_path: Path) -> None:
         ({"model": {**STATE, "step": 7}}, ("'step'", "int")),
         ({"model": {**STATE, 3: LEARNT}}, ("dict key 3", "not a tensor's name")),
         ({3: LEARNT, **STATE}, ("dict key 3", "not a tensor's name")),
+        ({"a": LEARNT, "stats": {"b": LEARNT}}, ("'stats'", "nested dict")),
+        ({**STATE, "rng": LEARNT, "other": {"b": LEARNT}}, ("'other'", "nested dict")),
+        ({**STATE, "seen": {1, 2}}, ("'seen'", "a set")),
+        ({**STATE, "state": b"a"}, ("'state'", "bytes")),
+        ({**STATE, "dtype": torch.bfloat16}, ("'dtype'", "the name torch.bfloat16")),
         ({"model": {"state_dict": STATE}}, ("'model'", "nested dict")),
         ({"optimizer": {"state": {0: {"exp_avg": LEARNT}}}}, ("'optimizer'", "nested dict")),
     ],
