@@ -299,6 +299,26 @@ def require_refused(path: Path) -> None:
         read_rank(path)
 
 
+def test_data_like_a_descriptor_changes_nothing_but_torchs_id(tmp_path: Path) -> None:
+    """torch sums up the CRC-32 of each descriptor that it writes, and takes such data for one.
+
+    The id, which nothing reads, is the one known difference.
+    """
+    like_a_descriptor = torch.frombuffer(bytearray(b"PK\x07\x08" + bytes(12)), dtype=torch.float16)
+    state = {"a": like_a_descriptor.clone()}
+    records = []
+    for content in (saved(tmp_path / "rank.pth", state), ours(state, "2.13", "rank")):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            assert archive.testzip() is None
+            records.append({name: archive.read(name) for name in archive.namelist()})
+    of_torch, of_ours = records
+    id_of_torch = of_torch.pop("rank/.data/serialization_id")
+    id_of_ours = of_ours.pop("rank/.data/serialization_id")
+    assert of_torch == of_ours
+    assert id_of_torch[:20] == id_of_ours[:20]
+    assert id_of_torch[20:] != id_of_ours[20:]
+
+
 def test_every_tensor_has_a_storage_of_its_own_by_default() -> None:
     specs = [TensorSpec("a", BFLOAT16, (2, 3)), TensorSpec("b", FLOAT32, (5,))]
     assert own_storages(specs, root="consolidated.01") == SavedRank(
