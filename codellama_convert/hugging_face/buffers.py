@@ -12,20 +12,26 @@ from pathlib import Path
 import numpy as np
 
 from codellama_convert.errors import LayoutError
+from codellama_convert.formats.pth_reader import read_vector
 from codellama_convert.formats.stored_tensor import StoredTensor
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.storage.input_file import InputFile
 
 # transformers before 4.32 saved the first; the second is of even older exports.
-_BUFFER = re.compile(r"(?:.*\.)?(?:inv_freq|masked_bias)")
 _FREQUENCIES = re.compile(r"(?:.*\.)?inv_freq")
+_MASK = re.compile(r"(?:.*\.)?masked_bias")
 # What rounding leaves of a number: of the calculation in float32, of a 16-bit format.
 _ROUNDING = {4: 1e-5, 2: 2.0**-7}
 
 
 def is_buffer(name: str) -> bool:
     """Report whether a tensor is a buffer that is dropped."""
-    return _BUFFER.fullmatch(name) is not None
+    return is_mask(name) or _FREQUENCIES.fullmatch(name) is not None
+
+
+def is_mask(name: str) -> bool:
+    """Report whether a tensor is one whose values and dtype say nothing."""
+    return _MASK.fullmatch(name) is not None
 
 
 def check_frequencies(path: Path, tensor: StoredTensor, config: ModelConfig) -> None:
@@ -53,7 +59,7 @@ def check_frequencies(path: Path, tensor: StoredTensor, config: ModelConfig) -> 
             hint=hint,
         )
     with InputFile(path) as file:
-        raw = file.read_exact(tensor.storage.offset, tensor.storage.n_bytes)
+        raw = read_vector(file, tensor)
     found = _values(raw, tensor)
     wanted = config.rope_theta ** (-np.arange(n_pairs, dtype=np.float64) / n_pairs)
     tolerance = wanted * _ROUNDING[tensor.dtype.itemsize] + tensor.dtype.min_positive

@@ -12,22 +12,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from codellama_convert.errors import LayoutError
-from codellama_convert.formats.safetensors_reader import SafetensorsIndex
+from codellama_convert.formats.pth_reader import RankIndex
 from codellama_convert.hugging_face.buffers import check_frequencies, is_buffer
 from codellama_convert.hugging_face.config_reader import (
     CONFIG_NAME,
     HuggingFaceConfig,
     read_config,
 )
-from codellama_convert.hugging_face.files import ModelFiles, read_model_files
+from codellama_convert.hugging_face.files import ModelFiles, Shard, read_model_files
 from codellama_convert.hugging_face.foreign_names import (
     refuse_foreign_tensors,
     refuse_other_dtypes,
     refuse_wrapped,
 )
-from codellama_convert.hugging_face.two_heads import require_same_bytes
+from codellama_convert.hugging_face.two_heads import require_same
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.foreign_params import SUPPORTED_HINT
 from codellama_convert.model.placement import Placement, in_one_file
@@ -40,7 +41,7 @@ from codellama_convert.model.tensor_table import (
 from codellama_convert.tensors import BFLOAT16, Dtype, TensorSpec
 
 _TOKENIZER_NAME = "tokenizer.model"
-_SAME_FOLDER_HINT = "config.json and the safetensors files must come from the same model"
+_SAME_FOLDER_HINT = "config.json and the files of the weights must come from the same model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class SourceTensor:
     Attributes:
         spec: Hugging Face's name, the dtype that it is stored in, and its shape.
         file: The number of its file.
-        offset: Its first byte's position in the file.
+        offset: Its first element's position in the file; in a torch file, the others may lie apart.
     """
 
     spec: TensorSpec
@@ -70,7 +71,7 @@ class HuggingFaceCheckpoint:
     Attributes:
         folder: Where it lies.
         said: What config.json says.
-        files: The files that hold the weights, their headers read.
+        files: The files that hold the weights, read up to their tensors.
         tensors: All that the model has, in the order of Hugging Face's state dict; where
             `config.tie_word_embeddings` is true, the head is the embedding, and not among them.
         dtype: What all tensors become: the one asked for, or the one that all have.
@@ -82,7 +83,7 @@ class HuggingFaceCheckpoint:
 
     folder: Path
     said: HuggingFaceConfig
-    files: tuple[SafetensorsIndex, ...]
+    files: tuple[Shard, ...]
     tensors: tuple[SourceTensor, ...]
     dtype: Dtype
     dropped: tuple[str, ...]
@@ -100,6 +101,22 @@ class HuggingFaceCheckpoint:
         """The dtypes that its tensors are stored in, the embedding's first."""
         return tuple(dict.fromkeys(tensor.spec.dtype for tensor in self.tensors))
 
+    def inputs(self) -> dict[str, Any]:
+        """Return what tells the files from others, as plain values.
+
+        A header does not change with the weights, and has no sum of them: the time of the last
+        change stands beside it.
+        """
+        inputs: dict[str, Any] = {CONFIG_NAME: self.config_sha256}
+        for file in self.files:
+            digests = (
+                [file.directory_sha256, file.pickle_sha256]
+                if isinstance(file, RankIndex)
+                else [file.header_sha256]
+            )
+            inputs[file.path.name] = [file.n_bytes, *digests, file.mtime_ns]
+        return inputs
+
     def names_in(self, file: int) -> tuple[str, ...]:
         """Name the model's tensors that lie in a file."""
         return tuple(tensor.spec.name for tensor in self.tensors if tensor.file == file)
@@ -109,7 +126,7 @@ def open_folder(folder: Path, *, dtype: Dtype | None = None) -> HuggingFaceCheck
     """Read a folder's structure and check that all of it belongs together.
 
     Args:
-        folder: It holds config.json and safetensors files, whoever wrote them.
+        folder: It holds config.json and safetensors files or pytorch_model.bin, whoever wrote them.
         dtype: What all tensors are to become; None means that they must be of one dtype.
 
     Returns:
@@ -147,8 +164,8 @@ def _check_names(folder: Path, config: ModelConfig, found: ModelFiles) -> None:
     names = [name for name in found.file_of if not is_buffer(name)]
     refuse_foreign_tensors(folder, names)
     refuse_wrapped(folder, names, hf_name_of("embedding"))
-    others = {n: code for one in found.files for n, code in one.other_dtypes.items()}
-    refuse_other_dtypes(folder, {n: code for n, code in others.items() if not is_buffer(n)})
+    others = found.other_dtypes.items()
+    refuse_other_dtypes(folder, {name: code for name, code in others if not is_buffer(name)})
     wanted: set[str] = set()
     # config.json may claim millions of layers: the first that is missing ends it.
     for rule, layer in rules_in_order(config.num_hidden_layers, tied=config.tie_word_embeddings):
@@ -197,15 +214,17 @@ def _and_others(n_others: int) -> str:
 
 def _source(found: ModelFiles, tensor: TensorLayout) -> SourceTensor:
     """Find a tensor of the table in the files, of the right shape."""
-    path, stored = found.stored(tensor.spec.name)
+    index = found.holding(tensor.spec.name)
+    stored = index.tensors[tensor.spec.name]
     if stored.shape != tensor.spec.shape:
         raise LayoutError(
             f"tensor {stored.name!r} has shape {stored.shape}, expected {tensor.spec.shape}",
-            path=path,
+            path=index.path,
             hint=_SAME_FOLDER_HINT,
         )
     spec = replace(tensor.spec, dtype=stored.dtype)
-    return SourceTensor(spec, found.file_of[stored.name], stored.storage.offset)
+    offset = stored.storage.offset + stored.extent[0]
+    return SourceTensor(spec, found.file_of[stored.name], offset)
 
 
 def _check_dropped(
@@ -213,10 +232,12 @@ def _check_dropped(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Check that what is left out follows from the rest; return its names, and a note on it."""
     buffers = [name for name in found.file_of if is_buffer(name)]
+    buffers += [n for one in found.files if isinstance(one, RankIndex) for n in one.dropped]
     notes = []
-    for name in buffers:
-        if name in found.files[found.file_of[name]].tensors:
-            check_frequencies(*found.stored(name), config)
+    for name in filter(found.file_of.__contains__, buffers):
+        index = found.holding(name)
+        if name in index.tensors:  # not one of another dtype
+            check_frequencies(index.path, index.tensors[name], config)
     if buffers:
         listed = buffers[0] + _and_others(len(buffers) - 1)
         notes.append(f"left out {listed}: buffers that follow from config.json, no weights")
@@ -226,12 +247,12 @@ def _check_dropped(
     if head not in found.file_of:
         notes.append(f"{head} is not there: tie_word_embeddings says that it is the embedding")
         return tuple(buffers), tuple(notes)
-    require_same_bytes(*found.stored(embedding), *found.stored(head))
+    require_same(found.holding(embedding), embedding, found.holding(head), head)
     notes.append(f"{head} is stored, and equal to the embedding, as tie_word_embeddings says")
     return (*buffers, head), tuple(notes)
 
 
-def _common_dtype(files: Sequence[SafetensorsIndex], tensors: Sequence[SourceTensor]) -> Dtype:
+def _common_dtype(files: Sequence[Shard], tensors: Sequence[SourceTensor]) -> Dtype:
     first = tensors[0].spec
     for tensor in tensors:
         if tensor.spec.dtype != first.dtype:

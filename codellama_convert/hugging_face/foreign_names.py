@@ -40,7 +40,7 @@ def _row(pattern: str, what: str, hint: str) -> ForeignName:
 _ADAPTERS = _row(
     r"adapter_config\.json|adapter_model\..*", "which is of an adapter such as LoRA", _MERGE
 )
-# Of folders without safetensors. The first row that fits is told.
+# Of folders without weights that are read. The first row that fits is told.
 _OTHER_WEIGHTS = (
     _row(
         r"consolidated.*\.safetensors",
@@ -52,7 +52,6 @@ _OTHER_WEIGHTS = (
         "which is of a checkpoint in Meta's layout",
         "name a Hugging Face folder: config.json beside model.safetensors",
     ),
-    _row(r"pytorch_model.*\.bin(\.index\.json)?", "which is torch's format", _SAVE_AGAIN),
     _row(
         r".*\.gguf|ggml.*\.bin",
         "which is a model of llama.cpp, often quantised",
@@ -104,8 +103,8 @@ def refuse_adapters(folder: Path, names: Collection[str]) -> None:
             )
 
 
-def without_safetensors(folder: Path, names: Collection[str]) -> CheckpointError:
-    """Say what a folder holds that has no safetensors file.
+def without_weights(folder: Path, names: Collection[str]) -> CheckpointError:
+    """Say what a folder holds that has neither safetensors files nor pytorch_model.bin.
 
     Args:
         folder: The folder.
@@ -118,10 +117,12 @@ def without_safetensors(folder: Path, names: Collection[str]) -> CheckpointError
         name = next((name for name in sorted(names) if row.pattern.fullmatch(name)), None)
         if name is not None:
             return CheckpointError(
-                f"holds no safetensors file, but {name}, {row.what}", path=folder, hint=row.hint
+                f"holds neither safetensors files nor pytorch_model.bin, but {name}, {row.what}",
+                path=folder,
+                hint=row.hint,
             )
     return CheckpointError(
-        "holds no safetensors file",
+        "holds neither safetensors files nor pytorch_model.bin",
         path=folder,
         hint="name the folder of a model in Hugging Face's format, with config.json",
     )

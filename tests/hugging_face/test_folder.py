@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.hugging_face.folders import (
     INDEX,
     SINGLE,
     THETA,
+    config,
     weights,
     write_folder,
     write_index,
@@ -280,12 +282,11 @@ def test_an_adapter_beside_the_model_is_refused(tmp_path, state, name):
     ("names", "facts"),
     [
         (["consolidated.00.pth", "params.json"], ["consolidated.00.pth", "Meta's layout"]),
-        (["pytorch_model.bin", "config.json"], ["pytorch_model.bin", "save_pretrained"]),
-        (["pytorch_model.bin.index.json"], ["pytorch_model.bin.index.json", "save_pretrained"]),
+        (["model.bin", "config.json"], ["model.bin", "save_pretrained"]),
         (["model-q4.gguf"], ["model-q4.gguf", "llama.cpp", "made of"]),
         (["consolidated.safetensors", "params.json"], ["consolidated.safetensors", "Mistral"]),
         (["tf_model.h5"], ["tf_model.h5", "another framework"]),
-        (["config.json"], ["no safetensors file", "config.json"]),
+        (["config.json"], ["neither safetensors files nor pytorch_model.bin", "config.json"]),
     ],
 )
 def test_a_folder_of_another_kind_is_told_what_it_holds(tmp_path, names, facts):
@@ -384,3 +385,21 @@ def test_a_damaged_shard_is_named(tmp_path, state):
     (folder / SECOND).write_bytes(whole[:-1])
     with refused(CheckpointError, SECOND, "truncated"):
         open_folder(folder)
+
+
+def test_what_tells_the_files_from_others_changes_with_them(tmp_path, state):
+    """A header says nothing of the weights: of two models of one shape it is the same."""
+    folder = write_folder(tmp_path / "hf", split(state, 2))
+    first = open_folder(folder).inputs()
+    one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    assert first == open_folder(folder).inputs()
+    assert list(first) == ["config.json", one, two]
+    status = (folder / one).stat()
+    os.utime(folder / one, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert changed(first, open_folder(folder).inputs()) == {one}
+    (folder / "config.json").write_text(json.dumps(config(rope_theta=5e5)), encoding="utf-8")
+    assert changed(first, open_folder(folder).inputs()) == {one, "config.json"}
+
+
+def changed(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
