@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.safetensors_reader import SafetensorsIndex, read_safetensors
-from codellama_convert.hugging_face.shard_reader import SafetensorsReader
+from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.storage.blocks import IoMode, aligned_buffer
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.watch import Watch
@@ -41,7 +41,7 @@ def raw(tensor: torch.Tensor) -> bytes:
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def read_all(reader: SafetensorsReader, names: tuple[str, ...] = NAMES) -> dict[str, bytes]:
+def read_all(reader: TensorReader, names: tuple[str, ...] = NAMES) -> dict[str, bytes]:
     """Read tensors in bands of 13 rows, all bands in random order."""
     buffer = aligned_buffer(BUFFER_BYTES)
     bands = [(name, row) for name in names for row in range(0, SHAPES[name][0], 13)]
@@ -59,7 +59,7 @@ def read_all(reader: SafetensorsReader, names: tuple[str, ...] = NAMES) -> dict[
 @pytest.mark.parametrize("io_mode", ["buffered", "auto"])
 def test_rows_are_the_librarys_and_the_sums_are_those_of_the_file(index, state, io_mode: IoMode):
     buffer = aligned_buffer(BUFFER_BYTES)
-    with SafetensorsReader(index, NAMES, io_mode=io_mode) as reader:
+    with TensorReader(index, NAMES, io_mode=io_mode) as reader:
         assert read_all(reader) == {name: raw(state[name]) for name in NAMES}
         sums = reader.take_sums()
         assert sums == {
@@ -71,7 +71,7 @@ def test_rows_are_the_librarys_and_the_sums_are_those_of_the_file(index, state, 
 
 
 def sums_of(index: SafetensorsIndex, names: tuple[str, ...]) -> SourceSums:
-    with SafetensorsReader(index, NAMES) as reader:
+    with TensorReader(index, NAMES) as reader:
         read_all(reader, names)
         return reader.take_sums()
 
@@ -79,7 +79,7 @@ def sums_of(index: SafetensorsIndex, names: tuple[str, ...]) -> SourceSums:
 def test_what_an_earlier_run_read_counts_towards_the_file(index):
     buffer = aligned_buffer(BUFFER_BYTES)
     kept = sums_of(index, ("embed", "norm"))
-    with SafetensorsReader(index, NAMES) as reader:
+    with TensorReader(index, NAMES) as reader:
         assert reader.confirms(kept, ("embed", "norm"), buffer, Watch())
         reader.keep(kept)
         read_all(reader, ("gate",))
@@ -91,7 +91,7 @@ def test_sums_of_other_tensors_or_of_other_bytes_are_not_confirmed(index):
     """The format keeps no sums: only the bytes themselves say whether they are the same."""
     buffer = aligned_buffer(BUFFER_BYTES)
     kept = sums_of(index, ("embed", "norm"))
-    with SafetensorsReader(index, NAMES) as reader:
+    with TensorReader(index, NAMES) as reader:
         assert not reader.confirms(kept, ("embed",), buffer, Watch())
         assert not reader.confirms(kept, NAMES, buffer, Watch())
     storage = index.storages["embed"]
@@ -101,16 +101,16 @@ def test_sums_of_other_tensors_or_of_other_bytes_are_not_confirmed(index):
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
     again = read_safetensors(index.path)
-    with SafetensorsReader(again, NAMES) as reader:
+    with TensorReader(again, NAMES) as reader:
         assert not reader.confirms(kept, ("embed", "norm"), buffer, Watch())
 
 
 def test_a_file_that_changed_since_its_header_was_read_is_refused(index):
-    SafetensorsReader(index, NAMES).close()
+    TensorReader(index, NAMES).close()
     status = index.path.stat()
     os.utime(index.path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     with refused(CheckpointError, "model.safetensors", "changed while it was read"):
-        SafetensorsReader(index, NAMES)
+        TensorReader(index, NAMES)
 
 
 def test_a_file_of_the_same_content_in_its_place_is_refused(index, tmp_path):
@@ -119,7 +119,7 @@ def test_a_file_of_the_same_content_in_its_place_is_refused(index, tmp_path):
     os.utime(tmp_path / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
     (tmp_path / "other").replace(index.path)
     with refused(CheckpointError, "model.safetensors", "changed while it was read"):
-        SafetensorsReader(index, NAMES)
+        TensorReader(index, NAMES)
 
 
 def test_bytes_at_odd_positions_are_read(tmp_path):
@@ -132,6 +132,6 @@ def test_bytes_at_odd_positions_are_read(tmp_path):
     index = read_safetensors(tmp_path / "odd.safetensors")
     assert index.storages["gate"].offset % 4 == 3
     for io_mode in ("buffered", "auto"):
-        with SafetensorsReader(index, ["gate"], io_mode=io_mode) as reader:
+        with TensorReader(index, ["gate"], io_mode=io_mode) as reader:
             rows, _ = reader.read_rows("gate", 1, 1, aligned_buffer(64))
             assert rows.tobytes() == bytes(range(8, 16))
