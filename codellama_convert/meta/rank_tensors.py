@@ -10,14 +10,16 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from codellama_convert.errors import LayoutError
+from codellama_convert.errors import LayoutError, shown
 from codellama_convert.formats.pth_reader import RankIndex
 from codellama_convert.formats.stored_tensor import StoredTensor
-from codellama_convert.meta.state_dict import head_size_of
+from codellama_convert.meta.rank_names import listed
+from codellama_convert.meta.state_dict import head_size_of, is_meta_tensor
 from codellama_convert.model.config import SAME_FOLDER_HINT
 from codellama_convert.model.foreign_params import SUPPORTED_HINT
 from codellama_convert.model.tensor_table import (
     DROPPED_SUFFIX,
+    MERGE_HINT,
     TensorLayout,
     meta_name_of,
     rules_in_order,
@@ -56,7 +58,20 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
                 path=ranks[0].path,
                 hint=hint,
             )
+    if len(ranks) > 1 and embedding.shape[1] == hidden_size:
+        raise _whole_columns(embedding, ranks)
     return gate.shape[0] * len(ranks), embedding.shape[0]
+
+
+def _whole_columns(embedding: StoredTensor, ranks: Sequence[RankIndex]) -> LayoutError:
+    """Say that the embedding is not split as Llama 1, 2 and Code Llama split it."""
+    return LayoutError(
+        f"tensor {embedding.name!r} has shape {embedding.shape}, all of the {embedding.shape[1]} "
+        f"columns: {len(ranks)} ranks of Llama 1, 2 or Code Llama split its columns; these split "
+        "its rows, as Llama 3 does, or each has a copy",
+        path=ranks[0].path,
+        hint=MERGE_HINT,
+    )
 
 
 def _matrix(rank: RankIndex, name: str) -> StoredTensor:
@@ -73,6 +88,22 @@ def _matrix(rank: RankIndex, name: str) -> StoredTensor:
 
 
 def _missing(rank: RankIndex, name: str) -> LayoutError:
+    """Say that a tensor is missing, and which one may be it under another name."""
+    others = (one for one in rank.tensors if not is_meta_tensor(one))
+    alike = next((one for one in others if one.endswith(name)), None)
+    if alike is not None:
+        return LayoutError(
+            f"tensor {name!r} is missing, but there is {alike!r}",
+            path=rank.path,
+            hint=f"take {alike.removesuffix(name)!r} off the names of its tensors and save it again",
+        )
+    if not any(map(is_meta_tensor, rank.tensors)):
+        found = listed([shown(one) for one in rank.tensors], 3) or "nothing"
+        return LayoutError(
+            f"tensor {name!r} is missing; the file has none of Meta's names, but {found}",
+            path=rank.path,
+            hint=SUPPORTED_HINT,
+        )
     return LayoutError(
         f"tensor {name!r} is missing",
         path=rank.path,
@@ -185,15 +216,30 @@ def _compare_head_size(
             )
 
 
+def _other_split(tensor: TensorLayout, shape: tuple[int, ...]) -> str:
+    """Say how the ranks split a tensor that Meta's split in another way; empty where that is open."""
+    whole, n_ranks = tensor.meta.shape, len(tensor.meta.files)
+    if n_ranks > 1 and shape == whole:
+        return f": each of the {n_ranks} ranks has all of it"
+    for dimension, what in enumerate(("rows", "columns")[: len(whole)]):
+        other = [*whole]
+        other[dimension] //= n_ranks
+        if dimension != tensor.meta.split and n_ranks > 1 and shape == tuple(other):
+            return f": its {what} are split over the ranks, which Meta does not do"
+    return ""
+
+
 def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:
     found = rank.tensors.get(tensor.meta.name)
     if found is None:
         raise _missing(rank, tensor.meta.name)
     if found.shape != tensor.meta.part_shape:
+        cause = _other_split(tensor, found.shape)
         raise LayoutError(
-            f"tensor {tensor.meta.name!r} has shape {found.shape}, expected {tensor.meta.part_shape}",
+            f"tensor {tensor.meta.name!r} has shape {found.shape}, expected "
+            f"{tensor.meta.part_shape}{cause}",
             path=rank.path,
-            hint=SAME_FOLDER_HINT,
+            hint=MERGE_HINT if cause else SAME_FOLDER_HINT,
         )
     if found.dtype != tensor.spec.dtype:
         raise LayoutError(

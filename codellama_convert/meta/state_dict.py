@@ -70,6 +70,11 @@ def find_state_dict(path: Path, top: Mapping[Any, Any]) -> Declared:
     return Declared(entries, dropped, notes)
 
 
+def is_meta_tensor(name: str) -> bool:
+    """Report whether a name is one of Meta's, or ends in one behind a dot."""
+    return _META_NAME.fullmatch(name) is not None
+
+
 def _plain_shape(view: View) -> tuple[int, ...]:
     """Return a shape of which nothing was checked; empty where it is not one."""
     shape = view.shape
@@ -130,7 +135,7 @@ def _is_itself_a_model(top: Mapping[Any, Any], inside: Iterable[Mapping[Any, Any
 
 
 def _is_of_a_model(name: Any) -> bool:
-    return type(name) is str and (_META_NAME.fullmatch(name) is not None or is_foreign(name))
+    return type(name) is str and (is_meta_tensor(name) or is_foreign(name))
 
 
 def _holds(items: Mapping[Any, Any], kind: type) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from codellama_convert.errors import LayoutError
-from codellama_convert.model.config import SAME_FOLDER_HINT, ModelConfig
+from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.placement import Placement, in_one_file
 from codellama_convert.tensors import Dtype, TensorSpec
 
@@ -63,6 +63,16 @@ RULES: tuple[Rule, ...] = (
 # The rotary frequencies follow from rope_theta, and Hugging Face computes them: dropped. Llama 1 7B
 # has them in every layer, later releases at the top, some not at all.
 DROPPED_SUFFIX = "rope.freqs"
+
+MERGE_HINT = "merge the ranks into one consolidated.00.pth with the program that split them"
+_HEADS_HINT = (
+    "if each rank has a copy of a head, merge the ranks into one consolidated.00.pth with the program "
+    "that split them; if not, n_kv_heads in params.json is wrong"
+)
+_ROWS_HINT = (
+    "such ranks are of different sizes, or padded: merge them into one consolidated.00.pth with the "
+    "program that split them"
+)
 
 
 def meta_name_of(role: Role) -> str:
@@ -145,14 +155,17 @@ def rules_in_order(n_layers: int, *, tied: bool = False) -> Iterator[tuple[Rule,
 
 
 def _refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
-    for what, size in (
-        ("key and value heads", config.num_key_value_heads),
-        ("hidden_size", config.hidden_size),
-        ("intermediate_size", config.intermediate_size),
-        ("vocab_size", config.vocab_size),
+    """Refuse sizes that Meta's code could not split over that many ranks, each for its own cause."""
+    rows = (
+        [] if config.tie_word_embeddings else [("rows of the head", config.vocab_size, _ROWS_HINT)]
+    )
+    for what, size, hint in (
+        ("key and value heads", config.num_key_value_heads, _HEADS_HINT),
+        ("columns of the hidden_size", config.hidden_size, MERGE_HINT),
+        ("rows of the feed-forward network", config.intermediate_size, MERGE_HINT),
+        *rows,
     ):
         if size % n_ranks:
             raise LayoutError(
-                f"{size} {what} cannot be split over {n_ranks} ranks",
-                hint=SAME_FOLDER_HINT,
+                f"{size} {what} cannot be split evenly over {n_ranks} ranks", hint=hint
             )

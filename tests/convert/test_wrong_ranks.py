@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from codellama_convert.convert.run import convert_checkpoint
 from codellama_convert.errors import ConvertError
 from tests.convert.bits import assert_same_bits
+from tests.convert.noted import write_ranks
 from tests.witness.checkpoints import (
     GQA,
     MHA,
@@ -71,6 +73,111 @@ def test_swapped_ranks_give_another_model(tmp_path):
     convert_checkpoint(tmp_path / "in", tmp_path / "out")
     with pytest.raises(AssertionError):
         assert_same_bits(read_output(tmp_path / "out"), expected_state_dict(state, GQA))
+
+
+SAME_FOLDER = "same model directory"
+EMBEDDING = "tok_embeddings.weight"
+MERGE = "merge the ranks into one consolidated.00.pth"
+
+
+def refusal_of(source: Path, output: Path) -> str:
+    with pytest.raises(ConvertError) as caught:
+        convert_checkpoint(source, output)
+    assert not output.exists()
+    assert SAME_FOLDER not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["rows", "copies"])
+def test_an_embedding_that_is_not_split_by_columns_is_told(tmp_path, copied):
+    """Llama 3's ranks split its rows: the files were said to be of two models."""
+    whole = random_model(GQA)[EMBEDDING]
+    parts = [whole, whole] if copied else whole.chunk(2, 0)
+    ranks = [
+        rank | {EMBEDDING: part.clone()}
+        for rank, part in zip(split_ranks(random_model(GQA), 2), parts, strict=True)
+    ]
+    told = refusal_of(write_ranks(tmp_path / "in", ranks, GQA), tmp_path / "out")
+    shape = str((GQA.vocab if copied else GQA.vocab // 2, GQA.dim))
+    for fact in (EMBEDDING, shape, "rows, as Llama 3 does, or each has a copy", MERGE):
+        assert fact in told
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "fact"),
+    [
+        ("layers.0.attention.wo.weight", 0, "its rows are split over the ranks"),
+        ("layers.0.attention.wv.weight", 1, "its columns are split over the ranks"),
+        ("layers.1.feed_forward.w2.weight", None, "each of the 2 ranks has all of it"),
+        ("output.weight", None, "each of the 2 ranks has all of it"),
+    ],
+)
+def test_a_tensor_that_is_split_otherwise_is_told(tmp_path, name, split, fact):
+    state = random_model(GQA)
+    ranks = split_ranks(state, 2)
+    for number, rank in enumerate(ranks):
+        whole = state[name]
+        rank[name] = (whole if split is None else whole.chunk(2, split)[number]).clone()
+    told = refusal_of(write_ranks(tmp_path / "in", ranks, GQA), tmp_path / "out")
+    for one in (repr(name), "expected", fact, MERGE):
+        assert one in told
+
+
+def test_key_and_value_heads_that_ranks_share_are_told(tmp_path):
+    """Two heads on four ranks: other programs give each rank a copy of one."""
+    shape = replace(GQA, n_kv_heads=2)
+    state = random_model(shape)
+    ranks = split_ranks(state, 4)
+    head = shape.dim // shape.n_heads
+    for number, rank in enumerate(ranks):
+        for name in [name for name in rank if name.endswith(("wk.weight", "wv.weight"))]:
+            rows = state[name][number // 2 * head : (number // 2 + 1) * head]
+            rank[name] = rows.clone()
+    told = refusal_of(write_ranks(tmp_path / "in", ranks, shape), tmp_path / "out")
+    for fact in ("2 key and value heads", "over 4 ranks", "a copy of a head", MERGE):
+        assert fact in told
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_that_two_ranks_cannot_share_are_told(tmp_path, tied):
+    """The embedding's columns are split, so without a head any number of rows is right."""
+    shape = replace(GQA, vocab=GQA.vocab + 1)
+    state = random_model(shape)
+    head = state.pop("output.weight")
+    ranks = split_ranks(state, 2)
+    for rank, rows in zip(ranks, head.chunk(2), strict=True):
+        if not tied:
+            rank["output.weight"] = rows.clone()
+    source = write_ranks(tmp_path / "in", ranks, shape)
+    if tied:
+        report = convert_checkpoint(source, tmp_path / "out")
+        assert any("tie_word_embeddings is true" in note for note in report.notes)
+        found = read_output(tmp_path / "out")["model.embed_tokens.weight"]
+        assert_same_bits({"embedding": found}, {"embedding": state[EMBEDDING]})
+        return
+    told = refusal_of(source, tmp_path / "out")
+    for fact in (
+        f"{shape.vocab} rows of the head",
+        "over 2 ranks",
+        "padded",
+        "merge them into one",
+    ):
+        assert fact in told
+
+
+@pytest.mark.parametrize("prefix", ["model_", "llama/", "decoder:"])
+def test_a_prefix_without_a_dot_is_told(tmp_path, prefix):
+    state = {prefix + name: tensor for name, tensor in random_model(MHA).items()}
+    told = refusal_of(write_ranks(tmp_path / "in", [state]), tmp_path / "out")
+    query = "layers.0.attention.wq.weight"
+    for fact in (f"{query!r} is missing, but there is {prefix + query!r}", f"take {prefix!r} off"):
+        assert fact in told
+
+
+def test_a_file_of_none_of_metas_names_is_told(tmp_path):
+    state = {"wte.weight": torch.zeros(8, 8), "h.0.attn.bias": torch.zeros(8)}
+    told = refusal_of(write_ranks(tmp_path / "in", [state]), tmp_path / "out")
+    assert "none of Meta's names, but 'wte.weight', 'h.0.attn.bias'" in told
 
 
 @pytest.mark.parametrize("rope", ["top", "inner", None])

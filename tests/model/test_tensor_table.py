@@ -19,21 +19,20 @@ CONFIG = ModelConfig(
     hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4,
     num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=1e4, vocab_size=6,
 )  # fmt: skip
-SAME_FOLDER = "same model directory"  # what to do
 
 
 @pytest.mark.parametrize(
     ("sizes", "n_ranks", "fact"),
     [
         ({}, 4, "2 key and value heads"),
-        ({"hidden_size": 9}, 2, "9 hidden_size"),
-        ({"intermediate_size": 13}, 2, "13 intermediate_size"),
-        ({"vocab_size": 7}, 2, "7 vocab_size"),
+        ({"hidden_size": 9}, 2, "9 columns of the hidden_size"),
+        ({"intermediate_size": 13}, 2, "13 rows of the feed-forward network"),
+        ({"vocab_size": 7}, 2, "7 rows of the head"),
     ],
 )
 def test_what_cannot_be_split_is_named(sizes: dict[str, int], n_ranks: int, fact: str) -> None:
     assert len(build_layout(CONFIG, n_ranks=2, dtype=BFLOAT16)) == len(meta_shapes(SHAPE))
-    with refused(LayoutError, f"{fact} cannot", f"{n_ranks} ranks", SAME_FOLDER):
+    with refused(LayoutError, f"{fact} cannot", f"{n_ranks} ranks", "one consolidated.00.pth"):
         build_layout(replace(CONFIG, **sizes), n_ranks=n_ranks, dtype=BFLOAT16)
 
 
