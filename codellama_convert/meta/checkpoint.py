@@ -200,7 +200,7 @@ def _kind_notes(
         notes.append(f"{head} {why}: tie_word_embeddings is true, and no lm_head is written")
     counts = Counter(tensor.spec.dtype.name for tensor in layout)
     if len(counts) > 1:
-        parts = [f"{n} are {name}" for name, n in counts.items()]
+        parts = [f"{n} {'is' if n == 1 else 'are'} {name}" for name, n in counts.items()]
         notes.append(f"of {len(layout)} tensors, {' and '.join(parts)}: each is cast by itself")
     return tuple(notes)
 

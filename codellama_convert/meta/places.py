@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
@@ -17,6 +18,7 @@ _KAGGLE_FRAMEWORKS = ("pytorch", "transformers", "other")  # NAME/pytorch/VARIAT
 _SIZE = re.compile(r"(?<![0-9a-z])[0-9]{1,3}b(?![a-z0-9])", re.IGNORECASE)
 _MAX_ANCESTORS = 5
 _CACHES = (".cache", "kagglehub")
+_MAX_COMMIT_LENGTH = 100
 
 
 def model_name(folder: Path) -> str:
@@ -80,13 +82,13 @@ def default_output_dir(folder: Path) -> Path:
         The folder, named after the model with -hf added.
 
     Raises:
-        OutputError: If the current folder is in a cache too, or the checkpoint's has no name.
+        OutputError: If the current folder is a cache or in one too, or the checkpoint's has no name.
     """
     place = folder if folder.name not in ("", "..") else folder.resolve()
-    if _is_in_cache(place.absolute()):
-        if _is_in_cache(Path.cwd()):
+    if _is_in_cache(place.absolute()) or _is_hub_cache(_unwrapped(place.absolute()).parent):
+        if _is_in_cache(Path.cwd()) or _is_hub_cache(Path.cwd()):
             raise OutputError(
-                "lies in a cache, and so does the current folder: an output does not belong there",
+                "lies in a cache, and the current folder is one or in one: an output does not belong there",
                 path=folder,
                 hint="name another place with --output_dir",
             )
@@ -99,5 +101,45 @@ def default_output_dir(folder: Path) -> Path:
     return place.with_name(f"{_name_of(place)}-hf")
 
 
+def current_snapshot(folders: Sequence[Path]) -> Path | None:
+    """Choose among the snapshots that a hub keeps of one model.
+
+    Args:
+        folders: Checkpoints, each in a snapshot.
+
+    Returns:
+        The one that the hub's refs/main names; None where they are of several models, or it names
+        none of them.
+    """
+    snapshots = {_snapshot_of(folder) for folder in folders}
+    if len(snapshots) != len(folders) or None in snapshots:
+        return None
+    homes = {snapshot.parent.parent for snapshot in snapshots if snapshot is not None}
+    if len(homes) != 1:
+        return None
+    try:
+        with (homes.pop() / "refs" / "main").open("rb") as file:
+            commit = file.read(_MAX_COMMIT_LENGTH).decode("ascii", "replace").strip()
+    except OSError:
+        return None
+    return next((one for one in folders if (_snapshot_of(one) or one).name == commit), None)
+
+
+def _snapshot_of(folder: Path) -> Path | None:
+    """Return the snapshot that a folder is or lies in: models--ORG--NAME/snapshots/COMMIT."""
+    for place in (folder, *folder.parents):
+        if place.parent.name == "snapshots" and _HUB_NAME.fullmatch(place.parent.parent.name):
+            return place
+    return None
+
+
 def _is_in_cache(place: Path) -> bool:
     return any(_HUB_NAME.fullmatch(name) or name in _CACHES for name in place.parts)
+
+
+def _is_hub_cache(place: Path) -> bool:
+    """Report whether a folder is what hubs keep their models in, wherever its owner put it."""
+    try:
+        return any(_HUB_NAME.fullmatch(path.name) for path in place.iterdir())
+    except OSError:  # told when something is written there
+        return False

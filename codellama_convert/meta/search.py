@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codellama_convert.errors import CheckpointError, one_line
-from codellama_convert.meta.places import model_name
+from codellama_convert.meta.places import current_snapshot, model_name
 from codellama_convert.meta.rank_names import listed
 from codellama_convert.model.recognise import read_folder_name, wanted_flavor
 from codellama_convert.model.releases import Flavor
@@ -107,6 +107,9 @@ def search_below(
     for level in _levels(top, holds, search):
         held += level
         chosen = _choose(held, model_size, flavor)
+        if len(chosen) > 1:
+            current = current_snapshot([one.path.absolute() for one in chosen])
+            chosen = [one for one in chosen if one.path.absolute() == current] or chosen
         if len(chosen) > 1:
             raise _several(top.path, chosen, model_size, flavor)
         if chosen:

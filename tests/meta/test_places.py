@@ -120,6 +120,30 @@ def test_inside_the_cache_itself_an_output_must_be_named(tmp_path, monkeypatch):
     assert CliRunner().invoke(main, named).exit_code == 0
 
 
+@needs_links
+@pytest.mark.parametrize("where", [".", "models--meta-llama--Llama-2-7b-chat"])
+def test_the_folder_that_holds_the_models_of_a_hub_is_its_cache(tmp_path, monkeypatch, where):
+    """A cache that its owner put elsewhere has no such name; the output was written into it."""
+    snapshot = hub_cache(tmp_path)
+    monkeypatch.chdir(tmp_path / "hub" / where)
+    before = everything(tmp_path)
+    done = CliRunner().invoke(main, ["--input_dir", str(snapshot)])
+    assert done.exit_code == 1
+    assert "the current folder is one or in one" in done.stderr
+    assert "--output_dir" in done.stderr
+    assert everything(tmp_path) == before
+
+
+@needs_links
+def test_beside_the_models_of_a_hub_nothing_is_written_either(tmp_path, monkeypatch):
+    hub_cache(tmp_path)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    plain = tmp_path / "hub" / "CodeLlama-7b"
+    assert default_output_dir(plain) == Path("CodeLlama-7b-hf")
+    assert default_output_dir(tmp_path / "CodeLlama-7b") == tmp_path / "CodeLlama-7b-hf"
+
+
 def test_the_chosen_checkpoint_names_the_output(tmp_path):
     """`--input_dir LLaMA --model_size 13B` wrote LLaMA-hf, which says nothing of the size."""
     save_checkpoint(tmp_path / "LLaMA/7B", MHA)

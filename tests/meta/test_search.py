@@ -184,3 +184,41 @@ def test_the_given_folder_may_be_the_current_one(tmp_path, monkeypatch):
     checkpoint(tmp_path / "a" / "7B")
     done = CliRunner().invoke(main, ["plan", "--input_dir", "."])
     assert "a/7B/params.json: the file is empty" in done.stderr
+
+
+def snapshots(folder: Path) -> tuple[Path, Path]:
+    """Lay out two downloads of one model, as a hub keeps them."""
+    home = folder / "models--codellama--CodeLlama-7b"
+    first, second = (checkpoint(home / "snapshots" / (letter * 40) / "original") for letter in "ab")
+    return first, second
+
+
+@pytest.mark.parametrize("given", ["", "models--codellama--CodeLlama-7b"])
+def test_of_two_snapshots_of_a_model_the_current_one_is_taken(tmp_path, given):
+    """They were several checkpoints, and only their long names could choose."""
+    first, second = snapshots(tmp_path)
+    refs = first.parents[2] / "refs"
+    refs.mkdir()
+    for folder in (first, second):
+        (refs / "main").write_text(folder.parent.name)
+        assert find_files(tmp_path / given).folder == folder
+
+
+@pytest.mark.parametrize("current", [None, "", "c" * 40, "\0" * 500, "../snapshots"])
+def test_two_snapshots_are_both_named_where_none_is_current(tmp_path, current):
+    first, _ = snapshots(tmp_path)
+    if current is not None:
+        (first.parents[2] / "refs").mkdir()
+        (first.parents[2] / "refs" / "main").write_text(current)
+    with refused(CheckpointError, "several checkpoints", "a" * 40, "b" * 40, "name its folder"):
+        find_files(tmp_path)
+
+
+def test_the_snapshots_of_two_models_stay_several(tmp_path):
+    first, _ = snapshots(tmp_path)
+    (first.parents[2] / "refs").mkdir()
+    (first.parents[2] / "refs" / "main").write_text("a" * 40)
+    other = "models--codellama--CodeLlama-13b/snapshots/" + "d" * 40
+    checkpoint(tmp_path / other / "original")
+    with refused(CheckpointError, "several checkpoints", "CodeLlama-13b", "CodeLlama-7b"):
+        find_files(tmp_path)
