@@ -17,6 +17,7 @@ from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.input_file import InputFile
 
 MODEL_SUFFIX = ".safetensors"
+_PICKLED_SUFFIXES = (".bin", ".pt", ".pth")  # pytorch_model.bin and its like
 CONFIG_NAMES = ("config.json", "generation_config.json")
 TOKENIZER_NAMES = (
     "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
@@ -148,3 +149,22 @@ def first_other_byte(found: bytes, expected: Iterable[bytes]) -> str | None:
             return f"byte {start + at} is 0x{there[at]:02x}, expected 0x{piece[at]:02x}"
         start += len(piece)
     return None if start == len(found) else f"it has {len(found)} bytes, expected {start}"
+
+
+def refuse_pickles(folder: Path, names: Collection[str]) -> None:
+    """Refuse a folder whose weights are pickled, as older ones of Hugging Face are.
+
+    Args:
+        folder: A folder that is not of one model in safetensors.
+        names: What is in it.
+
+    Raises:
+        VerifyError: If it holds a pickle and no safetensors.
+    """
+    pickled = min((name for name in names if name.endswith(_PICKLED_SUFFIXES)), default=None)
+    if pickled is not None and not any(name.endswith(MODEL_SUFFIX) for name in names):
+        raise VerifyError(
+            f"holds {pickled} and no {MODEL_SUFFIX} file; only safetensors are compared",
+            path=folder,
+            hint="where you trust it, load it with transformers and save_pretrained it elsewhere",
+        )

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from codellama_convert.arguments import instance_of
+from codellama_convert.errors import VerifyError
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.weights import WeightsJob
+from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.folder_reader import read_weights
 from codellama_convert.verify.job import asked_of, job_as_asked
+from codellama_convert.verify.output_files import refuse_pickles
 from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.weights import (
     bytes_of_both_sides,
@@ -42,6 +45,7 @@ def verify_weights(folder: Path, job: Job, watch: Watch) -> VerifyReport:
     """
     instance_of(WeightsJob).check("job.weights", job.weights)
     problems = Problems()
+    refuse_pickles(folder, names_in(folder, error=VerifyError))
     stored = read_weights(folder, problems.add)
     buffers = [name for name in stored if name.endswith(_BUFFER)]
     for name in buffers:

@@ -153,6 +153,10 @@ def test_a_folder_of_no_such_files_is_refused(place, strange, tensors):
     result = verify(place, strange)
     assert result.exit_code == 1
     assert "holds no model.safetensors.index.json, and 0 files" in result.stderr
+    (strange / "pytorch_model.bin").touch()
+    told = verify(place, strange).stderr
+    for fact in ("holds pytorch_model.bin", "only safetensors are compared", "save_pretrained"):
+        assert fact in told
     for name in ("a.safetensors", "b.safetensors"):
         save_file(tensors, strange / name)
     assert "and 2 files" in verify(place, strange).stderr
