@@ -93,18 +93,22 @@ def _describe_tensor(tensor: TensorPlan) -> dict[str, Any]:
     }
 
 
-def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
+def describe_report(
+    report: ConversionReport, seconds: float, *, already_converted: bool = False
+) -> dict[str, Any]:
     """Describe what a conversion did, for machines.
 
     Args:
         report: What it did.
         seconds: How long it took.
+        already_converted: Whether an earlier run had done all of it, and nothing was to do.
 
     Returns:
         Plain values; sizes in bytes.
     """
     return {
         "output_dir": str(report.output_dir),
+        "already_converted": already_converted,
         "files": list(report.files),
         "tensor_bytes": report.tensor_bytes,
         "kept_bytes": report.kept_bytes,

@@ -56,7 +56,7 @@ def describe_if_finished(
     if record is None:
         return None
     report = _report_finished(output_dir, job, record, with_card=with_card)
-    return describe_report(report, time.monotonic() - started)
+    return describe_report(report, time.monotonic() - started, already_converted=True)
 
 
 def _finished_record(

@@ -268,7 +268,7 @@ def _common_dtype(files: Sequence[Shard], tensors: Sequence[SourceTensor]) -> Dt
 def _dtype_notes(said: HuggingFaceConfig, tensors: Sequence[SourceTensor]) -> list[str]:
     counts = Counter(tensor.spec.dtype.name for tensor in tensors)
     if len(counts) > 1:
-        parts = [f"{n} are {name}" for name, n in counts.items()]
+        parts = [f"{n} {'is' if n == 1 else 'are'} {name}" for name, n in counts.items()]
         return [f"of {len(tensors)} tensors, {' and '.join(parts)}: each is cast by itself"]
     if said.dtype is not None and said.dtype.name not in counts:
         return [f"config.json says {said.dtype.name}, and the tensors are {next(iter(counts))}"]

@@ -53,9 +53,12 @@ def test_the_same_command_twice_does_nothing(done: Path) -> None:
     assert written(done / "out") == before
     assert convert(done, *SHARDS, "--quiet").stdout == ""
     said = json.loads(convert(done, *SHARDS, "--json").stdout)
+    assert said["already_converted"] is True
     assert said["output_dir"] == str(done / "out")
     assert said["kept_bytes"] == said["tensor_bytes"] > 0
     assert set(said["files"]) == set(before)
+    shutil.rmtree(done / "out")
+    assert json.loads(convert(done, *SHARDS, "--json").stdout)["already_converted"] is False
 
 
 def test_what_a_death_at_the_very_end_leaves_is_no_reason_to_refuse(done: Path) -> None:

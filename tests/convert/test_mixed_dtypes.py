@@ -43,7 +43,10 @@ def test_each_tensor_is_cast_to_the_dtype_that_was_asked_for(
     state = mixed(random_model(MHA), wide)
     source = write_ranks(tmp_path / "in", [state | rotary_buffer()])
     expected = {n: t.to(torch_dtype) for n, t in expected_state_dict(state, MHA).items()}
-    counts = (f"{21 - len(wide)} are bfloat16", f"{len(wide)} are float32", "cast by itself")
+    counts = (
+        f"{21 - len(wide)} are bfloat16",
+        "1 is float32" if len(wide) == 1 else f"{len(wide)} are float32",
+    )
     options = Options(dtype=dtype)
     assert_converted_with_note(source, tmp_path / "out", expected, *counts, options=options)
     assert plan_conversion(source, options).cast == f"bfloat16 and float32 to {dtype.name}"
