@@ -186,6 +186,11 @@ def _says_size(one: Listing, model_size: str) -> bool:
     return bool(re.search(rf"(?<![0-9]){size}(?![a-z])", model_name(one.path), re.IGNORECASE))
 
 
+def _size_of(one: Listing) -> str | None:
+    found = re.search(r"(?<![0-9])[0-9]+b(?![a-z])", model_name(one.path), re.IGNORECASE)
+    return found and found[0].lower()
+
+
 def _flavor_of(one: Listing) -> Flavor | None:
     return read_folder_name(model_name(one.path))[1]
 
@@ -202,7 +207,7 @@ def _several(
             hint="name the folder of one with --input_dir",
         )
     options = []
-    if model_size is None:
+    if model_size is None and len({*map(_size_of, chosen)}) > 1:
         options.append("--model_size")
     elif wanted is None and len({*map(_flavor_of, chosen)}) > 1:
         options.append("--variant")

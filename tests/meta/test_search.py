@@ -93,6 +93,9 @@ def test_size_and_variant_choose(tmp_path, names, asked, found):
         (LLAMA_2, {}, ["choose one with --model_size"], ["--variant"]),
         (LLAMA_2, {"model_size": "7B"}, ["for 7B", "with --variant"], ["with --model_size", "13b"]),
         (CODE_LLAMA, {"model_size": "7B"}, ["with --variant"], ["with --model_size"]),
+        # What all of them share cannot choose.
+        (("a-7b", "b-7b"), {}, ["name the folder"], ["--model_size", "--variant"]),
+        (CODE_LLAMA, {}, ["with --variant"], ["with --model_size"]),
         (("a-7b", "b-7b"), {"model_size": "7B"}, ["name the folder"], ["--variant"]),
         (("x-7b-chat", "y-7b-chat"), {"model_size": "7Bf"}, ["name the folder"], ["--variant"]),
     ],
@@ -210,7 +213,9 @@ def test_two_snapshots_are_both_named_where_none_is_current(tmp_path, current):
     if current is not None:
         (first.parents[2] / "refs").mkdir()
         (first.parents[2] / "refs" / "main").write_text(current)
-    with refused(CheckpointError, "several checkpoints", "a" * 40, "b" * 40, "name its folder"):
+    with refused(
+        CheckpointError, "several checkpoints", "a" * 40, "b" * 40, "; name the folder of one"
+    ):
         find_files(tmp_path)
 
 
