@@ -181,7 +181,7 @@ def _check_weights(
     """
     require_layers(ranks[0], config.num_hidden_layers, tied=config.tie_word_embeddings)
     dtype = ranks[0].tensors[meta_name_of("embedding")].dtype
-    layout = build_layout(config, n_ranks=len(ranks), dtype=dtype)
+    layout = build_layout(config, n_ranks=len(ranks), dtype=dtype, path=ranks[0].path.parent)
     layout = with_dtypes(layout, ranks[0])
     dropped = check_ranks(layout, ranks)
     refuse_copied_ranks(ranks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from codellama_convert.errors import LayoutError
@@ -106,13 +107,16 @@ class TensorLayout:
         return in_one_file(self.spec.name, self.spec.shape)
 
 
-def build_layout(config: ModelConfig, *, n_ranks: int, dtype: Dtype) -> tuple[TensorLayout, ...]:
+def build_layout(
+    config: ModelConfig, *, n_ranks: int, dtype: Dtype, path: Path | None = None
+) -> tuple[TensorLayout, ...]:
     """Spell the table out for one model.
 
     Args:
         config: The model.
         n_ranks: Over how many ranks it is split.
         dtype: Of the ranks' tensors.
+        path: The ranks' folder, for messages.
 
     Returns:
         One layout a tensor, in the order of Hugging Face's state dict.
@@ -120,7 +124,7 @@ def build_layout(config: ModelConfig, *, n_ranks: int, dtype: Dtype) -> tuple[Te
     Raises:
         LayoutError: If the model cannot be split over that many ranks.
     """
-    _refuse_uneven_split(config, n_ranks)
+    _refuse_uneven_split(config, n_ranks, path)
     layouts = []
     for rule, layer in rules_in_order(config.num_hidden_layers, tied=config.tie_word_embeddings):
         shape = tuple(getattr(config, dimension) for dimension in rule.shape)
@@ -154,7 +158,7 @@ def rules_in_order(n_layers: int, *, tied: bool = False) -> Iterator[tuple[Rule,
     yield from ((rule, 0) for rule in behind if not (tied and rule.role == "head"))
 
 
-def _refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
+def _refuse_uneven_split(config: ModelConfig, n_ranks: int, path: Path | None) -> None:
     """Refuse sizes that Meta's code could not split over that many ranks, each for its own cause."""
     rows = (
         [] if config.tie_word_embeddings else [("rows of the head", config.vocab_size, _ROWS_HINT)]
@@ -167,5 +171,5 @@ def _refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
     ):
         if size % n_ranks:
             raise LayoutError(
-                f"{size} {what} cannot be split evenly over {n_ranks} ranks", hint=hint
+                f"{size} {what} cannot be split evenly over {n_ranks} ranks", path=path, hint=hint
             )

@@ -134,7 +134,12 @@ def test_key_and_value_heads_that_ranks_share_are_told(tmp_path):
             rows = state[name][number // 2 * head : (number // 2 + 1) * head]
             rank[name] = rows.clone()
     told = refusal_of(write_ranks(tmp_path / "in", ranks, shape), tmp_path / "out")
-    for fact in ("2 key and value heads", "over 4 ranks", "a copy of a head", MERGE):
+    for fact in (
+        f"{tmp_path / 'in'}: 2 key and value heads",
+        "over 4 ranks",
+        "a copy of a head",
+        MERGE,
+    ):
         assert fact in told
 
 
