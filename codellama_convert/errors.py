@@ -3,7 +3,7 @@
 ConvertError
 ├── CheckpointError    an input file is missing, damaged, hostile or of another kind
 │   └── LayoutError    the tensors found are not the ones that the model needs
-├── ConfigError        params.json, or an option that contradicts it
+├── ConfigError        params.json or config.json, or an option that contradicts it
 ├── TokenizerError     tokenizer.model, or its use
 ├── CastError          a value that the wanted dtype cannot hold
 ├── OutputError        the output folder cannot be written
@@ -91,7 +91,7 @@ class LayoutError(CheckpointError):
 
 
 class ConfigError(ConvertError):
-    """params.json, or an option that contradicts it."""
+    """params.json or config.json, or an option that contradicts it."""
 
 
 class TokenizerError(ConvertError):

@@ -24,6 +24,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "README.md": ("options", "models"),
     "codellama_convert/README.md": ("rules",),
     "codellama_convert/cli/README.md": ("help",),
+    "codellama_convert/hugging_face/README.md": (),
     "codellama_convert/meta/README.md": (),
     "codellama_convert/tokenizer/README.md": (),
     "examples/README.md": (),
