@@ -1,122 +1,196 @@
-"""Own the moving of tiles: several tensors of one output file at a time, from the ranks into it."""
+"""Own the moving of tiles: several tensors at a time, from the files of one side into the other's."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from codellama_convert.convert.movers import Movers
-from codellama_convert.formats.tensor_reader import UNSIGNED, Rows
-from codellama_convert.meta.rank_reader import RankReader
-from codellama_convert.model.placement import Move
-from codellama_convert.model.rope import to_half_split
-from codellama_convert.plan.plan import FilePlan
+from codellama_convert.formats.tensor_reader import UNSIGNED, Rows, TensorReader
+from codellama_convert.model.placement import Move, Part
+from codellama_convert.model.rope import to_half_split, to_interleaved
 from codellama_convert.plan.tiles import TensorPlan
+from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.output_file import OutputFile, SpanWriter
 from codellama_convert.storage.threads import share_out
 from codellama_convert.storage.watch import Watch
 
+# By file: the CRC-32 of what it got of a tensor.
+PartCrcs = Mapping[int, int]
+
 
 def write_tensors(
-    file: FilePlan,
-    output: OutputFile,
+    tensors: Sequence[TensorPlan],
+    outputs: Mapping[int, OutputFile],
     source: TileSource,
     *,
     buffers: Sequence[tuple[memoryview, memoryview]],
     watch: Watch,
-) -> dict[str, int]:
-    """Write the data of one output file; its header is not written here.
+) -> dict[str, PartCrcs]:
+    """Write the data of some tensors, each into all files that get some of it; nothing else.
 
     Args:
-        file: What it holds.
-        output: The open file, of its final size.
-        source: The open ranks.
+        tensors: What is written; each row is read once, however many files it goes to.
+        outputs: The open files by their number on the target's side, each of its final size.
+        source: The open files of the other side.
         buffers: For each worker, one to read into and one to write from.
         watch: Whom each tile that was written is reported to.
 
     Returns:
-        The CRC-32 of each tensor's bytes.
+        By tensor, what each file got.
 
     Raises:
-        Interrupted: If somebody asked to stop; the file is left unfinished.
+        Interrupted: If somebody asked to stop; the files are left unfinished.
         ConvertError: If reading, casting or writing fails.
     """
 
-    def write_tensor(tensor: TensorPlan, pair: tuple[memoryview, memoryview], watch: Watch) -> int:
+    def write_tensor(
+        tensor: TensorPlan, pair: tuple[memoryview, memoryview], watch: Watch
+    ) -> PartCrcs:
         read_buffer, write_buffer = pair
-        span = SpanWriter(output, tensor.offset, write_buffer)
-        crc = 0
+        spans = _Spans(tensor, outputs, write_buffer)
         for tile in tensor.tiles():
-            n_bytes = len(tile.rows) * tensor.row_bytes
-            tile_crc = source.fill(span.space(n_bytes), tensor, tile, read_buffer)
-            crc = combine(crc, tile_crc, n_bytes)
-            span.commit(n_bytes)
-            watch.advance(n_bytes)
-        span.finish()
-        return crc
+            spaces = spans.spaces(tile)
+            spans.commit(tile, source.fill(spaces, tensor, tile, read_buffer))
+            watch.advance(len(tile.rows) * tensor.row_bytes)
+        spans.finish()
+        return spans.crcs
 
-    crcs = share_out(file.tensors, buffers, write_tensor, watch)
-    return {tensor.spec.name: crc for tensor, crc in zip(file.tensors, crcs, strict=True)}
+    found = share_out(tensors, buffers, write_tensor, watch)
+    return {tensor.spec.name: crcs for tensor, crcs in zip(tensors, found, strict=True)}
+
+
+class _Spans:
+    """The ranges of the files that a tensor goes to, each filled from front to back.
+
+    Those that one tile goes to are open at once, side by side in one buffer.
+
+    Attributes:
+        crcs: What each file got so far.
+    """
+
+    def __init__(
+        self, tensor: TensorPlan, outputs: Mapping[int, OutputFile], buffer: memoryview
+    ) -> None:
+        self._tensor, self._outputs, self._buffer = tensor, outputs, buffer
+        self._targets: tuple[Part, ...] = ()
+        self._open: list[SpanWriter] = []
+        self.crcs = dict.fromkeys((part.file for part in tensor.target.parts), 0)
+
+    def spaces(self, tile: Move) -> list[memoryview]:
+        """Return where the bytes of a tile go, target by target."""
+        if tile.targets != self._targets:
+            self.finish()
+            self._targets = tile.targets
+            share = block_ceil(self._tensor.part_tile_bytes) + SLACK_BYTES
+            self._open = [
+                SpanWriter(self._outputs[part.file], self._tensor.offset, self._buffer[n * share :])
+                for n, part in enumerate(tile.targets)
+            ]
+        return [
+            span.space(self._bytes_of(tile, part))
+            for span, part in zip(self._open, tile.targets, strict=True)
+        ]
+
+    def _bytes_of(self, tile: Move, part: Part) -> int:
+        return len(tile.rows) * len(part.columns) * self._tensor.spec.dtype.itemsize
+
+    def commit(self, tile: Move, crcs: Sequence[int]) -> None:
+        """Take the tile that was put into `spaces`."""
+        for span, part, crc in zip(self._open, tile.targets, crcs, strict=True):
+            n_bytes = self._bytes_of(tile, part)
+            self.crcs[part.file] = combine(self.crcs[part.file], crc, n_bytes)
+            span.commit(n_bytes)
+
+    def finish(self) -> None:
+        """Write what is left in the buffers."""
+        for span in self._open:
+            span.finish()
+        self._open = []
 
 
 @dataclass(frozen=True, slots=True)
 class TileSource:
-    """The open ranks and the way from their elements to the output's.
+    """The open files of the source and the way from their elements to the target's.
 
     Attributes:
-        readers: One a rank, in order.
+        readers: By their number on the source's side.
         movers: How elements are moved.
     """
 
-    readers: Sequence[RankReader]
+    readers: Sequence[TensorReader]
     movers: Movers
 
     def fill(
-        self, target: memoryview, tensor: TensorPlan, tile: Move, read_buffer: memoryview
-    ) -> int:
-        """Read a tile from its rank or ranks and put it together.
+        self,
+        targets: Sequence[memoryview],
+        tensor: TensorPlan,
+        tile: Move,
+        read_buffer: memoryview,
+    ) -> list[int]:
+        """Read a tile from the parts that hold it and put it together, or apart.
 
         Args:
-            target: Where it goes; exactly the tile's bytes.
+            targets: Where each target's share goes; exactly its bytes.
             tensor: The tensor that it is of.
             tile: Which rows.
             read_buffer: To read into, of the plan's size.
 
         Returns:
-            The CRC-32 of the tile's bytes.
+            The CRC-32 of each share.
 
         Raises:
             ConvertError: If reading or casting fails.
         """
-        elements = np.frombuffer(target, UNSIGNED[tensor.spec.dtype.itemsize])
-        elements = elements.reshape(len(tile.rows), tensor.spec.n_columns)
-        name, head_dim = tensor.spec.name, tensor.head_dim
-        mover = self.movers[tensor.read_dtype]
-        crcs = []
-        for rows, part, crc in self._parts(tensor, tile, elements, read_buffer):
-            crcs.append(crc)
-            if head_dim is None:
-                mover.move(rows, part, name=name)
-            else:
-                reordered = to_half_split(rows, head_dim)
-                mover.move(reordered, part.reshape(reordered.shape), name=name)
-        if len(crcs) == 1 and crcs[0] is not None and head_dim is None and mover.keeps_bits:
-            return crcs[0]  # the tile is what was read: its sum is known
-        return zlib.crc32(target)
-
-    def _parts(
-        self, tensor: TensorPlan, tile: Move, target: Rows, read_buffer: memoryview
-    ) -> Iterator[tuple[Rows, Rows, int | None]]:
-        """Yield each rank's rows of a tile, the part of the tile that they fill, and their sum."""
-        for part in tile.sources:
-            rows, crc = self.readers[part.file].read_rows(
-                tensor.source.name,
-                tile.rows.start - part.rows.start,
-                len(tile.rows),
-                read_buffer,
+        shares = [
+            np.frombuffer(target, UNSIGNED[tensor.spec.dtype.itemsize]).reshape(
+                len(tile.rows), len(part.columns)
             )
-            yield rows, target[:, part.columns.start : part.columns.stop], crc
+            for target, part in zip(targets, tile.targets, strict=True)
+        ]
+        filled = list(zip(tile.targets, shares, strict=True))
+        if tensor.target.is_copied:
+            filled = filled[:1]
+        crc_read = None
+        for part in tile.sources:
+            first = tile.rows.start - part.rows.start
+            rows, crc_read = self.readers[part.file].read_rows(
+                tensor.source.name, first, len(tile.rows), read_buffer
+            )
+            for target, share in filled:
+                self._move(tensor, part, rows, target, share)
+        if tensor.target.is_copied:
+            for copy in shares[1:]:
+                np.copyto(copy, shares[0])
+        if crc_read is not None and self._is_read_whole(tensor, tile):
+            return [crc_read] * len(shares)  # each share is what was read: its sum is known
+        return [zlib.crc32(target) for target in targets]
+
+    def _move(self, tensor: TensorPlan, part: Part, rows: Rows, target: Part, share: Rows) -> None:
+        """Move the columns that a part of either side has in common."""
+        start = max(part.columns.start, target.columns.start)
+        stop = min(part.columns.stop, target.columns.stop)
+        if start >= stop:
+            return
+        before = rows[:, start - part.columns.start : stop - part.columns.start]
+        after = share[:, start - target.columns.start : stop - target.columns.start]
+        if tensor.is_reordered:
+            assert tensor.head_dim is not None
+            reorder = to_half_split if tensor.source.interleaved else to_interleaved
+            before = reorder(before, tensor.head_dim)
+            after = after.reshape(before.shape)
+        self.movers[tensor.read_dtype].move(before, after, name=tensor.spec.name)
+
+    def _is_read_whole(self, tensor: TensorPlan, tile: Move) -> bool:
+        """Return whether each share of a tile is the very bytes that were read."""
+        (first, *others) = tile.sources
+        return (
+            not others
+            and not tensor.is_reordered
+            and self.movers[tensor.read_dtype].keeps_bits
+            and all(target.columns == first.columns for target in tile.targets)
+        )

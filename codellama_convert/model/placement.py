@@ -37,12 +37,14 @@ class Placement:
         shape: Of the whole tensor.
         files: The numbers of those that hold some of it.
         split: The dimension that is split over them; None where each of them has all of it.
+        interleaved: Whether rotary rows are in Meta's order, and not in Hugging Face's.
     """
 
     name: str
     shape: tuple[int, ...]
     files: range
     split: int | None
+    interleaved: bool = False
 
     @property
     def part_shape(self) -> tuple[int, ...]:

@@ -93,8 +93,7 @@ class TensorLayout:
     Attributes:
         spec: Hugging Face's name, the ranks' dtype and the whole shape.
         meta: Where the ranks have it.
-        head_dim: Rows of a head where the rows are rotary, so that the sides order them differently;
-            or None.
+        head_dim: Rows of a head where the rows are rotary, or None.
     """
 
     spec: TensorSpec
@@ -132,7 +131,11 @@ def build_layout(
             TensorLayout(
                 spec=TensorSpec(rule.hf_name.format(layer=layer), dtype, shape),
                 meta=Placement(
-                    rule.meta_name.format(layer=layer), shape, range(n_ranks), rule.tp_dim
+                    rule.meta_name.format(layer=layer),
+                    shape,
+                    range(n_ranks),
+                    rule.tp_dim,
+                    interleaved=True,
                 ),
                 head_dim=config.head_dim if rule.rotary else None,
             )

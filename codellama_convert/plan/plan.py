@@ -5,7 +5,7 @@ A plan is plain data: it can be pickled, and each of its files can be written wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from codellama_convert.formats.safetensors import encode_header, encode_index, shard_name
@@ -17,13 +17,14 @@ from codellama_convert.plan.budget import (
     plan_tensor,
 )
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES
+from codellama_convert.plan.target import Piece
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.tensors import Dtype, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """One output file.
+    """One safetensors file that is written.
 
     Attributes:
         name: Its name.
@@ -36,6 +37,11 @@ class FilePlan:
     tensors: tuple[TensorPlan, ...]
 
     @property
+    def number(self) -> int:
+        """Its number in the placements of its tensors: each is written by itself."""
+        return 0
+
+    @property
     def tensor_bytes(self) -> int:
         """Bytes of its tensors."""
         return sum(tensor.spec.n_bytes for tensor in self.tensors)
@@ -44,6 +50,21 @@ class FilePlan:
     def n_bytes(self) -> int:
         """Size of the whole file."""
         return len(self.header) + self.tensor_bytes
+
+    @property
+    def beginning(self) -> bytes:
+        """The bytes that it begins with."""
+        return self.header
+
+    def body(self, crcs: Mapping[str, int]) -> Sequence[Piece]:
+        """Nothing lies between its tensors or behind them."""
+        del crcs
+        return ()
+
+    def seal(self, crcs: Mapping[str, int]) -> Sequence[Piece]:
+        """Build its header, without which nothing loads it."""
+        del crcs
+        return ((0, self.header),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +84,11 @@ class ConversionPlan:
     dtype: Dtype
     tile_bytes: int
     workers: int
+
+    @property
+    def passes(self) -> tuple[tuple[FilePlan, ...], ...]:
+        """The files, each of them a pass of its own over what it is made of."""
+        return tuple((file,) for file in self.files)
 
     @property
     def tensors(self) -> tuple[TensorPlan, ...]:

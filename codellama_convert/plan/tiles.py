@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from codellama_convert.model.placement import Move, Placement, moves
+from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 from codellama_convert.tensors import Dtype, TensorSpec
 
 
@@ -18,9 +20,9 @@ class TensorPlan:
         target: Where it goes.
         read_dtype: Of its elements as they are read.
         spec: As it is written.
-        head_dim: Rows of a head where both sides order them differently, or None.
+        head_dim: Rows of a head where the rows are rotary, or None.
         offset: Its first byte's position in each file that it is written to.
-        tile_rows: Rows handled at once; whole heads where `head_dim` is given.
+        tile_rows: Rows handled at once; whole heads where the rows are rotary.
     """
 
     source: Placement
@@ -43,9 +45,27 @@ class TensorPlan:
         return self.tile_rows * n_columns * self.read_dtype.itemsize
 
     @property
+    def part_bytes(self) -> int:
+        """Bytes of what one file gets of it."""
+        return prod(self.target.part_shape) * self.spec.dtype.itemsize
+
+    @property
+    def part_tile_bytes(self) -> int:
+        """Most bytes of a tile that go to one file."""
+        n_columns = len(self.target.parts[0].columns)
+        return self.tile_rows * n_columns * self.spec.dtype.itemsize
+
+    @property
     def write_bytes(self) -> int:
-        """Most bytes that are written from one buffer: a tile."""
-        return self.tile_rows * self.row_bytes
+        """Most bytes that are written from one buffer: a tile, apart for each file that gets some."""
+        n_others = 0 if self.target.split == 0 else len(self.target.files) - 1
+        share = block_ceil(self.part_tile_bytes) + SLACK_BYTES
+        return self.part_tile_bytes + n_others * share
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether rotary rows are in another order on the other side."""
+        return self.head_dim is not None and self.source.interleaved != self.target.interleaved
 
     def tiles(self) -> Iterator[Move]:
         """Cut the rows into tiles; one lies inside of a part of each side that splits rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
@@ -80,23 +80,24 @@ class PartFiles:
             self._parts[name], io_mode=io_mode, reserved=True, opener=self._staging.open_path
         )
 
-    def seal(self, output: OutputFile, name: str, header: bytes) -> None:
-        """Write a file's header, save it to the disk and give it its name in the staging folder.
+    def seal(self, output: OutputFile, name: str, seal: Sequence[tuple[int, bytes]]) -> None:
+        """Write what makes a file loadable, save it to the disk and give it its name here.
 
-        The data is on the disk before the header is written: a torn file has none, and a file
+        All else is on the disk before the seal is written: a torn file has none, and a file
         without one cannot be loaded.
 
         Args:
-            output: From `open`, its data written; this closes it.
+            output: From `open`, all else written; this closes it.
             name: Its final name.
-            header: The bytes in front of its data.
+            seal: Position and bytes of each piece.
 
         Raises:
             OutputError: If the disk did not take all of it.
         """
         output.sync()
         step("data saved")
-        output.write_at(0, header)
+        for position, piece in seal:
+            output.write_at(position, piece)
         output.sync()
         step("header saved")
         output.close()

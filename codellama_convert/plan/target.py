@@ -1,0 +1,71 @@
+"""Own what a conversion asks of the plan of a file that it writes, whichever side it is of."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from codellama_convert.plan.tiles import TensorPlan
+from codellama_convert.storage.checksums import combine
+
+# Position and bytes.
+Piece = tuple[int, bytes]
+
+
+class TargetFile(Protocol):
+    """The plan of one file that holds tensors.
+
+    Its data and its `body` are written in any order and saved to disk, then its `seal`: without
+    that, nothing takes it for a model.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def number(self) -> int:
+        """Its number in the placements of its tensors."""
+
+    @property
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        """Those that are moved into it."""
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of those."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the whole file."""
+
+    @property
+    def beginning(self) -> bytes:
+        """The bytes that it begins with, known beforehand."""
+
+    def body(self, crcs: Mapping[str, int]) -> Sequence[Piece]:
+        """Build what is not data and may be written beside it, from each tensor's CRC-32."""
+
+    def seal(self, crcs: Mapping[str, int]) -> Sequence[Piece]:
+        """Build what makes it loadable, from each tensor's CRC-32."""
+
+
+def file_crc(file: TargetFile, crcs: Mapping[str, int]) -> int:
+    """Join the CRC-32s of all that a file holds to that of the file.
+
+    Args:
+        file: Its plan.
+        crcs: By tensor, of what the file holds of it.
+
+    Returns:
+        The CRC-32 of all its bytes.
+    """
+    pieces = (*file.body(crcs), *file.seal(crcs))
+    spans = [(position, len(piece), zlib.crc32(piece)) for position, piece in pieces]
+    spans += [(tensor.offset, tensor.part_bytes, crcs[tensor.spec.name]) for tensor in file.tensors]
+    whole, end = 0, 0
+    for position, n_bytes, crc in sorted(spans):
+        assert position == end, "every byte of a file is planned once"
+        whole, end = combine(whole, crc, n_bytes), end + n_bytes
+    return whole
