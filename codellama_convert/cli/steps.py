@@ -61,9 +61,11 @@ def look_ahead(job: Job, output_dir: Path | None) -> dict[str, Any]:
     from codellama_convert.convert.record import file_sizes
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.staging.output_state import look_at_output
+    from codellama_convert.staging.side import HUGGING_FACE
 
     folder = output_dir or default_output_dir(job.files.folder)
-    output = look_at_output(folder, job.fingerprint(), file_sizes(job, job.small_files()))
+    sizes = file_sizes(job, job.small_files())
+    output = look_at_output(folder, job.fingerprint(), sizes, HUGGING_FACE)
     return describe_job(job, output, is_finished=folder.is_dir() and _is_finished(folder, job))
 
 

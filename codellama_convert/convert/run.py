@@ -18,6 +18,7 @@ from codellama_convert.plan.run_options import RunOptions, refuse_unused
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.occupied import holds_a_card
 from codellama_convert.staging.resume import Wanted
+from codellama_convert.staging.side import HUGGING_FACE
 from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.folders import refuse_inputs
@@ -124,7 +125,12 @@ def run(
     small_files = job.small_files()
     sizes = file_sizes(job, small_files, with_card=chosen.model_card)
     wanted = Wanted(
-        job.fingerprint(), sizes, overwrite=chosen.overwrite, restart=chosen.restart, watch=watch
+        job.fingerprint(),
+        sizes,
+        overwrite=chosen.overwrite,
+        restart=chosen.restart,
+        side=HUGGING_FACE,
+        watch=watch,
     )
     with OutputFolder(output_dir, wanted) as folder:
         check_source = chosen.check_source or _check_ranks

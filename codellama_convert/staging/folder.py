@@ -187,7 +187,7 @@ class OutputFolder:
             OutputError: If a file cannot be moved; the folder then holds nothing that loads.
         """
         names = tuple(sorted(self._journal.publishing))
-        publish(self._held, self._folder, names)
+        publish(self._held, self._folder, names, self._wanted.side)
         clear_staging(self._folder, self._held)
         return names
 

@@ -6,13 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from codellama_convert.errors import CheckpointError, OutputError, shown
-from codellama_convert.hugging_face.loader_names import (
-    TEMPLATES_NAME,
-    is_of_weights,
-    is_taken_by_loaders,
-)
+from codellama_convert.hugging_face.loader_names import TEMPLATES_NAME
 from codellama_convert.hugging_face.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.staging.publish import is_replaced
+from codellama_convert.staging.side import TargetSide
 from codellama_convert.staging.space import ANOTHER_PLACE
 from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.storage.folders import names_a_folder, names_in
@@ -26,6 +23,7 @@ def refuse_content(
     folder: Path,
     names: Collection[str],
     *,
+    side: TargetSide,
     overwrite: bool,
     moved: Collection[str] = (),
     resumed: bool = False,
@@ -35,6 +33,7 @@ def refuse_content(
     Args:
         folder: Where a model is to go.
         names: The files that the conversion may write.
+        side: Who loads from the folder.
         overwrite: Whether a model that lies there may be replaced.
         moved: What an earlier run of this conversion had moved there.
         resumed: Whether staged work is resumed: only what it would replace, or what would change
@@ -46,7 +45,7 @@ def refuse_content(
     content = sorted(names_in(folder).difference(moved, (STAGING_NAME, LOCK_NAME)))
     if resumed:
         content = [
-            name for name in content if may_be_ours(name, names) or is_taken_by_loaders(name)
+            name for name in content if may_be_ours(name, names, side) or side.is_taken(name)
         ]
     if content and not overwrite:
         raise OutputError(
@@ -55,15 +54,15 @@ def refuse_content(
             path=folder,
             hint="name another with --output_dir, or replace the model in it with --overwrite",
         )
-    if not any(map(is_of_weights, names)):
-        _refuse_a_model(folder, content)
+    if not any(map(side.is_of_weights, names)):
+        _refuse_a_model(folder, content, side)
     for name in content:
-        _refuse_what_stays(folder, name, names)
+        _refuse_what_stays(folder, name, names, side)
 
 
-def may_be_ours(name: str, names: Collection[str]) -> bool:
+def may_be_ours(name: str, names: Collection[str], side: TargetSide) -> bool:
     """Return whether a conversion that writes `names` may have written, or replaces, this one."""
-    return name in names or is_replaced(name)
+    return name in names or is_replaced(name, side)
 
 
 def holds_a_card(folder: Path) -> bool:
@@ -76,9 +75,9 @@ def holds_a_card(folder: Path) -> bool:
     return CARD_MARK.encode() in head
 
 
-def _refuse_a_model(folder: Path, content: Collection[str]) -> None:
+def _refuse_a_model(folder: Path, content: Collection[str], side: TargetSide) -> None:
     """Refuse to leave weights beside the vocabulary of another model."""
-    of_model = next(filter(is_of_weights, content), None)
+    of_model = next(filter(side.is_of_weights, content), None)
     if of_model is not None:
         raise OutputError(
             f"holds a model ({of_model!r}), to which this tokenizer alone need not belong",
@@ -87,11 +86,11 @@ def _refuse_a_model(folder: Path, content: Collection[str]) -> None:
         )
 
 
-def _refuse_what_stays(folder: Path, name: str, names: Collection[str]) -> None:
+def _refuse_what_stays(folder: Path, name: str, names: Collection[str], side: TargetSide) -> None:
     """Refuse what is not replaced, and would change how the new model loads or be in its way."""
     what, way_out = None, ANOTHER_PLACE
-    if not may_be_ours(name, names):
-        what = "loaders take it beside the model" if is_taken_by_loaders(name) else None
+    if not may_be_ours(name, names, side):
+        what = "loaders take it beside the model" if side.is_taken(name) else None
     elif name != TEMPLATES_NAME and names_a_folder(folder / name):
         what = "a folder, where a file goes"
     elif name == CARD_NAME and not holds_a_card(folder):

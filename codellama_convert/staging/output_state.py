@@ -11,6 +11,7 @@ from typing import Any
 from codellama_convert.errors import OutputError
 from codellama_convert.staging.occupied import refuse_content
 from codellama_convert.staging.records import Journal
+from codellama_convert.staging.side import TargetSide
 from codellama_convert.staging.space import Space, space_for
 from codellama_convert.staging.staged import STAGING_NAME, look_at_staged, refuse_other_work
 from codellama_convert.storage.folders import names_in, refuse_unwritable
@@ -32,7 +33,7 @@ class OutputState:
 
 
 def look_at_output(
-    folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int]
+    folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int], side: TargetSide
 ) -> OutputState:
     """Look at an output folder as a conversion without `overwrite` and `restart` would.
 
@@ -40,6 +41,7 @@ def look_at_output(
         folder: It need not exist.
         fingerprint: The inputs and options of the conversion.
         sizes: Bytes of each file that it may write, by name; 0 for one that it does not this time.
+        side: Who loads from the folder.
 
     Returns:
         What it would find.
@@ -55,7 +57,9 @@ def look_at_output(
         if folder.exists():
             resumed = staged is not None
             written = [name for name, n_bytes in sizes.items() if n_bytes]
-            refuse_content(folder, written, overwrite=False, moved=moved, resumed=resumed)
+            refuse_content(
+                folder, written, side=side, overwrite=False, moved=moved, resumed=resumed
+            )
     except OutputError as problem:
         refusal = str(problem)
     return OutputState(folder, refusal, space_for(folder, sizes, staged, moved))

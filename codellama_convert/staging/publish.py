@@ -6,28 +6,36 @@ loads and is not whole.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from codellama_convert.errors import OutputError
-from codellama_convert.hugging_face.loader_names import is_entrance, is_saved_by_libraries
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.staging.crash_points import step
+from codellama_convert.staging.side import TargetSide
 from codellama_convert.storage.blocks import first_line
 from codellama_convert.storage.held_folder import HeldFolder
 
 
-def is_replaced(name: str) -> bool:
+def is_replaced(name: str, side: TargetSide) -> bool:
     """Return whether a file or folder of this name is an older model's, and goes with it."""
-    return name == RECORD_NAME or is_saved_by_libraries(name)
+    return name == RECORD_NAME or side.is_saved(name)
 
 
-def publish(staging: HeldFolder, folder: HeldFolder, names: Collection[str]) -> None:
+def entrances(names: Iterable[str], side: TargetSide) -> list[str]:
+    """List what loaders begin with, in order."""
+    return sorted(filter(side.is_entrance, names))
+
+
+def publish(
+    staging: HeldFolder, folder: HeldFolder, names: Collection[str], side: TargetSide
+) -> None:
     """Move staged files into place.
 
     Args:
         staging: Where they stand.
         folder: Where they go.
         names: All of them.
+        side: Who loads from the folder.
 
     Raises:
         OutputError: If one is lost or cannot be moved; nothing that loads is in the folder then.
@@ -39,37 +47,41 @@ def publish(staging: HeldFolder, folder: HeldFolder, names: Collection[str]) -> 
         )
     for name in names:
         _refuse_strangers(staging, name)
-    entrances = set(filter(is_entrance, names))
-    _remove_old_model(folder)
-    for name in sorted(set(names) - entrances):
+    last = entrances(names, side)
+    _remove_old_model(folder, side)
+    for name in sorted(set(names).difference(last)):
         _move(staging, name, folder)
         step("file moved")
     folder.sync()
-    for name in sorted(entrances):
+    for name in last:
         _move(staging, name, folder)
     folder.sync()
     step("published")
 
 
-def unpublish(staging: HeldFolder, folder: HeldFolder, names: Collection[str]) -> None:
+def unpublish(
+    staging: HeldFolder, folder: HeldFolder, names: Collection[str], side: TargetSide
+) -> None:
     """Move published files back, what loaders begin with first.
 
     Args:
         staging: Where they stood.
         folder: Where they are.
         names: Those that are ours and are there.
+        side: Who loads from the folder.
 
     Raises:
         OutputError: If one cannot be moved; the rest can be moved later.
     """
-    for name in sorted(filter(is_entrance, folder.names())):
+    first = entrances(folder.names(), side)
+    for name in first:
         if name in names:
             rename(folder, name, staging)
             step("file moved back")
         else:
             _remove(folder, name)  # one that is not ours would lead to what goes now
     folder.sync()
-    for name in sorted(name for name in names if not is_entrance(name)):
+    for name in sorted(set(names).difference(first)):
         rename(folder, name, staging)
         step("file moved back")
     staging.sync()
@@ -77,13 +89,13 @@ def unpublish(staging: HeldFolder, folder: HeldFolder, names: Collection[str]) -
     step("unpublished")
 
 
-def _remove_old_model(folder: HeldFolder) -> None:
+def _remove_old_model(folder: HeldFolder, side: TargetSide) -> None:
     """Remove an older model, first what loaders begin with."""
-    for name in sorted(filter(is_entrance, folder.names())):
+    for name in entrances(folder.names(), side):
         _remove(folder, name)
     folder.sync()
     step("old index removed")
-    for name in sorted(filter(is_replaced, folder.names())):
+    for name in sorted(name for name in folder.names() if is_replaced(name, side)):
         _remove(folder, name)
         step("old file removed")
     folder.sync()

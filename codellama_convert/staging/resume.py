@@ -13,6 +13,7 @@ from codellama_convert.staging.crash_points import step
 from codellama_convert.staging.occupied import may_be_ours, refuse_content
 from codellama_convert.staging.publish import unpublish
 from codellama_convert.staging.records import Journal, write_journal
+from codellama_convert.staging.side import TargetSide
 from codellama_convert.staging.space import refuse_small_disk, space_for
 from codellama_convert.staging.staged import (
     STAGING_NAME,
@@ -38,6 +39,7 @@ class Wanted:
             are taken for its own.
         overwrite: Whether a model that the folder holds may be replaced.
         restart: Whether staged work is dropped.
+        side: Who loads from the folder.
         watch: May stop the reading of files that an earlier run has left.
     """
 
@@ -45,6 +47,7 @@ class Wanted:
     sizes: Mapping[str, int]
     overwrite: bool
     restart: bool
+    side: TargetSide
     watch: Watch
 
     def refuse_content(
@@ -52,7 +55,14 @@ class Wanted:
     ) -> None:
         """Refuse a folder for what it holds; as `occupied.refuse_content`."""
         written = [name for name, n_bytes in self.sizes.items() if n_bytes]
-        refuse_content(folder, written, overwrite=self.overwrite, moved=moved, resumed=resumed)
+        refuse_content(
+            folder,
+            written,
+            side=self.side,
+            overwrite=self.overwrite,
+            moved=moved,
+            resumed=resumed,
+        )
 
 
 def resume_or_begin(
@@ -137,7 +147,9 @@ def _take_back(
     moved: set[str] = set()
     if held is not None and staged is not None and (resumed is not None or not wanted.overwrite):
         sums = {
-            name: one for name, one in staged.publishing.items() if may_be_ours(name, wanted.sizes)
+            name: one
+            for name, one in staged.publishing.items()
+            if may_be_ours(name, wanted.sizes, wanted.side)
         }
         moved = find_moved(held, folder, sums, wanted.watch)
         is_done = moved == set(staged.publishing)
@@ -145,4 +157,4 @@ def _take_back(
             moved = set()  # another conversion came to its end: this is its model
     wanted.refuse_content(folder.path, moved, resumed=resumed is not None)
     if held is not None and moved:
-        unpublish(held, folder, moved)
+        unpublish(held, folder, moved, wanted.side)

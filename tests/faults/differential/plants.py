@@ -24,7 +24,7 @@ def _index_among_the_others() -> None:
     """Move what loaders begin with into place among the other files."""
     from codellama_convert.staging import publish
 
-    vars(publish)["is_entrance"] = lambda _: False
+    vars(publish)["entrances"] = lambda *_: []
 
 
 def _cumulative_sums() -> None:
@@ -92,11 +92,11 @@ def _unchecked_publishing() -> None:
         if not self._journal.publishing:
             commit(self)
 
-    def publish_the_rest(staging: Any, folder: Any, names: Collection[str]) -> None:
+    def publish_the_rest(staging: Any, folder: Any, names: Collection[str], side: Any) -> None:
         waiting = sorted(staging.names().intersection(names))
         if len(waiting) < len(names):
-            vars(publish)["_remove_old_model"] = lambda folder: None
-        publish.publish(staging, folder, waiting)
+            vars(publish)["_remove_old_model"] = lambda *_: None
+        publish.publish(staging, folder, waiting, side)
 
     vars(convert)["_stage"], vars(output)["publish"] = stage_unless_done, publish_the_rest
     for name, method in (("_resume_or_begin", resume_unchecked), ("commit", commit_unless_done)):
