@@ -98,8 +98,12 @@ WHILE_AT_WORK = {
     "the space is reserved": ("staging.part_files:PartFiles:reserve", "SIGHUP", ()),
     "a tile is written": ("convert.transfer:TileSource:fill", "SIGTERM", ()),
     "a file is sealed": ("staging.part_files:PartFiles:seal", "SIGINT", ()),
-    "the last bytes of a rank are read": ("meta.rank_reader:RankReader:finish", "SIGINT", ()),
-    "the sum of a rank is made": ("meta.rank_reader:RankReader:file_crc", "SIGTERM", ()),
+    "the last bytes of a rank are read": (
+        "formats.tensor_reader:TensorReader:finish",
+        "SIGINT",
+        (),
+    ),
+    "the sum of a rank is made": ("formats.tensor_reader:TensorReader:file_crc", "SIGTERM", ()),
     "SHA-256 is taken": ("convert.record::file_digest", "SIGHUP", ("--sha256",)),
     "it is verified": ("verify.tensor:TensorComparer:compare", "SIGINT", ("--verify",)),
 }

@@ -14,7 +14,7 @@ from unittest import mock
 from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted
 from codellama_convert.formats.source_sums import sums_in
-from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.job import Job
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.watch import Watch
@@ -84,18 +84,18 @@ def replace_ranks(folder: Path, new: Path) -> None:
 
 def spoil_the_records() -> None:
     """Plant a mistake: a file's record holds what was read for all files before it, too."""
-    take = RankReader.take_sums
+    take = TensorReader.take_sums
 
-    def take_too_much(reader: RankReader) -> SourceSums:
+    def take_too_much(reader: TensorReader) -> SourceSums:
         take(reader)
         return sums_in(reader._known)
 
-    RankReader.take_sums = take_too_much  # type: ignore[method-assign]
+    TensorReader.take_sums = take_too_much  # type: ignore[method-assign]
 
 
 @contextmanager
 def spoiled_records() -> Iterator[None]:
     """Plant it for a while."""
-    with mock.patch.object(RankReader, "take_sums", RankReader.take_sums):
+    with mock.patch.object(TensorReader, "take_sums", TensorReader.take_sums):
         spoil_the_records()
         yield

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from unittest import mock
 
-from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.formats.tensor_reader import TensorReader
 from tests.fuzzers.running import count, no_check, outcome, scratch_folder, subjects
 
 
@@ -53,7 +53,9 @@ def fuzz_files(n_mutants: int, *, seed: int = 0, check_crc: bool = True) -> Coun
         for subject in all_subjects:
             found = outcome(subject.folder, scratch / "out", subject.expected)
             assert found == "exact", (subject.name, found)
-        with mock.patch.object(RankReader, "_check", RankReader._check if check_crc else no_check):
+        with mock.patch.object(
+            TensorReader, "_check", TensorReader._check if check_crc else no_check
+        ):
             for number in range(n_mutants):
                 rng = random.Random(f"files {seed} {number}")
                 subject = rng.choice(all_subjects)

@@ -22,7 +22,7 @@ from codellama_convert.convert.run import convert_checkpoint, run
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pickle_reader import _Machine
 from codellama_convert.formats.pth_reader import read_rank
-from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.job import Options, plan_conversion
 from tests.faults.resumes import replace_ranks, spoiled_records, stop_and_damage
 from tests.fuzzers.fuzz_pickles import fuzz_pickles
@@ -205,7 +205,7 @@ def rows_not_reordered() -> AbstractContextManager[object]:
 
 def kept_files_not_compared() -> AbstractContextManager[object]:
     """Plant a mistake: any record fits, and a rank without sums is still what it was."""
-    return mock.patch.object(RankReader, "confirms", return_value=True)
+    return mock.patch.object(TensorReader, "confirms", return_value=True)
 
 
 PLANTED_IN_LAYOUTS = {

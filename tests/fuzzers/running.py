@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from codellama_convert.convert.run import convert_checkpoint
 from codellama_convert.errors import ConvertError
-from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.job import Options
 from tests.faults.hostile import rank_bytes, zip_bytes
 from tests.witness.checkpoints import (
@@ -159,7 +159,7 @@ def scratch_folder() -> Iterator[Path]:
 
 def count(tally: Counter[str], found: str, number: int) -> None:
     tally[found] += 1
-    if found.startswith("crash") or (found == "wrong" and RankReader._check is not no_check):
+    if found.startswith("crash") or (found == "wrong" and TensorReader._check is not no_check):
         sys.stderr.write(f"  mutant {number}: {found}\n")
 
 

@@ -31,33 +31,33 @@ def _cumulative_sums() -> None:
     """Record for each file what was read for all so far, and let a record replace the others."""
     from codellama_convert.formats import tensor_reader
     from codellama_convert.formats.source_sums import new_ledgers, sums_in
-    from codellama_convert.meta.rank_reader import RankReader
+    from codellama_convert.formats.tensor_reader import TensorReader
 
-    take_note = RankReader._take_note
+    take_note = TensorReader._take_note
 
-    def take_all_sums(self: RankReader) -> Any:
+    def take_all_sums(self: TensorReader) -> Any:
         sums = sums_in(self._read)
         self._read = new_ledgers(self.index, self._pass_of)
         take_note(self, sums)
         return sums_in(self._known)
 
-    def replace(self: RankReader, sums: Any) -> None:
+    def replace(self: TensorReader, sums: Any) -> None:
         self._known = new_ledgers(self.index, self._pass_of)
         take_note(self, sums)
 
     vars(tensor_reader)["fits"] = lambda *_: True
     for name, method in (("take_sums", take_all_sums), ("keep", replace)):
-        setattr(RankReader, name, method)
+        setattr(TensorReader, name, method)
 
 
 def _unread_ranks() -> None:
     """Keep what was read of a rank without sums, whatever lies there now."""
-    from codellama_convert.meta.rank_reader import RankReader
+    from codellama_convert.formats.tensor_reader import TensorReader
 
-    def believe(self: RankReader, *_: Any) -> bool:
+    def believe(self: TensorReader, *_: Any) -> bool:
         return True
 
-    RankReader.confirms = believe
+    TensorReader.confirms = believe
 
 
 def _unchecked_publishing() -> None:
