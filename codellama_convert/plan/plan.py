@@ -14,12 +14,11 @@ from codellama_convert.plan.budget import (
     LARGEST_TILE_BYTES,
     buffer_pair_bytes,
     choose_tile_and_workers,
-    plan_tensor,
 )
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES
 from codellama_convert.plan.target import Piece
-from codellama_convert.plan.tiles import TensorPlan
-from codellama_convert.tensors import Dtype, TensorSpec
+from codellama_convert.plan.tiles import Passage, TensorPlan
+from codellama_convert.tensors import Dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +166,15 @@ def build_plan(
     Returns:
         The plan.
     """
-    specs = [TensorSpec(t.spec.name, dtype, t.spec.shape) for t in layout]
+    passages = [_passage(tensor, dtype) for tensor in layout]
+    specs = [passage.spec for passage in passages]
     groups = split_into_files([spec.n_bytes for spec in specs], max_shard_bytes)
     files = []
     for number, group in enumerate(groups, start=1):
         header, offsets = encode_header([specs[i] for i in group])
         by_name = {specs[i].name: i for i in group}
         tensors = tuple(
-            plan_tensor(layout[i], dtype, offset=offset, tile_bytes=tile_bytes)
+            passages[i].plan(offset=offset, tile_bytes=tile_bytes)
             for name, offset in offsets.items()
             for i in (by_name[name],)
         )
@@ -211,9 +211,9 @@ def fit_plan(
     Raises:
         ConfigError: If not even one row (or head) fits.
     """
+    passages = (_passage(tensor, dtype) for tensor in layout)
     tile_bytes, workers = choose_tile_and_workers(
-        layout,
-        dtype=dtype,
+        {passage.form: passage for passage in passages}.values(),
         max_ram_bytes=max_ram_bytes,
         workers=workers,
         keep_workers=keep_workers,
@@ -225,3 +225,8 @@ def fit_plan(
         tile_bytes=tile_bytes,
         workers=workers,
     )
+
+
+def _passage(tensor: TensorLayout, dtype: Dtype) -> Passage:
+    """Lead a tensor from the ranks into one file."""
+    return Passage(tensor.meta, tensor.hugging_face, tensor.spec.dtype, dtype, tensor.head_dim)

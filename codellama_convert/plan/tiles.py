@@ -72,21 +72,54 @@ class TensorPlan:
         return moves(self.source, self.target, self.tile_rows)
 
 
-def choose_tile_rows(
-    source: Placement, target: Placement, *, row_bytes: int, head_dim: int | None, tile_bytes: int
-) -> int:
-    """Choose how many rows make a tile: at least one row, or one head where rows are reordered.
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One tensor on both sides, before it is known how many rows are handled at once.
 
-    Args:
-        source: Where the tensor comes from.
+    Attributes:
+        source: Where it comes from.
         target: Where it goes.
-        row_bytes: Of a whole row, on the side where it takes more.
-        head_dim: Rows of a head, or None.
-        tile_bytes: Largest tile, if a row or a head is not larger.
-
-    Returns:
-        The number.
+        read_dtype: Of its elements as they are read.
+        dtype: Of those that are written.
+        head_dim: Rows of a head where the rows are rotary, or None.
     """
-    unit = head_dim or 1
-    wanted = unit * max(1, tile_bytes // (unit * row_bytes))
-    return min(wanted, *(len(side.parts[0].rows) for side in (source, target)))
+
+    source: Placement
+    target: Placement
+    read_dtype: Dtype
+    dtype: Dtype
+    head_dim: int | None
+
+    @property
+    def spec(self) -> TensorSpec:
+        """As it is written."""
+        return TensorSpec(self.target.name, self.dtype, self.target.shape)
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What the cost of a tile depends on."""
+        sides = (self.source, self.target)
+        return (
+            self.read_dtype,
+            self.head_dim,
+            *((side.shape, side.split, len(side.files)) for side in sides),
+        )
+
+    def plan(self, *, offset: int = 0, tile_bytes: int) -> TensorPlan:
+        """Choose how many rows make a tile: at least one row, or one head where rows are rotary.
+
+        Args:
+            offset: Its first byte's position in each file that it is written to.
+            tile_bytes: Largest tile, on the side where it takes more, if a row or a head is not
+                larger.
+
+        Returns:
+            The plan.
+        """
+        spec, unit = self.spec, self.head_dim or 1
+        row_bytes = spec.n_columns * max(self.dtype.itemsize, self.read_dtype.itemsize)
+        wanted = unit * max(1, tile_bytes // (unit * row_bytes))
+        tile_rows = min(wanted, *(len(side.parts[0].rows) for side in (self.source, self.target)))
+        return TensorPlan(
+            self.source, self.target, self.read_dtype, spec, self.head_dim, offset, tile_rows
+        )
