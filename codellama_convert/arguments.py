@@ -52,9 +52,10 @@ def one_of(*texts: str) -> Rule:
     )
 
 
-def instance_of(kind: type) -> Rule:
-    """Allow objects of a class."""
-    return Rule(f"an instance of {kind.__name__}", lambda value: isinstance(value, kind))
+def instance_of(*kinds: type) -> Rule:
+    """Allow objects of these classes."""
+    names = " or ".join(kind.__name__ for kind in kinds)
+    return Rule(f"an instance of {names}", lambda value: isinstance(value, kinds))
 
 
 def or_none(rule: Rule) -> Rule:

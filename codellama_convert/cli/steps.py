@@ -60,8 +60,8 @@ def look_ahead(job: Job, output_dir: Path | None) -> dict[str, Any]:
     """Describe what a conversion would do, and what stands where its output would go."""
     from codellama_convert.convert.record import file_sizes
     from codellama_convert.meta.places import default_output_dir
+    from codellama_convert.plan.side import HUGGING_FACE
     from codellama_convert.staging.output_state import look_at_output
-    from codellama_convert.staging.side import HUGGING_FACE
 
     folder = output_dir or default_output_dir(job.files.folder)
     sizes = file_sizes(job, job.small_files())

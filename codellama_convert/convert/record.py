@@ -18,6 +18,7 @@ from codellama_convert.hugging_face.config_json import json_bytes
 from codellama_convert.hugging_face.model_card import CARD_NAME
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job
+from codellama_convert.plan.reverse import ReverseJob
 from codellama_convert.staging.record_values import FileSum, SealedFile
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.digests import file_digest
@@ -28,10 +29,10 @@ _RECORD_BYTES, _RECORD_BYTES_PER_ENTRY = 1 << 13, 1 << 8
 
 
 def record_json(
-    job: Job,
+    job: Job | ReverseJob,
     sealed: Mapping[str, SealedFile],
     small_files: Mapping[str, FileSum],
-    rank_crcs: Sequence[int],
+    source_crcs: Sequence[int],
     *,
     sha256_of: Path | None = None,
     watch: Watch,
@@ -42,7 +43,7 @@ def record_json(
         job: What was done.
         sealed: The safetensors files, by name.
         small_files: What the other files are, by name.
-        rank_crcs: CRC-32 of each rank's file, in order.
+        source_crcs: CRC-32 of each file that was read, in order.
         sha256_of: The folder whose files are to be hashed; None leaves SHA-256 out.
         watch: May stop the hashing.
 
@@ -65,10 +66,10 @@ def record_json(
         {
             "converter": {"name": "codellama-convert", "version": __version__},
             "files": files,
-            "model": None if job.weights is None else job.weights.checkpoint.recognised.name,
-            "notes": [note for note in job.notes if note not in job.files.place_notes],
+            "model": job.model_name,
+            "notes": list(job.lasting_notes),
             "options": job.fingerprint()["options"],
-            "source": _source(job, rank_crcs),
+            "source": _source(job, source_crcs),
             "tensors": _tensors(job, sealed),
         }
     )
@@ -83,14 +84,17 @@ def _with_own_sum(content: dict[str, Any]) -> bytes:
     return json_bytes({"crc32": f"{crc:08x}", **content})
 
 
-def _source(job: Job, rank_crcs: Sequence[int]) -> dict[str, Any]:
+def _source(job: Job | ReverseJob, source_crcs: Sequence[int]) -> dict[str, Any]:
+    files = () if job.weights is None else job.weights.source_files
     return {
-        rank.path.name: {"size": rank.n_bytes, "crc32": f"{crc:08x}"}
-        for rank, crc in zip(job.ranks, rank_crcs, strict=True)
+        file.path.name: {"size": file.n_bytes, "crc32": f"{crc:08x}"}
+        for file, crc in zip(files, source_crcs, strict=True)
     }
 
 
-def _tensors(job: Job, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
+def _tensors(job: Job | ReverseJob, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
+    if isinstance(job, ReverseJob):
+        return _tensors_of_ranks(job, sealed)
     return {
         tensor.spec.name: {
             "file": file.name,
@@ -105,6 +109,20 @@ def _tensors(job: Job, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
     }
 
 
+def _tensors_of_ranks(job: ReverseJob, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
+    """Describe tensors of which each rank has a part, or a copy."""
+    ranks = [sealed[file.name] for file in job.weight_files]
+    return {
+        tensor.spec.name: {
+            "dtype": tensor.spec.dtype.code,
+            "shape": list(tensor.spec.shape),
+            "crc32": [f"{rank.tensors[tensor.spec.name]:08x}" for rank in ranks],
+            **_value_counts(ranks[0], tensor.spec.name),
+        }
+        for tensor in job.weights.plan.tensors
+    }
+
+
 def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
     """List a tensor's counts of odd values, where there are any."""
     counts = {
@@ -115,7 +133,7 @@ def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
 
 
 def file_sizes(
-    job: Job, small_files: Mapping[str, Content], *, with_card: bool = False
+    job: Job | ReverseJob, small_files: Mapping[str, Content], *, with_card: bool = False
 ) -> dict[str, int]:
     """Report the size of each file that a conversion may write.
 

@@ -14,11 +14,11 @@ from codellama_convert.hugging_face.model_card import CARD_NAME
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.plan.options import Options
+from codellama_convert.plan.reverse import ReverseJob
 from codellama_convert.plan.run_options import RunOptions, refuse_unused
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.occupied import holds_a_card
 from codellama_convert.staging.resume import Wanted
-from codellama_convert.staging.side import HUGGING_FACE
 from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.folders import refuse_inputs
@@ -93,7 +93,7 @@ def _check_run(output_dir: str | os.PathLike[str], run_options: RunOptions) -> P
 
 
 def run(
-    job: Job,
+    job: Job | ReverseJob,
     output_dir: str | os.PathLike[str],
     run_options: RunOptions | None = None,
     *,
@@ -102,7 +102,7 @@ def run(
     """Run a prepared conversion, or resume it where an earlier run stopped.
 
     Args:
-        job: From `plan_conversion`.
+        job: From `plan_conversion` or `plan_reverse`.
         output_dir: The new folder.
         run_options: How to treat it.
         watch: Whom each tile that was written is reported to, and what may stop the run.
@@ -114,12 +114,13 @@ def run(
         Interrupted: If the watch asked to stop; what is whole is kept.
         ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
-    instance_of(Job).check("job", job)
+    instance_of(Job, ReverseJob).check("job", job)
     chosen = RunOptions() if run_options is None else run_options
     or_none(instance_of(Watch)).check("watch", watch)
     output_dir = _check_run(output_dir, chosen)
-    refuse_unused(job.options, chosen)
-    refuse_inputs(output_dir, job.files.folder, job.files.all())
+    if isinstance(job.options, Options):
+        refuse_unused(job.options, chosen)
+    refuse_inputs(output_dir, job.input_dir, job.input_files)
     hint = f"run the same command again to resume, or delete {output_dir / STAGING_NAME}"
     watch = replace(watch or Watch(), hint=hint)
     small_files = job.small_files()
@@ -129,7 +130,7 @@ def run(
         sizes,
         overwrite=chosen.overwrite,
         restart=chosen.restart,
-        side=HUGGING_FACE,
+        side=job.side,
         watch=watch,
     )
     with OutputFolder(output_dir, wanted) as folder:
@@ -163,7 +164,7 @@ def _old_card_notes(output_dir: Path, names: Collection[str]) -> tuple[str, ...]
 
 
 def _stage(
-    job: Job,
+    job: Job | ReverseJob,
     folder: OutputFolder,
     chosen: RunOptions,
     *,
@@ -189,7 +190,7 @@ def _stage(
     return written
 
 
-def _check_ranks(job: Job, watch: Watch) -> tuple[str, ...]:
+def _check_ranks(job: Job | ReverseJob, watch: Watch) -> tuple[str, ...]:
     return job.check_ranks(replace(watch, progress=None).advance)  # nothing is written yet
 
 

@@ -10,6 +10,7 @@ from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource, write_tensors
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.job import Job
+from codellama_convert.plan.reverse import ReverseJob
 from codellama_convert.plan.target import TargetFile, file_crc
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.staging.folder import OutputFolder
@@ -33,7 +34,7 @@ class Written:
 class WeightWriter:
     """Writes the files of a job's weights that are not whole yet."""
 
-    def __init__(self, job: Job, folder: OutputFolder, watch: Watch) -> None:
+    def __init__(self, job: Job | ReverseJob, folder: OutputFolder, watch: Watch) -> None:
         self._job, self._folder, self._watch = job, folder, watch
 
     def all_files(self) -> Written:
@@ -41,16 +42,16 @@ class WeightWriter:
         weights = self._job.weights
         if weights is None:
             return Written()
-        checkpoint, plan = weights.checkpoint, weights.plan
+        plan = weights.plan
         io_mode = self._job.options.io_mode
         with ExitStack() as stack:
-            movers = Movers(checkpoint.dtypes, plan.dtype)
+            movers = Movers(weights.source_dtypes, plan.dtype)
             stack.callback(movers.close)
             readers = [
                 stack.enter_context(
                     TensorReader(file, _names_read(plan.tensors, number), io_mode=io_mode)
                 )
-                for number, file in enumerate(checkpoint.ranks)
+                for number, file in enumerate(weights.source_files)
             ]
             buffers = [
                 (aligned_buffer(plan.read_tile_bytes), aligned_buffer(plan.write_tile_bytes))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codellama_convert.errors import ConfigError, LayoutError
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
@@ -80,6 +81,19 @@ class Checkpoint:
     def dtype_names(self) -> str:
         """Their names, such as "bfloat16", or "bfloat16 and float32"."""
         return " and ".join(dtype.name for dtype in self.dtypes)
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what tells the files from others, as plain values.
+
+        A rank's zip directory holds the CRC-32 of all it has, so no weight is read for this.
+        """
+        inputs: dict[str, Any] = {"params.json": self.params_sha256}
+        for rank in self.ranks:
+            inputs[rank.path.name] = [rank.n_bytes, rank.directory_sha256, rank.pickle_sha256]
+            if any(storage.crc is None for storage in rank.storages.values()):
+                # A directory without sums does not change with the weights.
+                inputs[rank.path.name].append(rank.mtime_ns)
+        return inputs
 
     def common_dtype(self) -> Dtype:
         """Return the one dtype of all tensors.

@@ -52,6 +52,23 @@ def compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -
                     raise _unequal_copy(rank, name, found, content, of=ranks[0])
 
 
+def read_copy(rank: RankIndex, name: str) -> bytes:
+    """Read a small tensor of a rank whole.
+
+    Args:
+        rank: The rank.
+        name: The tensor's; it is a vector.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    with InputFile(rank.path) as file:
+        return read_vector(file, rank.tensors[name])
+
+
 def _unequal_copy(
     rank: RankIndex, name: str, found: bytes, content: bytes, *, of: RankIndex
 ) -> LayoutError:

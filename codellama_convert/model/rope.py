@@ -1,4 +1,4 @@
-"""Own the rotary reordering and its inverse.
+"""Own the rotary reordering and its inverse, and the frequencies that Meta's files hold.
 
 Meta rotates rows (2i, 2i + 1) of a head together ("interleaved"); Hugging Face rotates rows
 (i, i + head_dim / 2) ("half-split"). The same weights in the other order give the same model.
@@ -6,6 +6,7 @@ Meta rotates rows (2i, 2i + 1) of a head together ("interleaved"); Hugging Face 
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 
@@ -68,3 +69,28 @@ def whole_heads(n_rows: int, head_dim: int) -> int:
     if head_dim <= 0 or head_dim % 2 or n_rows % head_dim:
         raise ValueError(f"{n_rows} rows are not whole heads of an even head_dim {head_dim}")
     return n_rows // head_dim
+
+
+def rope_freqs(theta: float, head_dim: int) -> tuple[float, ...]:
+    """Compute the rotary frequencies, as float32 numbers.
+
+    Args:
+        theta: Their base.
+        head_dim: Rows per head, even.
+
+    Returns:
+        head_dim / 2 numbers. In bfloat16 and float16 they are those of every build of torch; in
+        float32 its vectorised kernels may differ in the last bit.
+
+    Source:
+        meta-llama/codellama llama/model.py `precompute_freqs_cis`:
+        1.0 / (theta ** (arange(0, head_dim, 2).float() / head_dim)).
+    """
+    exponents = (_float32(number / head_dim) for number in range(0, head_dim, 2))
+    return tuple(_float32(1.0 / _float32(theta**exponent)) for exponent in exponents)
+
+
+def _float32(number: float) -> float:
+    """Round a number to the nearest float32."""
+    (rounded,) = struct.unpack("<f", struct.pack("<f", number))
+    return float(rounded)

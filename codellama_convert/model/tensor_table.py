@@ -76,6 +76,33 @@ _ROWS_HINT = (
 )
 
 
+# Where a rank of Llama 2 70B has its tensors (datascience.stackexchange.com, question 126942); the
+# order changes a file's bytes, and nothing that is read from it.
+FREQUENCIES_NAME = "rope.freqs"
+_META_ORDER = (
+    "tok_embeddings.weight", "norm.weight", "output.weight", FREQUENCIES_NAME,
+    "layers.{layer}.attention.wq.weight", "layers.{layer}.attention.wk.weight",
+    "layers.{layer}.attention.wv.weight", "layers.{layer}.attention.wo.weight",
+    "layers.{layer}.feed_forward.w1.weight", "layers.{layer}.feed_forward.w2.weight",
+    "layers.{layer}.feed_forward.w3.weight", "layers.{layer}.attention_norm.weight",
+    "layers.{layer}.ffn_norm.weight",
+)  # fmt: skip
+
+
+def names_in_meta_order(n_layers: int) -> Iterator[str]:
+    """Yield the names of a rank's tensors in Meta's order.
+
+    Args:
+        n_layers: Of the model.
+
+    Yields:
+        Meta's names, the rotary frequencies among them.
+    """
+    in_layers = [name for name in _META_ORDER if "{layer}" in name]
+    yield from (name for name in _META_ORDER if name not in in_layers)
+    yield from (name.format(layer=layer) for layer in range(n_layers) for name in in_layers)
+
+
 def meta_name_of(role: Role) -> str:
     """Name the tensor that has a role, in Meta's spelling; in layers, that of the first one."""
     return next(rule.meta_name.format(layer=0) for rule in RULES if rule.role == role)
@@ -107,7 +134,12 @@ class TensorLayout:
 
 
 def build_layout(
-    config: ModelConfig, *, n_ranks: int, dtype: Dtype, path: Path | None = None
+    config: ModelConfig,
+    *,
+    n_ranks: int,
+    dtype: Dtype,
+    path: Path | None = None,
+    with_head: bool = False,
 ) -> tuple[TensorLayout, ...]:
     """Spell the table out for one model.
 
@@ -116,6 +148,7 @@ def build_layout(
         n_ranks: Over how many ranks it is split.
         dtype: Of the ranks' tensors.
         path: The ranks' folder, for messages.
+        with_head: Whether a tied head has its row too, as Meta's loaders need it.
 
     Returns:
         One layout a tensor, in the order of Hugging Face's state dict.
@@ -124,8 +157,9 @@ def build_layout(
         LayoutError: If the model cannot be split over that many ranks.
     """
     _refuse_uneven_split(config, n_ranks, path)
+    tied = config.tie_word_embeddings and not with_head
     layouts = []
-    for rule, layer in rules_in_order(config.num_hidden_layers, tied=config.tie_word_embeddings):
+    for rule, layer in rules_in_order(config.num_hidden_layers, tied=tied):
         shape = tuple(getattr(config, dimension) for dimension in rule.shape)
         layouts.append(
             TensorLayout(

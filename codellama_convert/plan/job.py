@@ -26,6 +26,7 @@ from codellama_convert.meta.find import (
 )
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options
 from codellama_convert.plan.plan import FilePlan
+from codellama_convert.plan.side import HUGGING_FACE, TargetSide
 from codellama_convert.plan.tokenizer import TokenizerJob, plan_tokenizer
 from codellama_convert.plan.weights import WeightsJob, plan_weights
 from codellama_convert.storage.contents import Content
@@ -63,9 +64,34 @@ class Job:
         )
 
     @property
+    def input_dir(self) -> Path:
+        """The folder that is read."""
+        return self.files.folder
+
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """Every file that is read."""
+        return self.files.all()
+
+    @property
     def ranks(self) -> tuple[RankIndex, ...]:
         """The checkpoint's ranks; empty where only the tokenizer is converted."""
         return () if self.weights is None else self.weights.checkpoint.ranks
+
+    @property
+    def side(self) -> TargetSide:
+        """Who loads from the output folder."""
+        return HUGGING_FACE
+
+    @property
+    def model_name(self) -> str | None:
+        """What the weights were recognised as."""
+        return None if self.weights is None else self.weights.checkpoint.recognised.name
+
+    @property
+    def lasting_notes(self) -> tuple[str, ...]:
+        """The notes that do not depend on where the input was found."""
+        return tuple(note for note in self.notes if note not in self.files.place_notes)
 
     @property
     def weight_files(self) -> tuple[FilePlan, ...]:

@@ -118,12 +118,11 @@ def _is_dtype(value: object) -> bool:
     return True
 
 
+DTYPE = or_none(Rule("'bfloat16', 'float16', 'float32' or torch's dtype of that name", _is_dtype))
 _RULES = {
     "model_size": or_none(one_of(*MODEL_SIZES, TOKENIZER_ONLY)),
     "flavor": ASKED_RULES["variant"],
-    "dtype": or_none(
-        Rule("'bfloat16', 'float16', 'float32' or torch's dtype of that name", _is_dtype)
-    ),
+    "dtype": DTYPE,
     "max_shard_bytes": SIZE,
     "max_position_embeddings": ASKED_RULES["max_position_embeddings"],
     "tokenizer_model": or_none(PATH),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codellama_convert.arguments import FLAG, FUNCTION, check_fields, or_none
-from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options, refuse_contradictions
 from codellama_convert.storage.watch import Watch
 
@@ -35,8 +35,8 @@ class RunOptions:
     restart: bool = False
     sha256: bool = False
     model_card: bool = False
-    check_source: Callable[[Job, Watch], tuple[str, ...]] | None = None
-    check_staged: Callable[[Job, Path, Watch], None] | None = None
+    check_source: Callable[[Any, Watch], tuple[str, ...]] | None = None
+    check_staged: Callable[[Any, Path, Watch], None] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, _RULES)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from codellama_convert.formats.pth_reader import RankIndex
 from codellama_convert.formats.safetensors import INDEX_NAME
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.hugging_face.config_json import config_json, generation_config_json
@@ -15,7 +16,7 @@ from codellama_convert.plan.options import Options
 from codellama_convert.plan.plan import ConversionPlan, build_plan, fit_plan
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.threads import default_workers
-from codellama_convert.tensors import as_dtype
+from codellama_convert.tensors import Dtype, as_dtype
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -39,6 +40,16 @@ class WeightsJob:
         )
 
     @property
+    def source_files(self) -> tuple[RankIndex, ...]:
+        """The files that are read."""
+        return self.checkpoint.ranks
+
+    @property
+    def source_dtypes(self) -> tuple[Dtype, ...]:
+        """The dtypes of what is read."""
+        return self.checkpoint.dtypes
+
+    @property
     def cast(self) -> str | None:
         """Both dtypes where the elements are cast, such as "bfloat16 to float16"."""
         source, target = self.checkpoint.dtype_names, self.plan.dtype.name
@@ -53,17 +64,8 @@ class WeightsJob:
         }
 
     def inputs(self) -> dict[str, Any]:
-        """Return what tells the input files from others, as a fingerprint has it.
-
-        A rank's zip directory holds the CRC-32 of all it has, so no weight is read for this.
-        """
-        inputs: dict[str, Any] = {"params.json": self.checkpoint.params_sha256}
-        for rank in self.checkpoint.ranks:
-            inputs[rank.path.name] = [rank.n_bytes, rank.directory_sha256, rank.pickle_sha256]
-            if any(storage.crc is None for storage in rank.storages.values()):
-                # A directory without sums does not change with the weights.
-                inputs[rank.path.name].append(rank.mtime_ns)
-        return inputs
+        """Return what tells the input files from others, as a fingerprint has it."""
+        return self.checkpoint.inputs()
 
     def small_files(self, *, bos_id: int, stop_ids: Sequence[int]) -> dict[str, Content]:
         """Build the files that describe the weights, by name.

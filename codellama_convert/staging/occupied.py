@@ -8,8 +8,8 @@ from pathlib import Path
 from codellama_convert.errors import CheckpointError, OutputError, shown
 from codellama_convert.hugging_face.loader_names import TEMPLATES_NAME
 from codellama_convert.hugging_face.model_card import CARD_MARK, CARD_NAME
+from codellama_convert.plan.side import TargetSide
 from codellama_convert.staging.publish import is_replaced
-from codellama_convert.staging.side import TargetSide
 from codellama_convert.staging.space import ANOTHER_PLACE
 from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.storage.folders import names_a_folder, names_in

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import OutputError
+from codellama_convert.plan.side import TargetSide
 from codellama_convert.staging.occupied import refuse_content
 from codellama_convert.staging.records import Journal
-from codellama_convert.staging.side import TargetSide
 from codellama_convert.staging.space import Space, space_for
 from codellama_convert.staging.staged import STAGING_NAME, look_at_staged, refuse_other_work
 from codellama_convert.storage.folders import names_in, refuse_unwritable

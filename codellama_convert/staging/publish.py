@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable
 
 from codellama_convert.errors import OutputError
 from codellama_convert.model.asked import RECORD_NAME
+from codellama_convert.plan.side import TargetSide
 from codellama_convert.staging.crash_points import step
-from codellama_convert.staging.side import TargetSide
 from codellama_convert.storage.blocks import first_line
 from codellama_convert.storage.held_folder import HeldFolder
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import OutputError
+from codellama_convert.plan.side import TargetSide
 from codellama_convert.staging.crash_points import step
 from codellama_convert.staging.occupied import may_be_ours, refuse_content
 from codellama_convert.staging.publish import unpublish
 from codellama_convert.staging.records import Journal, write_journal
-from codellama_convert.staging.side import TargetSide
 from codellama_convert.staging.space import refuse_small_disk, space_for
 from codellama_convert.staging.staged import (
     STAGING_NAME,

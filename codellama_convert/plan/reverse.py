@@ -1,0 +1,384 @@
+"""Own the step from a folder of either side to the ranks that will be written of it.
+
+A Hugging Face folder goes back to Meta's layout; a folder of Meta's goes to another number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+from codellama_convert import __version__
+from codellama_convert.arguments import (
+    FLAG,
+    PATH,
+    SIZE,
+    as_path,
+    check_fields,
+    instance_of,
+    one_of,
+    or_none,
+    whole,
+)
+from codellama_convert.errors import ConfigError, TokenizerError, one_line
+from codellama_convert.formats.pth_writer import TORCH_LAYOUTS, TorchLayout
+from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
+from codellama_convert.formats.source_sums import TensorFile
+from codellama_convert.meta.find import PARAMS_NAME, TOKENIZER_NAME
+from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.params_json import params_json
+from codellama_convert.model.recognise import fitting_releases
+from codellama_convert.model.releases import SHAPES_BY_SIZE
+from codellama_convert.model.tensor_table import FREQUENCIES_NAME, build_layout
+from codellama_convert.plan.options import DTYPE, IO_MODE, WORKERS
+from codellama_convert.plan.rank_plan import RankPlan, RanksPlan, frequencies, plan_ranks
+from codellama_convert.plan.side import META, TargetSide
+from codellama_convert.plan.source import Source, open_source
+from codellama_convert.plan.tiles import Passage
+from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.contents import Content
+from codellama_convert.storage.threads import default_workers
+from codellama_convert.storage.watch import Progress
+from codellama_convert.tensors import Dtype, DtypeLike, as_dtype
+
+MAX_RANKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseOptions:
+    """What a user may ask of the way to ranks; a value that makes no sense is a `ConfigError`.
+
+    Attributes:
+        n_ranks: How many files are written; None takes the number of the released model of this
+            shape, or else one.
+        dtype: Of the written tensors; None keeps that of the source.
+        torch_layout: The version of PyTorch whose files the ranks equal.
+        rope_freqs: Whether the ranks hold the rotary frequencies, as Meta's do.
+        vocab_rows: Rows of the vocabulary that are written; None writes all.
+        tokenizer_model: Where tokenizer.model is, if elsewhere.
+        skip_tokenizer: Whether to do without it.
+        io_mode: Whether the page cache is bypassed.
+        workers: Tensors in flight; None chooses by the number of cores.
+        max_ram_bytes: Largest sum of all buffers; None is 32 MB, as of `Options`.
+
+    Raises:
+        ConfigError: With the field's name, its value, and what is allowed.
+    """
+
+    n_ranks: int | None = None
+    dtype: DtypeLike | None = None
+    torch_layout: TorchLayout = "1.13"
+    rope_freqs: bool = True
+    vocab_rows: int | None = None
+    tokenizer_model: str | os.PathLike[str] | None = None
+    skip_tokenizer: bool = False
+    io_mode: IoMode = "auto"
+    workers: int | None = None
+    max_ram_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, _RULES)
+        if self.skip_tokenizer and self.tokenizer_model is not None:
+            raise ConfigError(
+                "skip_tokenizer and tokenizer_model contradict each other",
+                hint="leave one of them out",
+            )
+
+
+_RULES = {
+    "n_ranks": or_none(whole(1, MAX_RANKS)),
+    "dtype": DTYPE,
+    "torch_layout": one_of(*TORCH_LAYOUTS),
+    "rope_freqs": FLAG,
+    "vocab_rows": or_none(whole(1, (1 << 31) - 1)),
+    "tokenizer_model": or_none(PATH),
+    "skip_tokenizer": FLAG,
+    "io_mode": IO_MODE,
+    "workers": WORKERS,
+    "max_ram_bytes": or_none(SIZE),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RanksJob:
+    """The weights of a job that writes ranks.
+
+    Attributes:
+        source: What is read.
+        config: The model that is written.
+        plan: What is written where.
+    """
+
+    source: Source
+    config: ModelConfig
+    plan: RanksPlan
+
+    @property
+    def source_files(self) -> tuple[TensorFile, ...]:
+        """The files that are read."""
+        return self.source.files
+
+    @property
+    def source_dtypes(self) -> tuple[Dtype, ...]:
+        """The dtypes of what is read."""
+        return self.source.dtypes
+
+    @property
+    def cast(self) -> str | None:
+        """Both dtypes where the elements are cast, such as "bfloat16 to float16"."""
+        source, target = self.source.dtype_names, self.plan.dtype.name
+        return None if source == target else f"{source} to {target}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseJob:
+    """A conversion into ranks that was checked and may be run.
+
+    Attributes:
+        options: What was asked for.
+        weights: What is read, and what is written of it.
+        tokenizer: The tokenizer.model that is copied; None where it is skipped.
+        notes: What the user should know.
+    """
+
+    options: ReverseOptions
+    weights: RanksJob
+    tokenizer: SentencePieceModel | None
+    notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        # What dataclasses write would be every tensor of the model.
+        plan = self.weights.plan
+        return (
+            f"ReverseJob(input_dir={str(self.input_dir)!r}, n_ranks={len(plan.files)}, "
+            f"dtype={plan.dtype.name!r}, tensor_bytes={self.tensor_bytes})"
+        )
+
+    @property
+    def input_dir(self) -> Path:
+        """The folder that is read."""
+        return self.weights.source.folder
+
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """Every file that is read."""
+        tokenizer = () if self.tokenizer is None else (self.tokenizer.path,)
+        return (*self.weights.source.paths, *tokenizer)
+
+    @property
+    def side(self) -> TargetSide:
+        """Who loads from the output folder."""
+        return META
+
+    @property
+    def model_name(self) -> str | None:
+        """What the weights are: the first released model that they fit."""
+        return next((one.name for one in fitting_releases(self.weights.config)), None)
+
+    @property
+    def lasting_notes(self) -> tuple[str, ...]:
+        """The notes that do not depend on where the input was found."""
+        return self.notes
+
+    @property
+    def weight_files(self) -> tuple[RankPlan, ...]:
+        """The ranks."""
+        return self.weights.plan.files
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors that are written, copies once."""
+        return self.weights.plan.tensor_bytes
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Names of the tensors that are left out."""
+        return self.weights.source.dropped
+
+    @property
+    def cast(self) -> str | None:
+        """Both dtypes where the elements are cast, such as "bfloat16 to float16"."""
+        return self.weights.cast
+
+    def record_options(self) -> dict[str, Any]:
+        """Return what was asked for, as the record has it."""
+        return {
+            "dtype": self.weights.plan.dtype.name,
+            "ranks": len(self.weight_files),
+            "rope_freqs": self.options.rope_freqs,
+            "skip_tokenizer": self.tokenizer is None,
+            "torch_layout": self.options.torch_layout,
+            "vocab_rows": self.weights.config.vocab_size,
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the output's bytes depend on: inputs and options, as plain values."""
+        inputs = dict(self.weights.source.inputs)
+        if self.tokenizer is not None:
+            inputs[TOKENIZER_NAME] = hashlib.sha256(self.tokenizer.raw).hexdigest()
+        return {"version": __version__, "options": self.record_options(), **inputs}
+
+    def check_ranks(self, progress: Progress | None = None) -> tuple[str, ...]:
+        """Nothing is listed that could be compared beforehand."""
+        del progress
+        return ()
+
+    def small_files(self) -> dict[str, Content]:
+        """Build every file beside the weights, by name."""
+        content: dict[str, Content] = {PARAMS_NAME: params_json(self.weights.config)}
+        if self.tokenizer is not None:
+            content[TOKENIZER_NAME] = self.tokenizer.raw
+        return content
+
+    def model_card(self) -> None:
+        """Ranks have none."""
+
+
+def plan_reverse(
+    input_dir: str | os.PathLike[str], options: ReverseOptions | None = None
+) -> ReverseJob:
+    """Read and check everything that the way to ranks needs.
+
+    Args:
+        input_dir: A Hugging Face folder, or one of Meta's that goes to another number of ranks.
+        options: What is asked for.
+
+    Returns:
+        The job.
+
+    Raises:
+        ConvertError: If anything is wrong with the input, or it cannot be split so.
+    """
+    options = ReverseOptions() if options is None else options
+    instance_of(ReverseOptions).check("options", options)
+    dtype = None if options.dtype is None else as_dtype(options.dtype)
+    source = open_source(as_path("input_dir", input_dir), dtype=dtype)
+    tokenizer = _tokenizer(source, options)
+    n_rows = _vocabulary_rows(source, tokenizer, options)
+    config = replace(source.config, vocab_size=n_rows)
+    n_ranks = options.n_ranks or _released_ranks(config)
+    _refuse_uneven_split(config, n_ranks)
+    weights = _plan_weights(source, config, n_ranks, options, dtype or source.dtypes[0])
+    return ReverseJob(options, weights, tokenizer, tuple(map(one_line, source.notes)))
+
+
+def _plan_weights(
+    source: Source, config: ModelConfig, n_ranks: int, options: ReverseOptions, dtype: Dtype
+) -> RanksJob:
+    passages = []
+    for tensor in build_layout(config, n_ranks=n_ranks, dtype=dtype, with_head=True):
+        placement, read_dtype = source.placements[tensor.meta.name]
+        if placement.shape != tensor.meta.shape:  # rows of the vocabulary are left out
+            placement = replace(placement, shape=tensor.meta.shape)
+        passages.append(Passage(placement, tensor.meta, read_dtype, dtype, tensor.head_dim))
+    made: dict[str, bytes] = {}
+    if options.rope_freqs:
+        made = _frequencies(source, config, dtype)
+    plan = plan_ranks(
+        passages,
+        config,
+        made=made,
+        layout=options.torch_layout,
+        max_ram_bytes=options.max_ram_bytes,
+        workers=options.workers or default_workers(),
+        keep_workers=options.workers is not None,
+    )
+    return RanksJob(source, config, plan)
+
+
+def _frequencies(source: Source, config: ModelConfig, dtype: Dtype) -> dict[str, bytes]:
+    """Take the frequencies that the source has, or make them where they would be of another dtype."""
+    if source.frequencies is not None and source.frequencies[1] == dtype:
+        return {FREQUENCIES_NAME: source.frequencies[0]}
+    return frequencies(config, dtype)
+
+
+def _tokenizer(source: Source, options: ReverseOptions) -> SentencePieceModel | None:
+    if options.skip_tokenizer:
+        return None
+    named = options.tokenizer_model
+    path = source.tokenizer if named is None else as_path("tokenizer_model", named)
+    if path is None:
+        raise TokenizerError(
+            "holds no tokenizer.model, without which Meta's code does not start",
+            path=source.folder,
+            hint="give its path with --tokenizer_model, or leave it out with --skip_tokenizer",
+        )
+    return read_sentencepiece_model(path)
+
+
+def _vocabulary_rows(
+    source: Source, tokenizer: SentencePieceModel | None, options: ReverseOptions
+) -> int:
+    """Choose how many rows are written: Meta's loader takes as many as there are pieces."""
+    n_rows, wanted = source.config.vocab_size, options.vocab_rows
+    is_split = any(placement.split == 0 for placement, _ in source.placements.values())
+    if wanted not in (None, n_rows) and is_split:
+        raise ConfigError(
+            "--vocab_rows leaves out rows of a Hugging Face folder only",
+            path=source.folder,
+            hint="convert it into one first",
+        )
+    if wanted is not None and wanted > n_rows:
+        raise ConfigError(
+            f"--vocab_rows {wanted} is more than the {n_rows} rows of the embedding",
+            path=source.folder,
+            hint="give at most as many",
+        )
+    if tokenizer is not None and (wanted or n_rows) != tokenizer.n_pieces:
+        n_more = n_rows - tokenizer.n_pieces
+        hint = "name the right tokenizer with --tokenizer_model"
+        if n_more > 0:
+            hint = f"--vocab_rows {tokenizer.n_pieces} leaves the other rows out"
+        raise TokenizerError(
+            f"has {tokenizer.n_pieces} pieces, and {wanted or n_rows} rows of the embedding would "
+            "be written: Meta's loader wants as many",
+            path=tokenizer.path,
+            hint=hint,
+        )
+    return wanted or n_rows
+
+
+def _released_ranks(config: ModelConfig) -> int:
+    """Take the number of files in which a model of this shape was released, or else one."""
+    measured = (
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.intermediate_size,
+    )
+    for shape in SHAPES_BY_SIZE.values():
+        released = (
+            shape.hidden_size,
+            shape.num_hidden_layers,
+            shape.num_attention_heads,
+            shape.num_key_value_heads,
+            shape.intermediate_size,
+        )
+        if measured == released:
+            return shape.n_ranks
+    return 1
+
+
+def _refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
+    sizes = {
+        "key and value heads": config.num_key_value_heads,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+    }
+    uneven = [f"{size} {what}" for what, size in sizes.items() if size % n_ranks]
+    if uneven:
+        common = gcd(*sizes.values())
+        counts = [str(n) for n in range(1, MAX_RANKS + 1) if common % n == 0]
+        raise ConfigError(
+            f"{uneven[0]} cannot be split over {n_ranks} ranks",
+            hint=f"--ranks may be {' or '.join(counts)}"
+            if len(counts) < 3
+            else f"--ranks may be {', '.join(counts[:-1])} or {counts[-1]}",
+        )
