@@ -43,9 +43,9 @@ BPE = 2
 MODEL_TYPES = ((1, "unigram"), (BPE, "BPE"), (3, "word"), (4, "char"))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SentencePieceModel:
-    """A tokenizer.model that passed every check; each is equal to itself only.
+    """A tokenizer.model that passed every check.
 
     Attributes:
         path: Where it was read.
@@ -58,7 +58,7 @@ class SentencePieceModel:
 
     path: Path
     raw: bytes = field(repr=False)
-    pieces: Pieces = field(repr=False)
+    pieces: Pieces = field(repr=False, hash=False)  # they follow from the file's bytes
     unk_id: int
     bos_id: int
     eos_id: int
