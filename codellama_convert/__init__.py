@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 # The public names, by the module that owns them. Each is loaded when it is first asked for:
 # importing the package must not import sentencepiece, numpy or torch.
 _EXPORTS = {
-    "convert.run": ("ConversionReport", "convert_checkpoint"),
+    "convert.run": ("ConversionReport", "convert_checkpoint", "reverse_checkpoint"),
     "errors": (
         "CastError", "CheckpointError", "ConfigError", "ConvertError", "Interrupted", "LayoutError",
         "OutputError", "TokenizerError", "VerifyError",
     ),
     "plan.job": ("Job", "plan_conversion"),
     "plan.options": ("Options",),
+    "plan.reverse": ("ReverseJob", "plan_reverse"),
+    "plan.reverse_options": ("ReverseOptions",),
     "plan.run_options": ("RunOptions",),
     "tensors": ("dtype_named",),
     "tokenizer.code_llama": ("CodeLlamaTokenizer",),
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # the same once more, as type checkers read it; a test compares the two
     from codellama_convert.convert.run import ConversionReport as ConversionReport
     from codellama_convert.convert.run import convert_checkpoint as convert_checkpoint
+    from codellama_convert.convert.run import reverse_checkpoint as reverse_checkpoint
     from codellama_convert.errors import CastError as CastError
     from codellama_convert.errors import CheckpointError as CheckpointError
     from codellama_convert.errors import ConfigError as ConfigError
@@ -41,6 +44,9 @@ if TYPE_CHECKING:  # the same once more, as type checkers read it; a test compar
     from codellama_convert.plan.job import Job as Job
     from codellama_convert.plan.job import plan_conversion as plan_conversion
     from codellama_convert.plan.options import Options as Options
+    from codellama_convert.plan.reverse import ReverseJob as ReverseJob
+    from codellama_convert.plan.reverse import plan_reverse as plan_reverse
+    from codellama_convert.plan.reverse_options import ReverseOptions as ReverseOptions
     from codellama_convert.plan.run_options import RunOptions as RunOptions
     from codellama_convert.tensors import dtype_named as dtype_named
     from codellama_convert.tokenizer.code_llama import CodeLlamaTokenizer as CodeLlamaTokenizer

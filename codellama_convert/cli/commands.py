@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +26,16 @@ from codellama_convert.cli.options import (
     NEW_FOLDER,
     NOT_OF_WEIGHTS,
     OF_THE_SOURCE,
+    QUIET,
     READING_OPTIONS,
+    RUN_OPTIONS,
     SOURCE_OPTIONS,
     SPEED_OPTIONS,
 )
 from codellama_convert.cli.printing import print_finished, print_notes, print_report, say, say_json
+from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
+from codellama_convert.cli.reverse import reverse
 from codellama_convert.cli.steps import (
     check_source,
     look_ahead,
@@ -42,7 +45,6 @@ from codellama_convert.cli.steps import (
     weight_bytes,
 )
 from codellama_convert.cli.words import plan_lines, verify_lines
-from codellama_convert.errors import ConfigError
 
 if TYPE_CHECKING:
     from codellama_convert.plan.options import Options
@@ -79,16 +81,9 @@ def main() -> None:
 )
 @MODEL_OPTIONS
 @SPEED_OPTIONS
-@click.option("--overwrite", is_flag=True, help="Replace the model that the output folder holds.")
-@click.option("--restart", is_flag=True, help="Discard the unfinished work of an earlier run.")
-@click.option(
-    "--verify", "verify_too", is_flag=True, help="Verify bit for bit before anything is published."
-)
-@click.option("--sha256", is_flag=True, help="Add the files' SHA-256 to conversion.json.")
+@RUN_OPTIONS
 @click.option("--model_card", is_flag=True, help="Also write a README.md about the model.")
-@click.option(
-    "--quiet", is_flag=True, help="Show notes and errors only: no progress bar and no summary."
-)
+@QUIET
 @JSON
 # Over 40 lines: every option is a parameter, and each has a line of its own.
 def convert(
@@ -128,7 +123,7 @@ def convert(
         check_staged=partial(verify_staged, hidden=quiet) if verify_too else None,
     )
     options = _to_options(choices)
-    with _usage_errors():
+    with usage_errors():
         refuse_unused(options, run_options)
     job = read_job(input_dir, options)
     output_dir = output_dir or default_output_dir(job.files.folder)
@@ -258,13 +253,7 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
         raise SystemExit(1)
 
 
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Refuse options as a wrong use of the command: they are wrong whatever the input is."""
-    try:
-        yield
-    except ConfigError as problem:
-        raise click.UsageError(str(problem)) from problem
+main.add_command(reverse)
 
 
 def _refuse_given(names: Iterable[str], why: str) -> None:
@@ -279,7 +268,7 @@ def _to_options(choices: Mapping[str, Any]) -> Options:
     from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, Options
 
     shard_size = choices["max_shard_size"]
-    with _usage_errors():
+    with usage_errors():
         return Options(
             model_size=choices["model_size"],
             flavor=choices["variant"],

@@ -13,6 +13,8 @@ from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 if TYPE_CHECKING:
     from codellama_convert.convert.run import ConversionReport
     from codellama_convert.plan.job import Job
+    from codellama_convert.plan.reverse import ReverseJob
+    from codellama_convert.plan.target import TargetFile
     from codellama_convert.plan.tiles import TensorPlan
     from codellama_convert.plan.weights import WeightsJob
     from codellama_convert.staging.output_state import OutputState
@@ -33,7 +35,43 @@ def describe_job(job: Job, output: OutputState, *, is_finished: bool = False) ->
     described: dict[str, Any] = {"input_dir": str(job.files.folder), "notes": list(job.notes)}
     if job.weights is not None:
         described |= _describe_model(job.weights)
-    return described | {
+    return described | _describe_output(output, is_finished=is_finished)
+
+
+def describe_ranks(job: ReverseJob, output: OutputState) -> dict[str, Any]:
+    """Describe which ranks a job will write, for machines.
+
+    Args:
+        job: The job.
+        output: What stands where it goes.
+
+    Returns:
+        Plain values; sizes in bytes.
+    """
+    weights, plan = job.weights, job.weights.plan
+    return {
+        "input_dir": str(job.input_dir),
+        "notes": list(job.notes),
+        "variant": job.model_name,
+        "parameters": plan.n_parameters,
+        "source_dtype": weights.source.dtype_names,
+        "dtype": plan.dtype.name,
+        "rope_theta": weights.config.rope_theta,
+        "vocab_size": weights.config.vocab_size,
+        "ranks": len(plan.files),
+        "torch_layout": job.options.torch_layout,
+        "dropped": list(job.dropped),
+        "largest_tile_bytes": max(plan.read_tile_bytes, plan.write_tile_bytes),
+        "workers": plan.workers,
+        "buffer_bytes": plan.buffer_bytes,
+        "total_size": plan.tensor_bytes,
+        "files": [_describe_file(file) for file in plan.files],
+        **_describe_output(output, is_finished=False),
+    }
+
+
+def _describe_output(output: OutputState, *, is_finished: bool) -> dict[str, Any]:
+    return {
         "output_dir": str(output.path),
         "output_finished": is_finished,
         "output_refusal": None if is_finished else output.refusal,
@@ -41,6 +79,14 @@ def describe_job(job: Job, output: OutputState, *, is_finished: bool = False) ->
         "disk_needed_bytes": 0 if is_finished else output.space.needed,
         "disk_free_bytes": output.space.free,
         "disk_missing_bytes": 0 if is_finished else output.space.missing,
+    }
+
+
+def _describe_file(file: TargetFile) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "bytes": file.n_bytes,
+        "tensors": [_describe_tensor(tensor) for tensor in file.tensors],
     }
 
 
@@ -70,14 +116,7 @@ def _describe_model(weights: WeightsJob) -> dict[str, Any]:
             }
             for dtype in (BFLOAT16, FLOAT16, FLOAT32)
         },
-        "files": [
-            {
-                "name": file.name,
-                "bytes": file.n_bytes,
-                "tensors": [_describe_tensor(tensor) for tensor in file.tensors],
-            }
-            for file in plan.files
-        ],
+        "files": [_describe_file(file) for file in plan.files],
     }
 
 
@@ -86,9 +125,9 @@ def _describe_tensor(tensor: TensorPlan) -> dict[str, Any]:
         "name": tensor.spec.name,
         "source": tensor.source.name,
         "dtype": tensor.spec.dtype.code,
-        "shape": list(tensor.spec.shape),
+        "shape": list(tensor.target.part_shape),
         "offset": tensor.offset,
-        "bytes": tensor.spec.n_bytes,
+        "bytes": tensor.part_bytes,
         "tile_rows": tensor.tile_rows,
     }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from codellama_convert.formats.saved_rank import TORCH_LAYOUTS
 from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
 from codellama_convert.plan.budget import DEFAULT_MAX_RAM_BYTES
 from codellama_convert.plan.options import (
@@ -18,6 +19,7 @@ from codellama_convert.plan.options import (
     TOKENIZER_ONLY,
     Options,
 )
+from codellama_convert.plan.reverse_options import MAX_RANKS, ReverseOptions
 from codellama_convert.storage.sizes import parse_size
 from codellama_convert.tensors import DTYPE_NAMES
 from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES
@@ -206,6 +208,61 @@ SPEED_OPTIONS = _options(
         help="Number of tensors in flight; by default chosen from the number of cores.",
     ),
     _MAX_RAM,
+)
+RUN_OPTIONS = _options(
+    click.option(
+        "--overwrite", is_flag=True, help="Replace the model that the output folder holds."
+    ),
+    click.option("--restart", is_flag=True, help="Discard the unfinished work of an earlier run."),
+    click.option(
+        "--verify",
+        "verify_too",
+        is_flag=True,
+        help="Verify bit for bit before anything is published.",
+    ),
+    click.option("--sha256", is_flag=True, help="Add the files' SHA-256 to conversion.json."),
+)
+QUIET = click.option(
+    "--quiet", is_flag=True, help="Show notes and errors only: no progress bar and no summary."
+)
+# Of the way to ranks.
+RANK_OPTIONS = _options(
+    click.option(
+        "--ranks",
+        "n_ranks",
+        type=click.IntRange(min=1, max=MAX_RANKS),
+        help="Number of files; by default that of the released model of this shape, or else 1.",
+    ),
+    click.option(
+        "--dtype",
+        type=OneOf(("auto", *DTYPE_NAMES)),
+        default="auto",
+        show_default=True,
+        help="Dtype of the written weights; auto keeps the input's.",
+    ),
+    click.option(
+        "--torch_layout",
+        type=OneOf(TORCH_LAYOUTS),
+        default=ReverseOptions().torch_layout,
+        show_default=True,
+        help="Version of PyTorch whose files the ranks equal byte for byte; Meta's are as 1.13's.",
+    ),
+    click.option(
+        "--no_rope_freqs",
+        is_flag=True,
+        help="Leave out rope.freqs, which Meta's ranks have and strict loaders refuse.",
+    ),
+    click.option(
+        "--vocab_rows",
+        type=click.IntRange(min=1),
+        help="Write the first rows of the vocabulary only: as many as tokenizer.model has pieces.",
+    ),
+    click.option(
+        "--tokenizer_model",
+        type=NamedPath(path_type=Path),
+        help="Path of tokenizer.model, if the folder does not hold it.",
+    ),
+    click.option("--skip_tokenizer", is_flag=True, help="Write no tokenizer.model."),
 )
 READING_OPTIONS = _options(
     _IO,

@@ -10,10 +10,19 @@ from typing import NoReturn
 import click
 
 from codellama_convert.cli.printing import say, say_json
-from codellama_convert.errors import ConvertError, Interrupted, one_line
+from codellama_convert.errors import ConfigError, ConvertError, Interrupted, one_line
 
 _PROBLEM = 1
 _WRONG_USE = 2
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Refuse options as a wrong use of the command: they are wrong whatever the input is."""
+    try:
+        yield
+    except ConfigError as problem:
+        raise click.UsageError(str(problem)) from problem
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,20 +39,48 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from _file_lines(described)
         yield ""
-        yield (
-            f"memory      {format_size(described['buffer_bytes'])} of buffers "
-            f"({count(described['workers'], 'worker')}, tiles up to "
-            f"{format_size(described['largest_tile_bytes'])})"
-        )
-        is_cast = described["dtype"] != described["source_dtype"]
-        yield "            plus about 55 MB for Python and numpy" + (
-            ", and 200 MB for torch, which the cast needs" if is_cast else ""
-        )
+        yield from _memory_lines(described)
     else:
         yield "model       none: only the tokenizer"
     yield from _disk_lines(described)
     if "run_memory" in described:
         yield from _run_memory_lines(described["run_memory"])
+
+
+def ranks_plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """Lay out for a terminal of 80 columns which ranks will be written.
+
+    Args:
+        described: From `describe_ranks`.
+
+    Yields:
+        Lines.
+    """
+    yield f"input       {described['input_dir']}"
+    yield f"output      {described['output_dir']}"
+    if described["output_refusal"] is not None:
+        yield f"refused     {described['output_refusal']}"
+    yield f"model       {described['variant'] or 'not a released one'}"
+    yield from _weights_lines(described)
+    yield f"vocabulary  {described['vocab_size']}, rope_theta {described['rope_theta']:g}"
+    yield f"layout      that of PyTorch {described['torch_layout']}"
+    yield ""
+    yield from _file_lines(described)
+    yield ""
+    yield from _memory_lines(described)
+    yield from _disk_lines(described)
+
+
+def _memory_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"memory      {format_size(described['buffer_bytes'])} of buffers "
+        f"({count(described['workers'], 'worker')}, tiles up to "
+        f"{format_size(described['largest_tile_bytes'])})"
+    )
+    is_cast = described["dtype"] != described["source_dtype"]
+    yield "            plus about 55 MB for Python and numpy" + (
+        ", and 200 MB for torch, which the cast needs" if is_cast else ""
+    )
 
 
 def _disk_lines(described: Mapping[str, Any]) -> Iterator[str]:
@@ -67,19 +96,23 @@ def _disk_lines(described: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _model_lines(described: Mapping[str, Any]) -> Iterator[str]:
-    dtype, source_dtype = described["dtype"], described["source_dtype"]
     yield f"model       {described['variant']}"
-    yield (
-        f"weights     {described['parameters']:,} parameters, "
-        f"{count(described['ranks'], 'rank')}, {source_dtype}"
-        + ("" if dtype == source_dtype else f" -> {dtype}")
-    )
+    yield from _weights_lines(described)
     yield (
         f"context     {described['max_position_embeddings']} positions, rope_theta "
         f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
     )
     if described["dropped"]:
         yield f"dropped     {_dropped(described['dropped'])}"
+
+
+def _weights_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    dtype, source_dtype = described["dtype"], described["source_dtype"]
+    yield (
+        f"weights     {described['parameters']:,} parameters, "
+        f"{count(described['ranks'], 'rank')}, {source_dtype}"
+        + ("" if dtype == source_dtype else f" -> {dtype}")
+    )
 
 
 def _dropped(names: Sequence[str]) -> str:
@@ -212,6 +245,23 @@ def load_line(output_dir: str, *, has_model: bool) -> str:
     if has_model:
         return f'AutoModelForCausalLM.from_pretrained({path}, dtype="auto")'
     return f"AutoTokenizer.from_pretrained({path})"
+
+
+def ranks_load_line(output_dir: str, n_ranks: int) -> str:
+    """Spell the command with which Meta's code loads ranks.
+
+    Args:
+        output_dir: Where they are.
+        n_ranks: How many.
+
+    Returns:
+        Such as 'torchrun --nproc_per_node 2 example_completion.py --ckpt_dir CodeLlama-13b'.
+    """
+    return (
+        f"torchrun --nproc_per_node {n_ranks} example_completion.py "
+        f"--ckpt_dir {shlex.quote(output_dir)} "
+        f"--tokenizer_path {shlex.quote(f'{output_dir}/tokenizer.model')}"
+    )
 
 
 def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:

@@ -14,7 +14,8 @@ from codellama_convert.hugging_face.model_card import CARD_NAME
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.plan.options import Options
-from codellama_convert.plan.reverse import ReverseJob
+from codellama_convert.plan.reverse import ReverseJob, plan_reverse
+from codellama_convert.plan.reverse_options import ReverseOptions
 from codellama_convert.plan.run_options import RunOptions, refuse_unused
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.occupied import holds_a_card
@@ -84,6 +85,35 @@ def convert_checkpoint(
     instance_of(Options).check("options", asked)
     refuse_unused(asked, chosen)
     return run(plan_conversion(input_dir, asked), target, chosen, watch=Watch(progress))
+
+
+def reverse_checkpoint(
+    input_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    options: ReverseOptions | None = None,
+    run_options: RunOptions | None = None,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Write Meta's layout of a folder of either side.
+
+    Args:
+        input_dir: A Hugging Face folder, or one of Meta's, which gets another number of ranks.
+        output_dir: The new folder.
+        options: What to write, and how.
+        run_options: How to treat the output folder, and what to do besides.
+        progress: Called with the bytes of each tile that was written, from several threads.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ConvertError: If anything is wrong; nothing half-done is left that loads.
+    """
+    chosen = RunOptions() if run_options is None else run_options
+    or_none(FUNCTION).check("progress", progress)
+    target = _check_run(output_dir, chosen)
+    return run(plan_reverse(input_dir, options), target, chosen, watch=Watch(progress))
 
 
 def _check_run(output_dir: str | os.PathLike[str], run_options: RunOptions) -> Path:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from codellama_convert.formats.pickle_writer import encode_pickle
 from codellama_convert.formats.saved_rank import (
+    TORCH_LAYOUTS,
     SavedRank,
     SavedTensor,
+    TorchLayout,
     own_storages,
     storage_dtypes,
 )
@@ -30,10 +31,6 @@ __all__ = [
     "lay_out",
     "own_storages",
 ]
-
-# The versions of PyTorch whose records and order are known. Meta's own files are as 1.13 writes.
-TorchLayout = Literal["1.13", "2.13"]
-TORCH_LAYOUTS: tuple[TorchLayout, ...] = get_args(TorchLayout)
 
 Piece = tuple[int, bytes]
 

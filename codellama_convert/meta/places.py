@@ -17,6 +17,7 @@ _HUB_NAME = re.compile(r"models--(?:.+?--)?(.+)")
 _KAGGLE_FRAMEWORKS = ("pytorch", "transformers", "other")  # NAME/pytorch/VARIATION/<version>
 _SIZE = re.compile(r"(?<![0-9a-z])[0-9]{1,3}b(?![a-z0-9])", re.IGNORECASE)
 _MAX_ANCESTORS = 5
+_HF = "-hf"
 _CACHES = (".cache", "kagglehub")
 _MAX_COMMIT_LENGTH = 100
 
@@ -69,7 +70,7 @@ def _name_of(place: Path) -> str:
     return place.name
 
 
-def default_output_dir(folder: Path) -> Path:
+def default_output_dir(folder: Path, suffix: str = _HF) -> Path:
     """Return where the output goes unless another place is named: beside the checkpoint.
 
     What lies in a cache belongs to the program that made the cache, so the output of a checkpoint
@@ -77,9 +78,10 @@ def default_output_dir(folder: Path) -> Path:
 
     Args:
         folder: The checkpoint's, as it was found; "." is resolved to its name.
+        suffix: What is added to its name; another one than -hf takes the place of -hf.
 
     Returns:
-        The folder, named after the model with -hf added.
+        The folder, named after the model.
 
     Raises:
         OutputError: If the current folder is a cache or in one too, or the checkpoint's has no name.
@@ -92,13 +94,17 @@ def default_output_dir(folder: Path) -> Path:
                 path=folder,
                 hint="name another place with --output_dir",
             )
-        return Path(f"{model_name(folder)}-hf")
+        return Path(_with_suffix(model_name(folder), suffix))
     place = _unwrapped(place.absolute()) if _WRAPPER.fullmatch(place.name) else place
     if not place.name:
         raise OutputError(
             "has no name to call the output after", path=folder, hint="name it with --output_dir"
         )
-    return place.with_name(f"{_name_of(place)}-hf")
+    return place.with_name(_with_suffix(_name_of(place), suffix))
+
+
+def _with_suffix(name: str, suffix: str) -> str:
+    return (name if suffix == _HF else name.removesuffix(_HF)) + suffix
 
 
 def current_snapshot(folders: Sequence[Path]) -> Path | None:

@@ -14,18 +14,10 @@ from typing import Any
 
 from codellama_convert import __version__
 from codellama_convert.arguments import (
-    FLAG,
-    PATH,
-    SIZE,
     as_path,
-    check_fields,
     instance_of,
-    one_of,
-    or_none,
-    whole,
 )
 from codellama_convert.errors import ConfigError, TokenizerError, one_line
-from codellama_convert.formats.pth_writer import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.meta.find import PARAMS_NAME, TOKENIZER_NAME
@@ -34,73 +26,15 @@ from codellama_convert.model.params_json import params_json
 from codellama_convert.model.recognise import fitting_releases
 from codellama_convert.model.releases import SHAPES_BY_SIZE
 from codellama_convert.model.tensor_table import FREQUENCIES_NAME, build_layout
-from codellama_convert.plan.options import DTYPE, IO_MODE, WORKERS
 from codellama_convert.plan.rank_plan import RankPlan, RanksPlan, frequencies, plan_ranks
+from codellama_convert.plan.reverse_options import MAX_RANKS, ReverseOptions
 from codellama_convert.plan.side import META, TargetSide
 from codellama_convert.plan.source import Source, open_source
 from codellama_convert.plan.tiles import Passage
-from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Progress
-from codellama_convert.tensors import Dtype, DtypeLike, as_dtype
-
-MAX_RANKS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class ReverseOptions:
-    """What a user may ask of the way to ranks; a value that makes no sense is a `ConfigError`.
-
-    Attributes:
-        n_ranks: How many files are written; None takes the number of the released model of this
-            shape, or else one.
-        dtype: Of the written tensors; None keeps that of the source.
-        torch_layout: The version of PyTorch whose files the ranks equal.
-        rope_freqs: Whether the ranks hold the rotary frequencies, as Meta's do.
-        vocab_rows: Rows of the vocabulary that are written; None writes all.
-        tokenizer_model: Where tokenizer.model is, if elsewhere.
-        skip_tokenizer: Whether to do without it.
-        io_mode: Whether the page cache is bypassed.
-        workers: Tensors in flight; None chooses by the number of cores.
-        max_ram_bytes: Largest sum of all buffers; None is 32 MB, as of `Options`.
-
-    Raises:
-        ConfigError: With the field's name, its value, and what is allowed.
-    """
-
-    n_ranks: int | None = None
-    dtype: DtypeLike | None = None
-    torch_layout: TorchLayout = "1.13"
-    rope_freqs: bool = True
-    vocab_rows: int | None = None
-    tokenizer_model: str | os.PathLike[str] | None = None
-    skip_tokenizer: bool = False
-    io_mode: IoMode = "auto"
-    workers: int | None = None
-    max_ram_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, _RULES)
-        if self.skip_tokenizer and self.tokenizer_model is not None:
-            raise ConfigError(
-                "skip_tokenizer and tokenizer_model contradict each other",
-                hint="leave one of them out",
-            )
-
-
-_RULES = {
-    "n_ranks": or_none(whole(1, MAX_RANKS)),
-    "dtype": DTYPE,
-    "torch_layout": one_of(*TORCH_LAYOUTS),
-    "rope_freqs": FLAG,
-    "vocab_rows": or_none(whole(1, (1 << 31) - 1)),
-    "tokenizer_model": or_none(PATH),
-    "skip_tokenizer": FLAG,
-    "io_mode": IO_MODE,
-    "workers": WORKERS,
-    "max_ram_bytes": or_none(SIZE),
-}
+from codellama_convert.tensors import Dtype, as_dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,8 @@ def open_source(folder: Path, *, dtype: Dtype | None) -> Source:
     """
     if (folder / CONFIG_NAME).exists():
         return _of_hugging_face(open_folder(folder, dtype=dtype))
-    checkpoint = open_checkpoint(find_files(folder), skip_tokenizer=True)
+    # A context length is not written, so none is asked for.
+    checkpoint = open_checkpoint(find_files(folder), max_position_embeddings=1, skip_tokenizer=True)
     if dtype is None:
         checkpoint.common_dtype()
     return _of_meta(checkpoint)

@@ -1,0 +1,145 @@
+"""Own the command that writes Meta's ranks."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from codellama_convert.cli.machine import check_memory
+from codellama_convert.cli.named_folders import FoldersCommand
+from codellama_convert.cli.options import (
+    CONTEXT,
+    FOLDER,
+    JSON,
+    NEW_FOLDER,
+    QUIET,
+    RANK_OPTIONS,
+    RUN_OPTIONS,
+    SPEED_OPTIONS,
+)
+from codellama_convert.cli.printing import print_notes, print_report, say, say_json
+from codellama_convert.cli.problems import usage_errors
+from codellama_convert.cli.progress import progress_bar
+from codellama_convert.cli.steps import verify_staged
+
+if TYPE_CHECKING:
+    from codellama_convert.plan.reverse import ReverseJob
+    from codellama_convert.plan.run_options import RunOptions
+
+
+@click.command(
+    cls=FoldersCommand,
+    needed="input_dir",
+    context_settings=CONTEXT,
+    short_help="Write Meta's layout: from a Hugging Face folder, or with another number of ranks.",
+)
+@click.option(
+    "--input_dir",
+    type=FOLDER,
+    help="A Hugging Face folder (IN), or one of Meta's, which gets another number of ranks.",
+)
+@click.option(
+    "--output_dir",
+    type=NEW_FOLDER,
+    help="The new folder (OUT); by default the input's name with -meta in the place of -hf.",
+)
+@RANK_OPTIONS
+@SPEED_OPTIONS
+@RUN_OPTIONS
+@click.option(
+    "--plan", "only_plan", is_flag=True, help="Show what would be written, and write nothing."
+)
+@QUIET
+@JSON
+# Over 40 lines: every option is a parameter, and each has a line of its own.
+def reverse(
+    input_dir: Path,
+    output_dir: Path | None,
+    *,
+    overwrite: bool,
+    restart: bool,
+    verify_too: bool,
+    sha256: bool,
+    only_plan: bool,
+    quiet: bool,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Write consolidated.NN.pth, params.json and tokenizer.model, as Meta's code reads them.
+
+    \b
+    Example:
+      codellama-convert reverse CodeLlama-7b-hf
+      codellama-convert reverse CodeLlama-13b --ranks 1
+    """  # noqa: D301
+    check_memory()
+    from codellama_convert.meta.places import default_output_dir
+    from codellama_convert.plan.reverse import plan_reverse
+    from codellama_convert.plan.reverse_options import ReverseOptions
+    from codellama_convert.plan.run_options import RunOptions
+
+    dtype, rope_freqs = choices.pop("dtype"), not choices.pop("no_rope_freqs")
+    max_ram_bytes = choices.pop("max_ram")
+    with usage_errors():
+        options = ReverseOptions(
+            dtype=None if dtype == "auto" else dtype,
+            rope_freqs=rope_freqs,
+            max_ram_bytes=max_ram_bytes,
+            **choices,
+        )
+    job = plan_reverse(input_dir, options)
+    print_notes(job.notes)
+    output_dir = output_dir or default_output_dir(job.input_dir, "-meta")
+    if only_plan:
+        _show_plan(job, output_dir, as_json=as_json)
+        return
+    run_options = RunOptions(
+        overwrite=overwrite,
+        restart=restart,
+        sha256=sha256,
+        check_staged=partial(verify_staged, hidden=quiet) if verify_too else None,
+    )
+    _run(job, output_dir, run_options, quiet=quiet, as_json=as_json)
+
+
+def _run(
+    job: ReverseJob, output_dir: Path, run_options: RunOptions, *, quiet: bool, as_json: bool
+) -> None:
+    from codellama_convert.cli.describe import describe_report
+    from codellama_convert.cli.words import ranks_load_line
+    from codellama_convert.convert.run import run
+    from codellama_convert.storage.watch import Watch, stop_on_signals
+
+    started = time.monotonic()
+    with (
+        stop_on_signals() as stop,
+        progress_bar("writing ranks", job.tensor_bytes, hidden=quiet) as progress,
+    ):
+        report = run(job, output_dir, run_options, watch=Watch(progress, stop))
+    print_notes(report.notes[len(job.notes) :])
+    described = describe_report(report, time.monotonic() - started)
+    described["load"] = ranks_load_line(str(output_dir), len(job.weight_files))
+    print_report(described, as_json=as_json, quiet=quiet)
+
+
+def _show_plan(job: ReverseJob, output_dir: Path, *, as_json: bool) -> None:
+    """Show a plan; exit 1 if it would be refused there, or the disk is too small."""
+    from codellama_convert.cli.describe import describe_ranks
+    from codellama_convert.cli.words import ranks_plan_lines
+    from codellama_convert.convert.record import file_sizes
+    from codellama_convert.staging.output_state import look_at_output
+
+    sizes = file_sizes(job, job.small_files())
+    output = look_at_output(output_dir, job.fingerprint(), sizes, job.side)
+    described = describe_ranks(job, output)
+    if as_json:
+        say_json(described)
+    else:
+        for line in ranks_plan_lines(described):
+            say(line)
+    if described["output_refusal"] is not None or described["disk_missing_bytes"]:
+        raise SystemExit(1)
