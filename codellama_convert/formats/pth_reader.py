@@ -74,6 +74,17 @@ class RankIndex:
     dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def fingerprint(self) -> list[Any]:
+        """What tells the file from others, as plain values.
+
+        Its zip directory holds the CRC-32 of all it has, so no weight is read for this.
+        """
+        told: list[Any] = [self.n_bytes, self.directory_sha256, self.pickle_sha256]
+        if any(storage.crc is None for storage in self.storages.values()):
+            told.append(self.mtime_ns)  # a directory without sums does not change with the weights
+        return told
+
 
 PickleCache = dict[bytes, Declared]
 

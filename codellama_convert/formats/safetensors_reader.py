@@ -64,6 +64,11 @@ class SafetensorsIndex:
     other_dtypes: dict[str, str]
     header_sha256: str
 
+    @property
+    def fingerprint(self) -> list[Any]:
+        """What tells the file from others, as plain values: its header has no sum of the weights."""
+        return [self.n_bytes, self.header_sha256, self.mtime_ns]
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:

@@ -83,17 +83,9 @@ class Checkpoint:
         return " and ".join(dtype.name for dtype in self.dtypes)
 
     def inputs(self) -> dict[str, Any]:
-        """Return what tells the files from others, as plain values.
-
-        A rank's zip directory holds the CRC-32 of all it has, so no weight is read for this.
-        """
-        inputs: dict[str, Any] = {"params.json": self.params_sha256}
-        for rank in self.ranks:
-            inputs[rank.path.name] = [rank.n_bytes, rank.directory_sha256, rank.pickle_sha256]
-            if any(storage.crc is None for storage in rank.storages.values()):
-                # A directory without sums does not change with the weights.
-                inputs[rank.path.name].append(rank.mtime_ns)
-        return inputs
+        """Return what tells the files from others, as plain values."""
+        ranks = {rank.path.name: rank.fingerprint for rank in self.ranks}
+        return {"params.json": self.params_sha256, **ranks}
 
     def common_dtype(self) -> Dtype:
         """Return the one dtype of all tensors.

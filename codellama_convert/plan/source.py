@@ -112,9 +112,10 @@ def _of_hugging_face(checkpoint: HuggingFaceCheckpoint) -> Source:
         frequencies=None,
         dropped=checkpoint.dropped,
         paths=(checkpoint.folder / CONFIG_NAME, *(file.path for file in checkpoint.files)),
-        inputs={CONFIG_NAME: checkpoint.config_sha256}
-        # A header does not change with the weights, and there is no sum of them.
-        | {f.path.name: [f.n_bytes, f.header_sha256, f.mtime_ns] for f in checkpoint.files},
+        inputs={
+            CONFIG_NAME: checkpoint.config_sha256,
+            **{file.path.name: file.fingerprint for file in checkpoint.files},
+        },
         tokenizer=checkpoint.tokenizer,
         notes=checkpoint.notes,
     )
@@ -147,7 +148,7 @@ def _frequencies(rank: RankIndex) -> tuple[bytes, Dtype] | None:
     return None if stored is None else (read_copy(rank, FREQUENCIES_NAME), stored.dtype)
 
 
-_File = TypeVar("_File", SafetensorsIndex, RankIndex)
+_File = TypeVar("_File", bound="SafetensorsIndex | RankIndex")
 
 
 def _with_alias(file: _File, name: str, alias: str) -> _File:
