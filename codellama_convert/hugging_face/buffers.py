@@ -7,9 +7,8 @@ the model was trained with others.
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
-
-import numpy as np
 
 from codellama_convert.errors import LayoutError
 from codellama_convert.formats.pth_reader import read_vector
@@ -60,22 +59,21 @@ def check_frequencies(path: Path, tensor: StoredTensor, config: ModelConfig) -> 
         )
     with InputFile(path) as file:
         raw = read_vector(file, tensor)
-    found = _values(raw, tensor)
-    wanted = config.rope_theta ** (-np.arange(n_pairs, dtype=np.float64) / n_pairs)
-    tolerance = wanted * _ROUNDING[tensor.dtype.itemsize] + tensor.dtype.min_positive
-    wrong = ~(np.abs(found - wanted) <= tolerance)  # a NaN is wrong too
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise LayoutError(
-            f"tensor {tensor.name!r} has {found[at]:.6g} at {at}, and rope_theta "
-            f"{config.rope_theta:g} gives {wanted[at]:.6g}",
-            path=path,
-            hint=hint,
-        )
+    for at, found in enumerate(_values(raw, tensor)):
+        wanted = config.rope_theta ** (-at / n_pairs)
+        tolerance = wanted * _ROUNDING[tensor.dtype.itemsize] + tensor.dtype.min_positive
+        if not abs(found - wanted) <= tolerance:  # a NaN is wrong too
+            raise LayoutError(
+                f"tensor {tensor.name!r} has {found:.6g} at {at}, and rope_theta "
+                f"{config.rope_theta:g} gives {wanted:.6g}",
+                path=path,
+                hint=hint,
+            )
 
 
-def _values(raw: bytes, tensor: StoredTensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _values(raw: bytes, tensor: StoredTensor) -> tuple[float, ...]:
     """Read a vector's numbers."""
     if tensor.dtype.code == "BF16":  # the upper half of a float32
-        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
-    return np.frombuffer(raw, "<f2" if tensor.dtype.code == "F16" else "<f4").astype(np.float64)
+        raw = b"".join(bytes(2) + raw[at : at + 2] for at in range(0, len(raw), 2))
+    code = "e" if tensor.dtype.code == "F16" else "f"
+    return struct.unpack(f"<{tensor.shape[0]}{code}", raw)

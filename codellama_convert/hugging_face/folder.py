@@ -28,7 +28,6 @@ from codellama_convert.hugging_face.foreign_names import (
     refuse_other_dtypes,
     refuse_wrapped,
 )
-from codellama_convert.hugging_face.two_heads import require_same
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.foreign_params import SUPPORTED_HINT
 from codellama_convert.model.placement import Placement, in_one_file
@@ -247,6 +246,9 @@ def _check_dropped(
     if head not in found.file_of:
         notes.append(f"{head} is not there: tie_word_embeddings says that it is the embedding")
         return tuple(buffers), tuple(notes)
+    # Planning does without numpy, unless a head is stored twice.
+    from codellama_convert.hugging_face.two_heads import require_same  # noqa: PLC0415
+
     require_same(found.holding(embedding), embedding, found.holding(head), head)
     notes.append(f"{head} is stored, and equal to the embedding, as tie_word_embeddings says")
     return (*buffers, head), tuple(notes)
