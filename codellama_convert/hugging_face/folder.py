@@ -101,24 +101,9 @@ class HuggingFaceCheckpoint:
         return tuple(dict.fromkeys(tensor.spec.dtype for tensor in self.tensors))
 
     def inputs(self) -> dict[str, Any]:
-        """Return what tells the files from others, as plain values.
-
-        A header does not change with the weights, and has no sum of them: the time of the last
-        change stands beside it.
-        """
-        inputs: dict[str, Any] = {CONFIG_NAME: self.config_sha256}
-        for file in self.files:
-            digests = (
-                [file.directory_sha256, file.pickle_sha256]
-                if isinstance(file, RankIndex)
-                else [file.header_sha256]
-            )
-            inputs[file.path.name] = [file.n_bytes, *digests, file.mtime_ns]
-        return inputs
-
-    def names_in(self, file: int) -> tuple[str, ...]:
-        """Name the model's tensors that lie in a file."""
-        return tuple(tensor.spec.name for tensor in self.tensors if tensor.file == file)
+        """Return what tells the files from others, as plain values."""
+        files = {file.path.name: file.fingerprint for file in self.files}
+        return {CONFIG_NAME: self.config_sha256, **files}
 
 
 def open_folder(folder: Path, *, dtype: Dtype | None = None) -> HuggingFaceCheckpoint:

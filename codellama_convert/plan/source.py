@@ -112,10 +112,7 @@ def _of_hugging_face(checkpoint: HuggingFaceCheckpoint) -> Source:
         frequencies=None,
         dropped=checkpoint.dropped,
         paths=(checkpoint.folder / CONFIG_NAME, *(file.path for file in checkpoint.files)),
-        inputs={
-            CONFIG_NAME: checkpoint.config_sha256,
-            **{file.path.name: file.fingerprint for file in checkpoint.files},
-        },
+        inputs=checkpoint.inputs(),
         tokenizer=checkpoint.tokenizer,
         notes=checkpoint.notes,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from codellama_convert.hugging_face.folder import HuggingFaceCheckpoint
 from tests.witness.checkpoints import GQA, Shape, State, expected_state_dict, random_model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -69,3 +70,8 @@ def write_folder(
 def write_index(folder: Path, weight_map: Mapping[str, Any]) -> None:
     content = {"metadata": {"total_size": 0}, "weight_map": dict(weight_map)}
     (folder / INDEX).write_text(json.dumps(content), encoding="utf-8")
+
+
+def names_in(checkpoint: HuggingFaceCheckpoint, number: int) -> list[str]:
+    """Name the model's tensors that lie in a file."""
+    return [tensor.spec.name for tensor in checkpoint.tensors if tensor.file == number]

@@ -23,6 +23,7 @@ from tests.hugging_face.folders import (
     SINGLE,
     THETA,
     config,
+    names_in,
     weights,
     write_folder,
     write_index,
@@ -78,7 +79,7 @@ def test_any_split_is_opened(tmp_path, state, n_files):
     assert (found.dtypes, found.dropped, found.notes) == ((BFLOAT16,), (), ())
     assert found.tokenizer == folder / "tokenizer.model"
     assert found.config_sha256 == hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    assert sorted(name for i in range(n_files) for name in found.names_in(i)) == sorted(state)
+    assert sorted(name for i in range(n_files) for name in names_in(found, i)) == sorted(state)
     last = found.tensors[-1]
     assert last.placement.parts == (Part(last.file, range(320), range(64)),)
     assert last.placement.name == HEAD

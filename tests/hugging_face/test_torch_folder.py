@@ -16,7 +16,15 @@ from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.hugging_face.folder import HuggingFaceCheckpoint, open_folder
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.watch import Watch
-from tests.hugging_face.folders import EMBEDDING, HEAD, THETA, config, weights, write_folder
+from tests.hugging_face.folders import (
+    EMBEDDING,
+    HEAD,
+    THETA,
+    config,
+    names_in,
+    weights,
+    write_folder,
+)
 from tests.refusals import refused
 from tests.witness.checkpoints import State
 
@@ -52,8 +60,8 @@ def assert_reads(found: HuggingFaceCheckpoint, state: State) -> None:
     assert [tensor.spec.name for tensor in found.tensors] == list(state)
     buffer = aligned_buffer(1 << 17)
     for number, file in enumerate(found.files):
-        with TensorReader(file, found.names_in(number)) as reader:
-            for name in found.names_in(number):
+        with TensorReader(file, names_in(found, number)) as reader:
+            for name in names_in(found, number):
                 wanted = state[name].reshape(len(state[name]), -1)
                 rows, _ = reader.read_rows(name, 0, len(wanted), buffer)
                 assert rows.tobytes() == wanted.contiguous().view(torch.uint8).numpy().tobytes()
