@@ -38,11 +38,11 @@ class Measured:
     """What was found out about both sides while they were compared.
 
     Attributes:
-        ranks: Size and CRC-32 of each rank's file.
+        sources: Size and CRC-32 of each file of the source.
         tensors: What was found of each tensor.
     """
 
-    ranks: Mapping[str, FileSums] = field(default_factory=dict)
+    sources: Mapping[str, FileSums] = field(default_factory=dict)
     tensors: Mapping[str, Compared] = field(default_factory=dict)
 
 
@@ -110,7 +110,8 @@ def check_record(
         if problems.are_about(name):
             continue
         if name.endswith(MODEL_SUFFIX):
-            compare_shard(output_dir / name, record, stored, measured.tensors, problems)
+            crcs = {tensor: one.crc32 for tensor, one in measured.tensors.items()}
+            compare_shard(output_dir / name, record, stored, crcs, problems)
         else:
             compare_file(output_dir / name, record, {}, problems, reading)
     _compare_options(record, _expected_options(job, record), problems)
@@ -121,8 +122,8 @@ def check_record(
         if said is not None and one.difference is None:
             for line in _wrong_counts(said, one):
                 problems.add(f"tensor {name!r} {line}", file=RECORD_NAME)
-    for name in sorted({*record.source, *measured.ranks}):
-        told, rank = record.source.get(name), measured.ranks.get(name)
+    for name in sorted({*record.source, *measured.sources}):
+        told, rank = record.source.get(name), measured.sources.get(name)
         if told != rank:
             problems.add(
                 f"says that {name} {_told(told)}; the checkpoint's {_told(rank)}", file=RECORD_NAME

@@ -17,7 +17,6 @@ from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.record_reader import FileSums, Record
 from codellama_convert.verify.report import Problems
-from codellama_convert.verify.tensor import Compared
 
 _CHUNK_BYTES = 2 << 20
 
@@ -95,7 +94,7 @@ def compare_shard(
     path: Path,
     record: Record,
     stored: Mapping[str, StoredOutput],
-    compared: Mapping[str, Compared],
+    crcs: Mapping[str, int],
     problems: Problems,
 ) -> None:
     """Compare the sums of a file whose tensors were read already, and found right.
@@ -104,7 +103,7 @@ def compare_shard(
         path: The file; the record names it.
         record: What it is compared with.
         stored: The tensors of the output.
-        compared: What was found of them.
+        crcs: Those of them.
         problems: Gets what differs.
     """
     listed = record.files[path.name]
@@ -119,8 +118,8 @@ def compare_shard(
             for span in _spans(path, file.n_bytes, stored):
                 if span.tensor is None:
                     crc = zlib.crc32(file.read_exact(span.start, span.end - span.start))
-                elif span.tensor in compared:
-                    crc = compared[span.tensor].crc32
+                elif span.tensor in crcs:
+                    crc = crcs[span.tensor]
                 else:  # of another shape: reported already
                     return
                 whole = combine(whole, crc, span.end - span.start)

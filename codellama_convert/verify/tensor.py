@@ -1,22 +1,22 @@
-"""Own the comparison of one tensor of an output with the ranks it came from.
+"""Own the comparison of one tensor of an output with the files it came from.
 
-Rows are walked backwards, from the output to the ranks; a cast is torch's own.
+Rows are walked backwards, from the output to the source; a cast is torch's own.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from codellama_convert.formats.tensor_reader import UNSIGNED, Rows
-from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.formats.tensor_reader import UNSIGNED, Rows, TensorReader
 from codellama_convert.model.placement import Move, Part
 from codellama_convert.model.rope import to_interleaved
 from codellama_convert.plan.tiles import TensorPlan
+from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Progress
@@ -31,30 +31,61 @@ class Compared:
     Attributes:
         difference: The first element that differs, in words; None where all are equal. The rest is
             of the whole tensor, so it says nothing where there is a difference.
-        crc32: Of its bytes in the output.
-        became_zero: How many of its values a cast made zero.
-        nonfinite: How many are infinities or NaNs.
+        differs_in: The number of the output's file that it is in.
+        crcs: By the number of the output's file, of the bytes that it has of the tensor.
+        became_zero: How many of its values a cast made zero; of copies, each counts once.
+        nonfinite: How many are infinities or NaNs; likewise.
     """
 
     difference: str | None = None
-    crc32: int = 0
+    differs_in: int = 0
+    crcs: dict[int, int] = field(default_factory=dict)
     became_zero: int = 0
     nonfinite: int = 0
 
+    @property
+    def crc32(self) -> int:
+        """Of its bytes in the first file, which is the only one on Hugging Face's side."""
+        return next(iter(self.crcs.values()), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPart:
+    """What a file of the output holds of a tensor: its place, and the open file."""
+
+    stored: StoredOutput
+    file: InputFile
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """The rows of a tile as a file of the output has them."""
+
+    part: Part
+    window: memoryview
+    elements: Rows
+
 
 class TensorComparer:
-    """Compares one tensor of the output with the ranks it came from."""
+    """Compares one tensor of the output with the files it came from."""
 
     def __init__(
         self,
         tensor: TensorPlan,
-        stored: StoredOutput,
-        file: InputFile,
-        readers: Sequence[RankReader],
+        outputs: Mapping[int, OpenPart],
+        readers: Sequence[TensorReader],
     ) -> None:
-        self._tensor, self._stored = tensor, stored
-        self._file, self._readers = file, readers
-        source, target = tensor.read_dtype, stored.dtype
+        """Take both sides of a tensor.
+
+        Args:
+            tensor: Where it comes from, and where it belongs.
+            outputs: By their number, the files of the output that can be compared: one or more, of
+                one dtype, each with the shape that the tensor has there.
+            readers: Of the source.
+        """
+        self._tensor, self._outputs, self._readers = tensor, outputs, readers
+        self._dtype = next(iter(outputs.values())).stored.dtype
+        source, target = tensor.read_dtype, self._dtype
         # What was read is then what must have been written, so one sum is both's.
         self._same_bytes = source == target and not tensor.is_reordered
         self._may_become_zero = target.min_positive > source.min_positive
@@ -63,75 +94,104 @@ class TensorComparer:
         self, read_buffer: memoryview, output_buffer: memoryview, advance: Progress
     ) -> Compared:
         """Compare tile by tile, up to the first element that differs; sum and count on the way."""
-        tensor, dtype = self._tensor, self._stored.dtype
-        row_bytes = tensor.spec.n_columns * dtype.itemsize
-        found = Compared()
+        tensor = self._tensor
+        row_bytes = tensor.spec.n_columns * self._dtype.itemsize
+        found = Compared(crcs=dict.fromkeys(self._outputs, 0))
         for tile in tensor.tiles():
-            n_bytes = len(tile.rows) * row_bytes
-            at = self._stored.offset + tile.rows.start * row_bytes
-            window = self._file.read_window(at, n_bytes, output_buffer)
-            written = np.frombuffer(window, UNSIGNED[dtype.itemsize])
-            written = written.reshape(len(tile.rows), tensor.spec.n_columns)
-            if _holds_nonfinite(written, dtype):
-                found.nonfinite += _n_nonfinite(written, dtype)
-            crc_read = self._compare_tile(tile, written, read_buffer, found)
+            written = self._read(tile, output_buffer)
+            for one in written[:1] if tensor.target.is_copied else written:
+                if _holds_nonfinite(one.elements, self._dtype):
+                    found.nonfinite += _n_nonfinite(one.elements, self._dtype)
+            crcs_read = self._compare_tile(tile, written, read_buffer, found)
             if found.difference is not None:
                 break
-            crc = zlib.crc32(window) if crc_read is None else crc_read
-            found.crc32 = combine(found.crc32, crc, n_bytes)
-            advance(n_bytes)
+            for one in written:
+                known, file = crcs_read.get(one.part.file), one.part.file
+                crc = zlib.crc32(one.window) if known is None else known
+                found.crcs[file] = combine(found.crcs[file], crc, len(one.window))
+            advance(len(tile.rows) * row_bytes)
         return found
 
+    def _read(self, tile: Move, buffer: memoryview) -> list[_Written]:
+        """Read the rows of a tile from each file that has some, side by side into one buffer."""
+        written: list[_Written] = []
+        itemsize = self._dtype.itemsize
+        for part in tile.targets:
+            if part.file not in self._outputs:
+                continue
+            one, n_columns = self._outputs[part.file], len(part.columns)
+            at = one.stored.offset + (tile.rows.start - part.rows.start) * n_columns * itemsize
+            n_bytes = len(tile.rows) * n_columns * itemsize
+            window = one.file.read_window(at, n_bytes, buffer)
+            buffer = buffer[block_ceil(n_bytes) + SLACK_BYTES :]
+            if at % itemsize:  # only in a file that is laid out wrongly; direct I/O keeps it so
+                window = memoryview(bytearray(window))
+            elements = np.frombuffer(window, UNSIGNED[itemsize])
+            written.append(_Written(part, window, elements.reshape(len(tile.rows), n_columns)))
+        return written
+
     def _compare_tile(
-        self, tile: Move, written: Rows, read_buffer: memoryview, found: Compared
-    ) -> int | None:
-        """Compare the rows of a tile with each part that holds some of them.
+        self, tile: Move, written: Sequence[_Written], read_buffer: memoryview, found: Compared
+    ) -> dict[int, int | None]:
+        """Compare the rows of a tile with each part of the source that holds some of them.
 
         Returns:
-            The tile's CRC-32 where it is known without summing it: that of rows which were read
-            and are the same bytes.
+            By file, the tile's CRC-32 where it is known without summing it: that of rows which were
+            read and are the same bytes.
         """
-        crc_read = None
-        for part, row, rows, crc in self._parts(tile, read_buffer):
+        crcs_read = {}
+        for part in self._tensor.source.parts:
+            if tile.rows.start not in part.rows:
+                continue
+            row = tile.rows.start - part.rows.start
+            rows, crc = self._readers[part.file].read_rows(
+                self._tensor.source.name, row, len(tile.rows), read_buffer
+            )
             expected = self._as_written(rows)
-            piece = written[:, part.columns.start : part.columns.stop]
-            unequal = self._first_unequal(piece, expected)
-            if unequal is not None:
-                found.difference = self._describe(part.file, row, unequal, piece, expected)
-                return None
-            if self._same_bytes and rows.shape == written.shape:
-                crc_read = crc
+            for one in written:
+                found.difference = self._difference(part, row, one, expected)
+                if found.difference is not None:
+                    found.differs_in = one.part.file
+                    return {}
+                if self._same_bytes and part.columns == one.part.columns:
+                    crcs_read[one.part.file] = crc
             if self._may_become_zero and part in tile.sources:
-                found.became_zero += _n_zeros(piece) - _n_zeros(rows)
-        return crc_read
+                found.became_zero += _n_zeros(expected) - _n_zeros(rows)
+        return crcs_read
 
-    def _first_unequal(self, piece: Rows, expected: Rows) -> tuple[int, int] | None:
-        """Find the first element, in the ranks' order, that differs."""
-        head_dim = self._tensor.head_dim
-        # Back to the order in which the ranks have the rows; a view, so nothing is copied.
-        in_order = piece if head_dim is None else to_interleaved(piece, head_dim)
+    def _difference(self, part: Part, row: int, one: _Written, expected: Rows) -> str | None:
+        """Describe the first element that differs, of the columns that both sides' parts have."""
+        start = max(part.columns.start, one.part.columns.start)
+        stop = min(part.columns.stop, one.part.columns.stop)
+        if start >= stop:
+            return None
+        first = start - part.columns.start
+        expected = expected[:, first : stop - part.columns.start]
+        piece = one.elements[:, start - one.part.columns.start : stop - one.part.columns.start]
+        in_order = self._in_source_order(piece)
         if np.array_equal(in_order, expected.reshape(in_order.shape)):
             return None
-        unequal = in_order.reshape(expected.shape) != expected
-        row, column = np.unravel_index(int(unequal.argmax()), unequal.shape)
-        return int(row), int(column)
+        piece = in_order.reshape(expected.shape)
+        at = np.unravel_index(int((piece != expected).argmax()), expected.shape)
+        place = f"row {row + int(at[0])}, column {first + int(at[1])}"
+        return self._describe(part.file, place, int(piece[at]), int(expected[at]))
 
-    def _parts(
-        self, tile: Move, read_buffer: memoryview
-    ) -> Iterator[tuple[Part, int, Rows, int | None]]:
-        """Yield each part that has rows of a tile: its first one of them, elements and CRC-32."""
-        source, first = self._tensor.source, tile.rows.start
-        for part in source.parts:
-            if first in part.rows:
-                row = first - part.rows.start
-                rows, crc = self._readers[part.file].read_rows(
-                    source.name, row, len(tile.rows), read_buffer
-                )
-                yield part, row, rows, crc
+    def _in_source_order(self, piece: Rows) -> Rows:
+        """Bring rotary rows back to the order in which the source has them; a view, no copy."""
+        head_dim = self._tensor.head_dim
+        if head_dim is None or not self._tensor.is_reordered:
+            return piece
+        rows: Rows
+        if self._tensor.source.interleaved:
+            rows = to_interleaved(piece, head_dim)
+        else:  # of each pair in the ranks, one row is of the first half, and one of the second
+            pairs = piece.reshape(len(piece) // head_dim, head_dim // 2, 2, -1)
+            rows = pairs.swapaxes(1, 2)
+        return rows
 
     def _as_written(self, rows: Rows) -> Rows:
         """Return what the output must hold: the same bits, or torch's cast of the numbers."""
-        source, target = self._tensor.read_dtype, self._stored.dtype
+        source, target = self._tensor.read_dtype, self._dtype
         if source == target:
             return rows
         import torch  # noqa: PLC0415 - for casts only
@@ -154,15 +214,9 @@ class TensorComparer:
             expected[overflown & negative] |= sign
         return expected
 
-    def _describe(
-        self, rank: int, first_row: int, at: tuple[int, int], piece: Rows, expected: Rows
-    ) -> str:
-        """Name the element that differs: by its place in the rank, with both values."""
-        head_dim = self._tensor.head_dim
-        in_order = piece if head_dim is None else to_interleaved(piece, head_dim)
-        found_bits = int(in_order.reshape(expected.shape)[at])
-        expected_bits = int(expected[at])
-        dtype = self._stored.dtype
+    def _describe(self, file: int, place: str, found_bits: int, expected_bits: int) -> str:
+        """Name the element that differs: by its place in the source, with both values."""
+        dtype = self._dtype
         digits = 2 * dtype.itemsize
         sign = 1 << (8 * dtype.itemsize - 1)
         overflown = (found_bits & ~sign, expected_bits & ~sign) == (
@@ -172,10 +226,9 @@ class TensorComparer:
         why = ": the number is finite in the checkpoint" if overflown else ""
         return (
             f"tensor {self._tensor.spec.name!r} differs from "
-            f"{self._tensor.source.name!r} of {self._readers[rank].index.path.name} at row "
-            f"{first_row + at[0]}, column {at[1]}: {_value(found_bits, dtype)} "
-            f"(bits {found_bits:0{digits}x}), expected {_value(expected_bits, dtype)} "
-            f"(bits {expected_bits:0{digits}x}){why}"
+            f"{self._tensor.source.name!r} of {self._readers[file].index.path.name} at {place}: "
+            f"{_value(found_bits, dtype)} (bits {found_bits:0{digits}x}), expected "
+            f"{_value(expected_bits, dtype)} (bits {expected_bits:0{digits}x}){why}"
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from codellama_convert.errors import VerifyError, shown
+from codellama_convert.formats.source_sums import TensorFile
+from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.meta.checkpoint import Checkpoint
-from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.plan.plan import ConversionPlan
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.plan.weights import WeightsJob
@@ -19,7 +21,8 @@ from codellama_convert.verify.against_record import Measured
 from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.record_reader import FileSums
 from codellama_convert.verify.report import Problems
-from codellama_convert.verify.tensor import Compared, TensorComparer
+from codellama_convert.verify.sums import FileReading
+from codellama_convert.verify.tensor import Compared, OpenPart, TensorComparer
 
 
 def compare_shapes(
@@ -124,47 +127,85 @@ def compare_weights(
     Raises:
         ConvertError: If a side cannot be read.
     """
-    plans = [tensor for tensor in weights.plan.tensors if tensor.spec.name in stored]
     # A rank's norms are copies that the structure's check compared; each is read here as well.
+    plans = [tensor for tensor in weights.plan.tensors if tensor.spec.name in stored]
+    parts = {
+        tensor.spec.name: dict.fromkeys(tensor.target.files, stored[tensor.spec.name])
+        for tensor in plans
+    }
+    reading = FileReading(io_mode, weights.plan.workers, watch)
+    return compare_tensors(plans, parts, weights.checkpoint.ranks, problems, reading)
+
+
+def compare_tensors(
+    plans: Sequence[TensorPlan],
+    parts: Mapping[str, Mapping[int, StoredOutput]],
+    sources: Sequence[TensorFile],
+    problems: Problems,
+    reading: FileReading,
+) -> Measured:
+    """Walk tensors backwards to the files that they came from, and sum both sides on the way.
+
+    Args:
+        plans: The tensors, and the size of their tiles.
+        parts: By tensor and by the number of the output's file: what can be compared.
+        sources: The files of the source by their number.
+        problems: Gets what differs.
+        reading: How the files of both sides are read, and by how many workers.
+
+    Returns:
+        The sums and counts.
+
+    Raises:
+        ConvertError: If a side cannot be read.
+    """
+    io_mode, watch = reading.io_mode, reading.watch
     with ExitStack() as stack:
-        names = [tensor.source.name for tensor in plans]
         readers = [
-            stack.enter_context(RankReader(rank, names, io_mode=io_mode))
-            for rank in weights.checkpoint.ranks
+            stack.enter_context(TensorReader(file, _names_in(number, plans), io_mode=io_mode))
+            for number, file in enumerate(sources)
         ]
+        paths = {one.file for by_file in parts.values() for one in by_file.values()}
         files = {
             path: stack.enter_context(InputFile(path, io_mode=io_mode, error=VerifyError))
-            for path in sorted({one.file for one in stored.values()})
+            for path in sorted(paths)
         }
 
         def compare(
             tensor: TensorPlan, pair: tuple[memoryview, memoryview], watch: Watch
         ) -> Compared:
-            one = stored[tensor.spec.name]
-            comparer = TensorComparer(tensor, one, files[one.file], readers)
-            return comparer.compare(*pair, watch.advance)
+            outputs = {
+                number: OpenPart(one, files[one.file])
+                for number, one in parts[tensor.spec.name].items()
+            }
+            return TensorComparer(tensor, outputs, readers).compare(*pair, watch.advance)
 
-        output_tile_bytes = _output_tile_bytes(plans, stored)
+        read_bytes = max((tensor.read_bytes for tensor in plans), default=1)
+        output_bytes = max((_output_bytes(p, parts[p.spec.name]) for p in plans), default=1)
         buffers = [
-            (aligned_buffer(weights.plan.read_tile_bytes), aligned_buffer(output_tile_bytes))
-            for _ in range(weights.plan.workers)
+            (aligned_buffer(read_bytes), aligned_buffer(output_bytes))
+            for _ in range(reading.workers)
         ]
         compared = share_out(plans, buffers, compare, watch)
         for tensor, one in zip(plans, compared, strict=True):
             if one.difference is not None:
-                problems.add(one.difference, file=stored[tensor.spec.name].file.name)
-        ranks = {reader.index.path.name: _sums(reader, buffers[0][0], watch) for reader in readers}
+                file = parts[tensor.spec.name][one.differs_in].file
+                problems.add(one.difference, file=file.name)
+        sums = {reader.index.path.name: _sums(reader, buffers[0][0], watch) for reader in readers}
     tensors = {tensor.spec.name: one for tensor, one in zip(plans, compared, strict=True)}
-    return Measured(ranks, tensors)
+    return Measured(sums, tensors)
 
 
-def _sums(reader: RankReader, buffer: memoryview, watch: Watch) -> FileSums:
+def _names_in(number: int, plans: Sequence[TensorPlan]) -> list[str]:
+    return [tensor.source.name for tensor in plans if number in tensor.source.files]
+
+
+def _sums(reader: TensorReader, buffer: memoryview, watch: Watch) -> FileSums:
     reader.finish(buffer, watch)
     return FileSums(reader.index.n_bytes, f"{reader.file_crc(buffer, watch):08x}")
 
 
-def _output_tile_bytes(plans: Sequence[TensorPlan], stored: Mapping[str, StoredOutput]) -> int:
-    return max(
-        (p.tile_rows * p.spec.n_columns * stored[p.spec.name].dtype.itemsize for p in plans),
-        default=1,
-    )
+def _output_bytes(tensor: TensorPlan, parts: Mapping[int, StoredOutput]) -> int:
+    """Count what a tile takes as the output has it, which may be of a dtype nobody asked for."""
+    dtype = next(iter(parts.values())).dtype
+    return replace(tensor, spec=replace(tensor.spec, dtype=dtype)).write_bytes
