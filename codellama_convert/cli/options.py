@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from codellama_convert.formats.saved_rank import TORCH_LAYOUTS
+from codellama_convert.model.asked import MAX_RANKS
 from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
 from codellama_convert.plan.budget import DEFAULT_MAX_RAM_BYTES
 from codellama_convert.plan.options import (
@@ -19,7 +20,7 @@ from codellama_convert.plan.options import (
     TOKENIZER_ONLY,
     Options,
 )
-from codellama_convert.plan.reverse_options import MAX_RANKS, ReverseOptions
+from codellama_convert.plan.reverse_options import ReverseOptions
 from codellama_convert.storage.sizes import parse_size
 from codellama_convert.tensors import DTYPE_NAMES
 from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
-from codellama_convert.arguments import FLAG, SIZE, check_fields, one_of, or_none, whole
+from codellama_convert.arguments import FLAG, SIZE, Rule, check_fields, one_of, or_none, whole
 from codellama_convert.errors import shown
+from codellama_convert.formats.saved_rank import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.model.releases import FLAVORS, Flavor
 from codellama_convert.tensors import DTYPES
 
@@ -18,11 +19,29 @@ RECORD_NAME = "conversion.json"  # of the output; it says what was asked for, an
 TOKENIZER_CLASSES = (
     "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
 )  # fmt: skip
+MAX_RANKS = 64  # the key and value heads of Llama 1 65B; no model has more
+_MAX_ROWS = (1 << 31) - 1
 _MAX_CONTEXT = (1 << 31) - 1  # positions are counted in 32 bits by many a runtime
+
+_Kind = TypeVar("_Kind", bound="_Asking")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class _Asking:
+    """What may be said of an output; a field is None where nothing is said."""
+
+    def said(self) -> dict[str, Any]:
+        """Return the options that have a value, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def or_else(self: _Kind, other: _Kind) -> _Kind:  # noqa: PYI019 - typing.Self is not in Python 3.10
+        """Take from another what is not said here."""
+        return type(self)(**(other.said() | self.said()))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(_Asking):
     """What a conversion was asked for, spelled as in conversion.json; None where nothing is said.
 
     Attributes:
@@ -47,14 +66,32 @@ class Asked:
     def __post_init__(self) -> None:
         check_fields(self, RULES)
 
-    def said(self) -> dict[str, Any]:
-        """Return the options that have a value, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
 
-    def or_else(self, other: Asked) -> Asked:
-        """Take from another what is not said here."""
-        return Asked(**(other.said() | self.said()))
+@dataclass(frozen=True, slots=True)
+class AskedRanks(_Asking):
+    """What a conversion into ranks was asked for, spelled as in conversion.json.
+
+    Attributes:
+        dtype: Name of the tensors' dtype.
+        ranks: Number of files.
+        rope_freqs: Whether they hold the rotary frequencies.
+        skip_tokenizer: Whether the weights are alone.
+        torch_layout: The version of PyTorch whose files they equal.
+        vocab_rows: Rows of the vocabulary.
+
+    Raises:
+        ConfigError: With the field's name, its value, and what is allowed.
+    """
+
+    dtype: str | None = None
+    ranks: int | None = None
+    rope_freqs: bool | None = None
+    skip_tokenizer: bool | None = None
+    torch_layout: TorchLayout | None = None
+    vocab_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, RULES_OF_RANKS)
 
 
 RULES = {
@@ -64,6 +101,14 @@ RULES = {
     "skip_tokenizer": or_none(FLAG),
     "tokenizer_class": or_none(one_of(*TOKENIZER_CLASSES)),
     "variant": or_none(one_of(*FLAVORS)),
+}
+RULES_OF_RANKS = {
+    "dtype": RULES["dtype"],
+    "ranks": or_none(whole(1, MAX_RANKS)),
+    "rope_freqs": or_none(FLAG),
+    "skip_tokenizer": or_none(FLAG),
+    "torch_layout": or_none(one_of(*TORCH_LAYOUTS)),
+    "vocab_rows": or_none(whole(1, _MAX_ROWS)),
 }
 
 
@@ -79,8 +124,27 @@ def parse_asked(options: Mapping[str, Any]) -> Asked:
     Raises:
         ValueError: If one of them has no value that a conversion can be asked for.
     """
-    known = {name: options[name] for name in RULES if options.get(name) is not None}
+    return Asked(**_known(options, RULES))
+
+
+def parse_asked_ranks(options: Mapping[str, Any]) -> AskedRanks | None:
+    """Read the options of the record of a conversion into ranks, as `parse_asked` does.
+
+    Args:
+        options: As the file has them.
+
+    Returns:
+        What they say; None where it is of another conversion.
+
+    Raises:
+        ValueError: If one of them has no value that a conversion can be asked for.
+    """
+    return AskedRanks(**_known(options, RULES_OF_RANKS)) if "ranks" in options else None
+
+
+def _known(options: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    known = {name: options[name] for name in rules if options.get(name) is not None}
     for name, value in known.items():
-        if not RULES[name].holds(value):
+        if not rules[name].holds(value):
             raise ValueError(f"the option {name} is {shown(value)}")
-    return Asked(**known)
+    return known

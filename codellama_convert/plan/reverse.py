@@ -21,13 +21,14 @@ from codellama_convert.errors import ConfigError, TokenizerError, one_line
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.meta.find import PARAMS_NAME, TOKENIZER_NAME
+from codellama_convert.model.asked import MAX_RANKS
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.params_json import params_json
 from codellama_convert.model.recognise import fitting_releases
 from codellama_convert.model.releases import SHAPES_BY_SIZE
 from codellama_convert.model.tensor_table import FREQUENCIES_NAME, build_layout
 from codellama_convert.plan.rank_plan import RankPlan, RanksPlan, frequencies, plan_ranks
-from codellama_convert.plan.reverse_options import MAX_RANKS, ReverseOptions
+from codellama_convert.plan.reverse_options import ReverseOptions
 from codellama_convert.plan.side import META, TargetSide
 from codellama_convert.plan.source import Source, open_source
 from codellama_convert.plan.tiles import Passage

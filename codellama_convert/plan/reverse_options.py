@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from codellama_convert.arguments import FLAG, PATH, SIZE, check_fields, one_of, or_none, whole
+from codellama_convert.arguments import FLAG, PATH, SIZE, check_fields, one_of, or_none
 from codellama_convert.formats.saved_rank import TORCH_LAYOUTS, TorchLayout
+from codellama_convert.model.asked import RULES_OF_RANKS
 from codellama_convert.plan.options import DTYPE, IO_MODE, WORKERS, refuse_contradictions
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.tensors import DtypeLike
-
-MAX_RANKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +54,11 @@ class ReverseOptions:
 
 
 _RULES = {
-    "n_ranks": or_none(whole(1, MAX_RANKS)),
+    "n_ranks": RULES_OF_RANKS["ranks"],
     "dtype": DTYPE,
     "torch_layout": one_of(*TORCH_LAYOUTS),
     "rope_freqs": FLAG,
-    "vocab_rows": or_none(whole(1, (1 << 31) - 1)),
+    "vocab_rows": RULES_OF_RANKS["vocab_rows"],
     "tokenizer_model": or_none(PATH),
     "skip_tokenizer": FLAG,
     "io_mode": IO_MODE,

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codellama_convert.errors import VerifyError, shown
-from codellama_convert.model.asked import RECORD_NAME, Asked, parse_asked
+from codellama_convert.model.asked import (
+    RECORD_NAME,
+    Asked,
+    AskedRanks,
+    parse_asked,
+    parse_asked_ranks,
+)
 from codellama_convert.storage.folders import names_in
 from codellama_convert.verify.output_files import (
     MAX_LIST_BYTES,
@@ -19,6 +25,7 @@ from codellama_convert.verify.output_files import (
     parse_json,
     read_small,
 )
+from codellama_convert.verify.report import Problems
 
 Entry = TypeVar("Entry")
 
@@ -28,6 +35,7 @@ _KEYS_OF_ENTRIES = {
     "source": frozenset({"size", "crc32"}),
     "tensors": frozenset({"file", "dtype", "shape", "size", "crc32", "became_zero", "nonfinite"}),
 }
+_KEYS_OF_PARTS = frozenset({"dtype", "shape", "crc32", "became_zero", "nonfinite"})
 # Deeper in the file the same key is indented further, and no text in it holds a line break.
 _OWN_SUM = re.compile(rb'^(  "crc32": ")([0-9a-f]{8})"', re.MULTILINE)
 
@@ -55,6 +63,17 @@ class TensorSums:
 
 
 @dataclass(frozen=True, slots=True)
+class PartSums:
+    """Form of a tensor of ranks, the sum of what each of them has of it, and its odd values."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    crc32s: tuple[str, ...]
+    became_zero: int = 0
+    nonfinite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """conversion.json, every value of the type that it should have.
 
@@ -62,19 +81,23 @@ class Record:
         version: Of the program that wrote it.
         model: What it says that was converted; None for a tokenizer alone.
         files: What it says of each file, by name.
-        tensors: What it says of each tensor, by name.
-        source: What it says of each rank, by name.
+        tensors: What it says of each tensor in Hugging Face's format, by name.
+        parts: What it says of each tensor of ranks, by name.
+        source: What it says of each file of the source that holds weights, by name.
         options: What the conversion was asked for, as it says.
         asked: The same, those that can be asked for.
+        asked_ranks: The same of a conversion into ranks; None for another.
     """
 
     version: str
     model: str | None
     files: dict[str, FileSums]
     tensors: dict[str, TensorSums]
+    parts: dict[str, PartSums]
     source: dict[str, FileSums]
     options: dict[str, Any]
     asked: Asked
+    asked_ranks: AskedRanks | None
 
 
 def read_record(output_dir: Path, complain: Complain) -> Record | None:
@@ -97,21 +120,34 @@ def read_record(output_dir: Path, complain: Complain) -> Record | None:
     content = parse_json(raw, path)
     try:
         options = _object(content.get("options"), "options")
+        asked_ranks = parse_asked_ranks(options)
+        is_of_ranks = asked_ranks is not None
         record = Record(
             version=_version(content.get("converter")),
             model=_model(content),
             files=_entries(content, "files", _file_sums),
-            tensors=_entries(content, "tensors", _tensor_sums),
+            tensors={} if is_of_ranks else _entries(content, "tensors", _tensor_sums),
+            parts=_entries(content, "tensors", _part_sums) if is_of_ranks else {},
             source=_entries(content, "source", _rank_sums),
             options=options,
-            asked=parse_asked(options),
+            asked=Asked() if is_of_ranks else parse_asked(options),
+            asked_ranks=asked_ranks,
         )
         _require_texts(content.get("notes"))
     except ValueError as problem:
         raise VerifyError(f"is not a conversion's record: {problem}", path=path) from problem
-    for line in (*_wrong_sum(raw), *_wrong_keys(content), *_missing_digests(record)):
+    for line in (*_wrong_sum(raw), *_wrong_keys(content, record), *_missing_digests(record)):
         complain(line, file=RECORD_NAME)
     return record
+
+
+def readable_record(output_dir: Path, problems: Problems) -> Record | None:
+    """Read an output's record; one that is none is a problem beside others."""
+    try:
+        return read_record(output_dir, problems.add)
+    except VerifyError as problem:
+        problems.add_error(problem)
+        return None
 
 
 def _wrong_sum(raw: bytes) -> Iterator[str]:
@@ -126,10 +162,11 @@ def _wrong_sum(raw: bytes) -> Iterator[str]:
         yield f"was changed after it was written: its CRC-32 is {crc:08x}, not {said.decode()}"
 
 
-def _wrong_keys(content: Mapping[str, Any]) -> Iterator[str]:
+def _wrong_keys(content: Mapping[str, Any], record: Record) -> Iterator[str]:
     """Name what a conversion does not write, of whatever version: nobody reads it, nobody checks it."""
     yield from (f"has {shown(key)}, which does not belong there" for key in _extra(content, _KEYS))
-    for part, keys in _KEYS_OF_ENTRIES.items():
+    of_tensors = {"tensors": _KEYS_OF_PARTS} if record.asked_ranks is not None else {}
+    for part, keys in (_KEYS_OF_ENTRIES | of_tensors).items():
         for name, entry in content[part].items():
             for key in _extra(entry, keys):
                 yield f"{part}: {shown(name)} has {shown(key)}, which does not belong there"
@@ -216,6 +253,19 @@ def _tensor_sums(entry: dict[str, Any]) -> TensorSums:
         shape=tuple(_size(n) for n in shape),
         size=_size(entry["size"]),
         crc32=_digits(entry["crc32"], 8),
+        became_zero=_count(entry, "became_zero"),
+        nonfinite=_count(entry, "nonfinite"),
+    )
+
+
+def _part_sums(entry: dict[str, Any]) -> PartSums:
+    shape, crcs = entry["shape"], entry["crc32"]
+    if type(shape) is not list or type(crcs) is not list or type(entry["dtype"]) is not str:
+        raise ValueError("a value of another type")
+    return PartSums(
+        dtype=entry["dtype"],
+        shape=tuple(_size(n) for n in shape),
+        crc32s=tuple(_digits(crc, 8) for crc in crcs),
         became_zero=_count(entry, "became_zero"),
         nonfinite=_count(entry, "nonfinite"),
     )
