@@ -27,7 +27,13 @@ from codellama_convert.verify.output_files import (
     TOKENIZER_NAMES,
     complain_of_strays,
 )
-from codellama_convert.verify.record_reader import FileSums, Record, TensorSums, read_record
+from codellama_convert.verify.record_reader import (
+    FileSums,
+    PartSums,
+    Record,
+    TensorSums,
+    read_record,
+)
 from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.sums import FileReading, compare_file, compare_shard
 from codellama_convert.verify.tensor import Compared
@@ -61,13 +67,7 @@ def verify_record(output_dir: Path, asked: Asked, reading: FileReading) -> Verif
         VerifyError: If there is no record, or a file cannot be parsed.
     """
     problems = Problems()
-    record = read_record(output_dir, problems.add)
-    if record is None:
-        raise VerifyError(
-            f"holds no {RECORD_NAME} to compare it with",
-            path=output_dir,
-            hint="name the checkpoint with --input_dir",
-        )
+    record = record_needed(output_dir, problems)
     names = names_in(output_dir, error=VerifyError)
     has_model = bool(record.tensors) or INDEX_NAME in names or SINGLE_FILE_NAME in names
     stored = read_output(output_dir, problems.add) if has_model else {}
@@ -80,6 +80,22 @@ def verify_record(output_dir: Path, asked: Asked, reading: FileReading) -> Verif
     for name in sorted(record.files):
         n_bytes += compare_file(output_dir / name, record, stored, problems, reading)
     return VerifyReport(output_dir, "record", len(record.tensors), n_bytes, problems.lines())
+
+
+def record_needed(output_dir: Path, problems: Problems) -> Record:
+    """Read the record with which an output is compared.
+
+    Raises:
+        VerifyError: If there is none.
+    """
+    record = read_record(output_dir, problems.add)
+    if record is None:
+        raise VerifyError(
+            f"holds no {RECORD_NAME} to compare it with",
+            path=output_dir,
+            hint="name the checkpoint with --input_dir",
+        )
+    return record
 
 
 def check_record(
@@ -120,8 +136,13 @@ def check_record(
     for name, one in sorted(measured.tensors.items()):
         said = record.tensors.get(name)
         if said is not None and one.difference is None:
-            for line in _wrong_counts(said, one):
+            for line in wrong_counts(said.crc32, f"{one.crc32:08x}", said, one):
                 problems.add(f"tensor {name!r} {line}", file=RECORD_NAME)
+    compare_source(record, measured, problems)
+
+
+def compare_source(record: Record, measured: Measured, problems: Problems) -> None:
+    """Compare the sums that a record has of the source's files with those that they have."""
     for name in sorted({*record.source, *measured.sources}):
         told, rank = record.source.get(name), measured.sources.get(name)
         if told != rank:
@@ -134,9 +155,12 @@ def _told(sums: FileSums | None) -> str:
     return "is missing" if sums is None else f"has {sums.size} bytes and CRC-32 {sums.crc32}"
 
 
-def _wrong_counts(said: TensorSums, found: Compared) -> Iterator[str]:
+def wrong_counts(
+    crcs_said: str, crcs: str, said: TensorSums | PartSums, found: Compared
+) -> Iterator[str]:
+    """Say which sums and counts of a tensor are others than its record has."""
     for what, listed, counted in (
-        ("CRC-32", said.crc32, f"{found.crc32:08x}"),
+        ("CRC-32", crcs_said, crcs),
         ("became_zero", said.became_zero, found.became_zero),
         ("nonfinite", said.nonfinite, found.nonfinite),
     ):

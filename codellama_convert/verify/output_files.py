@@ -6,7 +6,7 @@ It shares nothing with the code that writes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +49,12 @@ def is_plain_name(name: object) -> bool:
     return not too_long and not any(c in name for c in "/\\:\0")
 
 
-def complain_of_strays(folder: Path, expected: Collection[str], complain: Complain) -> None:
+def complain_of_strays(
+    folder: Path,
+    expected: Collection[str],
+    complain: Complain,
+    is_taken: Callable[[str], bool] = is_taken_by_loaders,
+) -> None:
     """Name what loaders may take beside, or instead of, the files of a conversion.
 
     Whatever else lies there is left alone: a licence, a model card, notes.
@@ -58,12 +63,13 @@ def complain_of_strays(folder: Path, expected: Collection[str], complain: Compla
         folder: The output.
         expected: The names that the conversion wrote.
         complain: Called for each other file that counts.
+        is_taken: Whether loaders take a file of a name; by default those of Hugging Face's format.
 
     Raises:
         VerifyError: If the folder cannot be read.
     """
     for name in sorted(names_in(folder, error=VerifyError).difference(expected)):
-        if is_taken_by_loaders(name):
+        if is_taken(name):
             complain(
                 f"{name} is in the folder but not part of the conversion; loaders may load it",
                 about=[name],

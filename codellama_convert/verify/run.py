@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from codellama_convert.arguments import FLAG, FUNCTION, as_path, instance_of, or_none
-from codellama_convert.errors import VerifyError
 from codellama_convert.formats.safetensors import INDEX_NAME
 from codellama_convert.meta.checkpoint import Checkpoint
-from codellama_convert.model.asked import Asked
+from codellama_convert.model.asked import Asked, AskedRanks
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import IO_MODE, WORKERS
+from codellama_convert.plan.reverse import ReverseJob
 from codellama_convert.plan.tokenizer import TokenizerJob
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.threads import default_workers
@@ -31,7 +31,10 @@ from codellama_convert.verify.output_files import (
     TOKENIZER_NAMES,
     complain_of_strays,
 )
-from codellama_convert.verify.record_reader import Record, read_record
+from codellama_convert.verify.rank_folder import holds_ranks
+from codellama_convert.verify.ranks import verify_ranks
+from codellama_convert.verify.ranks_record import verify_ranks_record
+from codellama_convert.verify.record_reader import readable_record
 from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.sums import FileReading
 from codellama_convert.verify.tokenizer import check_tokenizer, marks_of
@@ -49,9 +52,9 @@ _CHAT_FLAVORS = ("instruct", "chat")
 
 def verify_output(
     output_dir: str | os.PathLike[str],
-    job: Job | None = None,
+    job: Job | ReverseJob | None = None,
     *,
-    asked: Asked | None = None,
+    asked: Asked | AskedRanks | None = None,
     io_mode: IoMode = "auto",
     workers: int | None = None,
     progress: Progress | None = None,
@@ -61,14 +64,15 @@ def verify_output(
 
     Args:
         output_dir: What was converted.
-        job: The source, from `plan_conversion`; None compares with the output's own record.
+        job: The source, from `plan_conversion`, or from `plan_reverse` for a folder of ranks; None
+            compares with the output's own record.
         asked: What the conversion was asked for, where that is known; by default what the job's
             options say. The rest is what the record says, or what the output shows.
         io_mode: How files are read without a job, whose options say it else.
         workers: What is read at once without a job; None chooses.
         progress: Called with the bytes of each tile of the output that was compared.
         weights_only: Whether to compare nothing but the weights: of any folder in Hugging Face's
-            format, whoever wrote it. It needs a job.
+            format, whoever wrote it. It needs a job, from `plan_conversion`.
 
     Returns:
         What was found.
@@ -78,27 +82,35 @@ def verify_output(
         ConfigError: With the argument's name, its value, and what is allowed.
     """
     output_dir = as_path("output_dir", output_dir)
-    or_none(instance_of(Job)).check("job", job)
-    or_none(instance_of(Asked)).check("asked", asked)
+    or_none(instance_of(Job, ReverseJob)).check("job", job)
     IO_MODE.check("io_mode", io_mode)
     WORKERS.check("workers", workers)
     or_none(FUNCTION).check("progress", progress)
     FLAG.check("weights_only", weights_only)
+    is_of_ranks = isinstance(job, ReverseJob) or (job is None and holds_ranks(output_dir))
+    or_none(instance_of(AskedRanks if is_of_ranks else Asked)).check("asked", asked)
     watch = Watch(progress)
     if weights_only:
         instance_of(Job).check("job", job)
-        assert job is not None
+        assert isinstance(job, Job)
         return verify_weights(output_dir, job, watch)
-    if job is None:
-        return verify_record(
-            output_dir, asked or Asked(), FileReading(io_mode, workers or default_workers(), watch)
-        )
-    return _verify_source(output_dir, job, asked, watch)
+    if isinstance(job, ReverseJob):
+        assert not isinstance(asked, Asked)
+        return verify_ranks(output_dir, job, asked, watch)
+    if job is not None:
+        assert not isinstance(asked, AskedRanks)
+        return _verify_source(output_dir, job, asked, watch)
+    reading = FileReading(io_mode, workers or default_workers(), watch)
+    if is_of_ranks:
+        said = asked if isinstance(asked, AskedRanks) else AskedRanks()
+        return verify_ranks_record(output_dir, said, reading)
+    said_of_model = asked if isinstance(asked, Asked) else Asked()
+    return verify_record(output_dir, said_of_model, reading)
 
 
 def _verify_source(output_dir: Path, job: Job, asked: Asked | None, watch: Watch) -> VerifyReport:
     problems = Problems()
-    record = _readable_record(output_dir, problems)
+    record = readable_record(output_dir, problems)
     stored = {} if job.weights is None else read_output(output_dir, problems.add)
     told = shown_by(output_dir, stored, job) if record is None else record.asked
     asked = (asked_of(job.options) if asked is None else asked).or_else(told)
@@ -121,14 +133,6 @@ def _verify_source(output_dir: Path, job: Job, asked: Asked | None, watch: Watch
         )
     n_bytes = bytes_of_both_sides(job.weights, comparable)
     return VerifyReport(output_dir, "source", len(comparable), n_bytes, problems.lines())
-
-
-def _readable_record(output_dir: Path, problems: Problems) -> Record | None:
-    try:
-        return read_record(output_dir, problems.add)
-    except VerifyError as problem:
-        problems.add_error(problem)
-        return None
 
 
 def _names_written(job: Job, stored: Mapping[str, StoredOutput]) -> set[str]:

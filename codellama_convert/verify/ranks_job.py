@@ -1,0 +1,186 @@
+"""Own which ranks are to be expected of a source: what was asked for, spelled out from the table."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codellama_convert.errors import VerifyError
+from codellama_convert.formats.saved_rank import SavedRank, TorchLayout, own_storages
+from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.model.asked import AskedRanks
+from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.tensor_table import (
+    FREQUENCIES_NAME,
+    build_layout,
+    names_in_meta_order,
+)
+from codellama_convert.plan.reverse import ReverseJob
+from codellama_convert.plan.reverse_options import ReverseOptions
+from codellama_convert.plan.source import Source
+from codellama_convert.plan.tiles import Passage, TensorPlan
+from codellama_convert.tensors import Dtype, TensorSpec, as_dtype, dtype_named
+from codellama_convert.verify.rank_folder import rank_name
+from codellama_convert.verify.record_reader import Record, read_record
+from codellama_convert.verify.report import Problems
+
+
+def asked_of_ranks(options: ReverseOptions) -> AskedRanks:
+    """Take from options what they say of the output.
+
+    Args:
+        options: As a user gave them; a value that is the default says nothing.
+
+    Returns:
+        What the output is said to be.
+    """
+    usual = ReverseOptions()
+    has_tokenizer = options.tokenizer_model is not None
+    is_usual = options.torch_layout == usual.torch_layout
+    return AskedRanks(
+        dtype=None if options.dtype is None else as_dtype(options.dtype).name,
+        ranks=options.n_ranks,
+        rope_freqs=None if options.rope_freqs else False,
+        skip_tokenizer=True if options.skip_tokenizer else False if has_tokenizer else None,
+        torch_layout=None if is_usual else options.torch_layout,
+        vocab_rows=options.vocab_rows,
+    )
+
+
+def reverse_options_for(
+    output_dir: Path, options: ReverseOptions, said: AskedRanks
+) -> ReverseOptions:
+    """Complete the options with which the source is opened by what the output's record says.
+
+    Args:
+        output_dir: What was converted.
+        options: What was said.
+        said: What of it is about the output.
+
+    Returns:
+        Options with which no more has to be said than the record does.
+    """
+    record: Record | None = None
+    with suppress(VerifyError):  # reported when it is compared
+        record = read_record(output_dir, Problems().add)
+    if record is not None and record.asked_ranks is not None:
+        said = said.or_else(record.asked_ranks)
+    return replace(
+        options,
+        n_ranks=said.ranks,
+        dtype=None if said.dtype is None else dtype_named(said.dtype),
+        torch_layout=said.torch_layout or options.torch_layout,
+        rope_freqs=said.rope_freqs is not False,
+        vocab_rows=said.vocab_rows,
+        skip_tokenizer=bool(said.skip_tokenizer) and options.tokenizer_model is None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedRanks:
+    """What a folder of ranks must hold.
+
+    Attributes:
+        source: What they are made of.
+        config: The model that they hold.
+        n_ranks: How many there are.
+        dtype: Of all their tensors.
+        layout: The version of PyTorch whose files they equal.
+        frequencies: The bytes of the rotary frequencies; None where they are left out.
+        tokenizer: The tokenizer beside them; None where it is left out.
+    """
+
+    source: Source
+    config: ModelConfig
+    n_ranks: int
+    dtype: Dtype
+    layout: TorchLayout
+    frequencies: bytes | None
+    tokenizer: SentencePieceModel | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the ranks, in order."""
+        return tuple(map(rank_name, range(self.n_ranks)))
+
+    def options(self) -> dict[str, Any]:
+        """Spell the options that the record has."""
+        return {
+            "dtype": self.dtype.name,
+            "ranks": self.n_ranks,
+            "rope_freqs": self.frequencies is not None,
+            "skip_tokenizer": self.tokenizer is None,
+            "torch_layout": self.layout,
+            "vocab_rows": self.config.vocab_size,
+        }
+
+    def tensors(self, tile_bytes: int) -> tuple[TensorPlan, ...]:
+        """Place each tensor on both sides, cut into tiles of a size."""
+        layout = build_layout(self.config, n_ranks=self.n_ranks, dtype=self.dtype, with_head=True)
+        found = self.source.placements
+        return tuple(
+            # Rows of the vocabulary that are left out are the last ones.
+            Passage(
+                replace(found[one.meta.name][0], shape=one.meta.shape),
+                one.meta,
+                found[one.meta.name][1],
+                self.dtype,
+                one.head_dim,
+            ).plan(tile_bytes=tile_bytes)
+            for one in layout
+        )
+
+    def saved(self, number: int, tensors: tuple[TensorPlan, ...]) -> SavedRank:
+        """Spell what torch.save is given of a rank: every tensor by itself, in Meta's order."""
+        shapes = {tensor.spec.name: tensor.target.part_shape for tensor in tensors}
+        if self.frequencies is not None:
+            shapes[FREQUENCIES_NAME] = (self.config.head_dim // 2,)
+        order = names_in_meta_order(self.config.num_hidden_layers)
+        specs = [TensorSpec(name, self.dtype, shapes[name]) for name in order if name in shapes]
+        return own_storages(specs, root=rank_name(number).removesuffix(".pth"))
+
+
+def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:
+    """Spell out which ranks a job must have made.
+
+    Args:
+        job: From `plan_reverse`.
+        asked: What is said of the output, by whomever.
+
+    Returns:
+        What must be there.
+    """
+    source = job.weights.source
+    config = replace(source.config, vocab_size=asked.vocab_rows or job.weights.config.vocab_size)
+    dtype = job.weights.plan.dtype if asked.dtype is None else dtype_named(asked.dtype)
+    return ExpectedRanks(
+        source=source,
+        config=config,
+        n_ranks=asked.ranks or len(job.weight_files),
+        dtype=dtype,
+        layout=asked.torch_layout or job.options.torch_layout,
+        frequencies=None if asked.rope_freqs is False else _frequencies(source, config, dtype),
+        tokenizer=None if asked.skip_tokenizer else job.tokenizer,
+    )
+
+
+def _frequencies(source: Source, config: ModelConfig, dtype: Dtype) -> bytes:
+    """Compute the rotary frequencies in float32 as Meta's code does, or take those of the source.
+
+    Source:
+        meta-llama/codellama llama/model.py, `precompute_freqs_cis`.
+    """
+    if source.frequencies is not None and source.frequencies[1] == dtype:
+        return source.frequencies[0]
+    steps = np.arange(0, config.head_dim, 2).astype("<f4") / np.float32(config.head_dim)
+    powers = np.power(config.rope_theta, steps.astype("<f8")).astype("<f4")
+    exact = np.float32(1) / powers
+    if dtype.code == "BF16":
+        bits = exact.view("<u4").astype("<u8")
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # a tie goes to the even one
+        return bytes(rounded.astype("<u2"))
+    return bytes(exact.astype("<f2" if dtype.code == "F16" else "<f4"))
