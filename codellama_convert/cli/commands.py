@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from codellama_convert import __version__
-from codellama_convert.cli.describe import describe_report, describe_verification
+from codellama_convert.cli.describe import describe_report
 from codellama_convert.cli.group import ConvertGroup
 from codellama_convert.cli.machine import check_memory
 from codellama_convert.cli.named_folders import FoldersCommand
 from codellama_convert.cli.options import (
-    ASKED_OPTIONS,
     CONTEXT,
-    FOLDER,
     INPUT,
     JSON,
     MODEL_OPTIONS,
     NEW_FOLDER,
-    NOT_OF_WEIGHTS,
-    OF_THE_SOURCE,
     QUIET,
-    READING_OPTIONS,
     RUN_OPTIONS,
-    SOURCE_OPTIONS,
     SPEED_OPTIONS,
 )
 from codellama_convert.cli.printing import print_finished, print_notes, print_report, say, say_json
@@ -41,13 +33,12 @@ from codellama_convert.cli.steps import (
     look_ahead,
     plan_and_check,
     read_job,
+    to_options,
     verify_staged,
     weight_bytes,
 )
-from codellama_convert.cli.words import plan_lines, verify_lines
-
-if TYPE_CHECKING:
-    from codellama_convert.plan.options import Options
+from codellama_convert.cli.verify import verify
+from codellama_convert.cli.words import plan_lines
 
 
 @click.group(
@@ -122,7 +113,7 @@ def convert(
         check_source=partial(check_source, told, hidden=quiet),
         check_staged=partial(verify_staged, hidden=quiet) if verify_too else None,
     )
-    options = _to_options(choices)
+    options = to_options(choices)
     with usage_errors():
         refuse_unused(options, run_options)
     job = read_job(input_dir, options)
@@ -146,82 +137,6 @@ def convert(
     print_report(described, as_json=as_json, quiet=quiet)
 
 
-@main.command(
-    cls=FoldersCommand,
-    needed="output_dir",
-    context_settings=CONTEXT,
-    short_help="Compare a converted folder with its source, bit for bit.",
-)
-@click.option(
-    "--input_dir",
-    type=FOLDER,
-    help="The checkpoint (IN); without it the output is compared with its own conversion.json.",
-)
-@click.option("--output_dir", type=FOLDER, help="The converted folder (OUT).")
-@ASKED_OPTIONS
-@SOURCE_OPTIONS
-@READING_OPTIONS
-@click.option(
-    "--weights_only",
-    is_flag=True,
-    help="Compare the weights of any Hugging Face folder of the model, whoever wrote it, and nothing else.",
-)
-@click.option("--quiet", is_flag=True, help="Show the report only: no progress bar.")
-@JSON
-def verify(
-    input_dir: Path | None,
-    output_dir: Path,
-    *,
-    weights_only: bool,
-    quiet: bool,
-    as_json: bool,
-    **choices: Any,
-) -> None:
-    """Compare a converted folder with its source, bit for bit; exit 1 if anything differs.
-
-    Options that say how it was converted need not be repeated: conversion.json in the folder has
-    them. One that says otherwise is a difference. Without IN, the output is compared with
-    conversion.json, and --model_size, --tokenizer_model, --checksums and --max_ram are refused.
-    With --weights_only, OUT is any Hugging Face folder of the model, whoever wrote it.
-
-    \b
-    Example:
-      codellama-convert verify CodeLlama-7b CodeLlama-7b-hf
-    """  # noqa: D301
-    check_memory()
-    from codellama_convert.verify.job import asked_of, options_for
-    from codellama_convert.verify.run import verify_output
-
-    if weights_only:
-        _refuse_given(NOT_OF_WEIGHTS, "with --weights_only")
-        choices["skip_tokenizer"] = True
-    options = _to_options(choices)
-    asked = replace(asked_of(options), max_shard_size=choices["max_shard_size"])
-    if input_dir is None:
-        _refuse_given((*OF_THE_SOURCE, "weights_only"), "without the checkpoint: verify IN OUT")
-        job = None
-    elif weights_only:
-        job = plan_and_check(input_dir, options, hidden=quiet)
-    else:
-        job = plan_and_check(input_dir, options_for(output_dir, options, asked), hidden=quiet)
-    started = time.monotonic()
-    with progress_bar("verifying", weight_bytes(job), hidden=quiet) as progress:
-        report = verify_output(
-            output_dir, job, asked=asked, io_mode=options.io_mode, workers=options.workers,
-            progress=progress, weights_only=weights_only,
-        )  # fmt: skip
-    print_notes(report.notes)
-    seconds = time.monotonic() - started
-    if as_json:
-        notes = () if job is None else job.notes
-        say_json(describe_verification(report, seconds, notes))
-    else:
-        for line in verify_lines(report, seconds):
-            say(line)
-    if report.problems:
-        raise SystemExit(1)
-
-
 @main.command(cls=FoldersCommand, needed="input_dir", context_settings=CONTEXT)
 @INPUT
 @click.option(
@@ -242,7 +157,7 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     Example:
       codellama-convert plan CodeLlama-70b
     """  # noqa: D301
-    job = plan_and_check(input_dir, _to_options(choices), hidden=as_json)
+    job = plan_and_check(input_dir, to_options(choices), hidden=as_json)
     description = look_ahead(job, output_dir)
     if as_json:
         say_json(description)
@@ -254,32 +169,4 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
 
 
 main.add_command(reverse)
-
-
-def _refuse_given(names: Iterable[str], why: str) -> None:
-    """Refuse options that would say nothing."""
-    given = click.get_current_context().get_parameter_source
-    for name in names:
-        if given(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} is of no use {why}")
-
-
-def _to_options(choices: Mapping[str, Any]) -> Options:
-    from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, Options
-
-    shard_size = choices["max_shard_size"]
-    with usage_errors():
-        return Options(
-            model_size=choices["model_size"],
-            flavor=choices["variant"],
-            dtype=None if choices["dtype"] == "auto" else choices["dtype"],
-            max_shard_bytes=DEFAULT_MAX_SHARD_BYTES if shard_size is None else shard_size,
-            max_position_embeddings=choices["max_position_embeddings"],
-            tokenizer_model=choices["tokenizer_model"],
-            skip_tokenizer=choices["skip_tokenizer"],
-            tokenizer_class=choices["tokenizer_class"],
-            checksums=choices["checksums"],
-            io_mode=choices["io_mode"],
-            workers=choices["workers"],
-            max_ram_bytes=choices["max_ram"],
-        )
+main.add_command(verify)

@@ -265,6 +265,20 @@ RANK_OPTIONS = _options(
     ),
     click.option("--skip_tokenizer", is_flag=True, help="Write no tokenizer.model."),
 )
+# What was asked of a conversion into ranks, as `ASKED_OPTIONS` are of the other.
+ASKED_OF_RANKS = _options(
+    click.option("--ranks", type=click.IntRange(min=1, max=MAX_RANKS), help="Number of ranks."),
+    click.option(
+        "--torch_layout", type=OneOf(TORCH_LAYOUTS), help="Version of PyTorch that the ranks equal."
+    ),
+    click.option("--no_rope_freqs", is_flag=True, help="The ranks hold no rope.freqs."),
+    click.option("--vocab_rows", type=click.IntRange(min=1), help="Rows of the ranks' vocabulary."),
+)
+ONLY_OF_RANKS = ("ranks", "torch_layout", "no_rope_freqs", "vocab_rows")
+NOT_OF_RANKS = (
+    "variant", "max_shard_size", "max_position_embeddings", "tokenizer_class", "model_size",
+    "checksums", "weights_only",
+)  # fmt: skip
 READING_OPTIONS = _options(
     _IO,
     click.option(

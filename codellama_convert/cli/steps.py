@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codellama_convert.cli.describe import describe_job
 from codellama_convert.cli.printing import print_notes
+from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from codellama_convert.plan.job import Job
     from codellama_convert.plan.options import Options
+    from codellama_convert.plan.reverse import ReverseJob
     from codellama_convert.storage.watch import Watch
 
 
@@ -27,7 +30,12 @@ def check_source(told: list[str], job: Job, watch: Watch, *, hidden: bool) -> tu
 
 
 def verify_staged(
-    job: Job, staged: Path, watch: Watch, *, hidden: bool, hint: str = "nothing was published"
+    job: Job | ReverseJob,
+    staged: Path,
+    watch: Watch,
+    *,
+    hidden: bool,
+    hint: str = "nothing was published",
 ) -> None:
     """Compare what is staged, or was published before, with its source; refuse what differs."""
     from codellama_convert.errors import VerifyError
@@ -37,6 +45,28 @@ def verify_staged(
         report = verify_output(staged, job, progress=replace(watch, progress=bar).advance)
     if report.problems:
         raise VerifyError(report.problems[0], path=staged, hint=hint)
+
+
+def to_options(choices: Mapping[str, Any]) -> Options:
+    """Take the options of a conversion into a Hugging Face folder from those that were given."""
+    from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, Options
+
+    shard_size = choices["max_shard_size"]
+    with usage_errors():
+        return Options(
+            model_size=choices["model_size"],
+            flavor=choices["variant"],
+            dtype=None if choices["dtype"] == "auto" else choices["dtype"],
+            max_shard_bytes=DEFAULT_MAX_SHARD_BYTES if shard_size is None else shard_size,
+            max_position_embeddings=choices["max_position_embeddings"],
+            tokenizer_model=choices["tokenizer_model"],
+            skip_tokenizer=choices["skip_tokenizer"],
+            tokenizer_class=choices["tokenizer_class"],
+            checksums=choices["checksums"],
+            io_mode=choices["io_mode"],
+            workers=choices["workers"],
+            max_ram_bytes=choices["max_ram"],
+        )
 
 
 def read_job(input_dir: Path, options: Options) -> Job:
@@ -77,6 +107,6 @@ def _is_finished(output_dir: Path, job: Job) -> bool:
     return done is not None
 
 
-def weight_bytes(job: Job | None) -> int | None:
+def weight_bytes(job: Job | ReverseJob | None) -> int | None:
     """Return what a bar has to reach; None where that is not known."""
     return None if job is None or job.weights is None else job.tensor_bytes
