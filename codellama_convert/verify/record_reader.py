@@ -19,7 +19,6 @@ from codellama_convert.model.asked import (
 )
 from codellama_convert.storage.folders import names_in
 from codellama_convert.verify.output_files import (
-    MAX_LIST_BYTES,
     Complain,
     is_plain_name,
     parse_json,
@@ -36,6 +35,8 @@ _KEYS_OF_ENTRIES = {
     "tensors": frozenset({"file", "dtype", "shape", "size", "crc32", "became_zero", "nonfinite"}),
 }
 _KEYS_OF_PARTS = frozenset({"dtype", "shape", "crc32", "became_zero", "nonfinite"})
+# 65B in 64 ranks has 723 tensors with a sum for each rank: 1.05 MB.
+_MAX_BYTES = 5 << 18
 # Deeper in the file the same key is indented further, and no text in it holds a line break.
 _OWN_SUM = re.compile(rb'^(  "crc32": ")([0-9a-f]{8})"', re.MULTILINE)
 
@@ -116,7 +117,7 @@ def read_record(output_dir: Path, complain: Complain) -> Record | None:
     if RECORD_NAME not in names_in(output_dir, error=VerifyError):
         return None
     path = output_dir / RECORD_NAME
-    raw = read_small(path, MAX_LIST_BYTES)
+    raw = read_small(path, _MAX_BYTES)
     content = parse_json(raw, path)
     try:
         options = _object(content.get("options"), "options")
