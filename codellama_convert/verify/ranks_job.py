@@ -67,15 +67,16 @@ def reverse_options_for(
     record: Record | None = None
     with suppress(VerifyError):  # reported when it is compared
         record = read_record(output_dir, Problems().add)
-    if record is not None and record.asked_ranks is not None:
-        said = said.or_else(record.asked_ranks)
+    recorded = (None if record is None else record.asked_ranks) or AskedRanks()
+    n_rows, said = said.vocab_rows, said.or_else(recorded)
     return replace(
         options,
         n_ranks=said.ranks,
         dtype=None if said.dtype is None else dtype_named(said.dtype),
         torch_layout=said.torch_layout or options.torch_layout,
         rope_freqs=said.rope_freqs is not False,
-        vocab_rows=said.vocab_rows,
+        # Rows that do not fit the tokenizer are a difference, and no reason not to open the source.
+        vocab_rows=recorded.vocab_rows or n_rows,
         skip_tokenizer=bool(said.skip_tokenizer) and options.tokenizer_model is None,
     )
 

@@ -13,6 +13,7 @@ from codellama_convert import convert_checkpoint
 from tests.cli.running import run
 from tests.outputs import flip_bit
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
+from tests.witness.vocabularies import parsed
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +45,13 @@ def test_what_was_asked_for_need_not_be_said_again(place):
     assert run("verify", place / "out", *again, "--vocab_rows", 320).exit_code == 0
 
 
+# Every option that speaks of ranks, and what it differs in.
 @pytest.mark.parametrize("with_source", [True, False])
 @pytest.mark.parametrize(
     ("said", "fact"),
     [
+        (["--skip_tokenizer"], "skip_tokenizer is false, expected true"),
+        (["--vocab_rows", 160], "vocab_rows is 320, expected 160"),
         (["--ranks", 2], "ranks is 4, expected 2"),
         (["--torch_layout", "1.13"], 'torch_layout is "2.13", expected "1.13"'),
         (["--dtype", "bf16"], 'dtype is "float16", expected "bfloat16"'),
@@ -59,6 +63,36 @@ def test_an_option_that_says_otherwise_is_a_difference(place, said, fact, with_s
     assert done.exit_code == 1
     assert fact in done.stdout or "... and" in done.stdout, done.stdout
     assert "DIFFERS from" in done.stdout
+
+
+def test_frequencies_that_should_not_be_there_are_a_difference(place, tmp_path):
+    done = run("reverse", place / "hf", tmp_path / "out", "--quiet")
+    assert done.exit_code == 0, done.output
+    for words in ([place / "hf"], []):
+        assert run("verify", *words, tmp_path / "out").exit_code == 0
+        done = run("verify", *words, tmp_path / "out", "--no_rope_freqs")
+        assert done.exit_code == 1
+        assert "options: rope_freqs is true, expected false" in done.stdout
+
+
+def test_how_the_source_is_read_is_used_with_it_and_refused_without(place, tmp_path):
+    other = tmp_path / "other.model"
+    model = parsed((place / "hf" / "tokenizer.model").read_bytes())
+    model.pieces[-1].score -= 1
+    other.write_bytes(model.SerializeToString())
+    for words, fact in (
+        (["--tokenizer_model", other], "tokenizer.model: is not"),
+        (["--max_ram", "100B"], "--max_ram 100 bytes is too small"),
+    ):
+        done = run("verify", place / "hf", place / "out", *words)
+        assert done.exit_code == 1, done.output
+        assert fact in done.output
+        refused = run("verify", place / "out", *words)
+        assert refused.exit_code == 2
+        assert f"{words[0]} is of no use without the checkpoint" in refused.stderr
+    how = ["--io", "buffered", "--workers", 3, "--max_ram", "1MB"]
+    assert run("verify", place / "hf", place / "out", *how).exit_code == 0
+    assert run("verify", place / "out", *how[:4]).exit_code == 0
 
 
 def test_a_damaged_rank_is_reported_by_its_file(place, out):

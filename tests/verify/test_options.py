@@ -47,6 +47,9 @@ SOURCE = {
 # How both sides are read.
 READING = {"io_mode": ["--io", "buffered"], "workers": ["--workers", "3"]}
 
+# Of ranks alone, and refused here: tests/cli/test_verify_ranks.py.
+OF_RANKS = {"ranks", "torch_layout", "no_rope_freqs", "vocab_rows"}
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -86,7 +89,7 @@ def verify(*words: str, source: bool):
 
 def test_every_option_of_the_command_is_in_one_of_the_tables():
     """A new option must be used or refused, and be in a table that proves it."""
-    tables = [FRAME, {*ASKED}, {*SOURCE}, {*READING}]
+    tables = [FRAME, {*ASKED}, {*SOURCE}, {*READING}, OF_RANKS]
     params = main.commands["verify"].params
     options = [param.name for param in params if isinstance(param, click.Option)]
     assert sorted(options) == sorted(name for table in tables for name in table)
@@ -153,13 +156,13 @@ def spy_on(module: str, seen, monkeypatch) -> None:
 
     monkeypatch.setattr(inside, "share_out", share)
     if module == "verify.weights":
-        reader = inside.RankReader
+        reader = inside.TensorReader
 
         def read(index, names, *, io_mode):
             seen["io_mode"].add(io_mode)
             return reader(index, names, io_mode=io_mode)
 
-        monkeypatch.setattr(inside, "RankReader", read)
+        monkeypatch.setattr(inside, "TensorReader", read)
         return
     input_file = inside.InputFile
 
