@@ -27,24 +27,12 @@ from tests.witness.checkpoints import (
     save_checkpoint,
     tokenizer_model,
 )
+from tests.witness.ranks import in_metas_order
 
 # Eight key and value heads, so that eight ranks have one each; none is equal to another number.
 SHAPE = Shape(dim=128, n_layers=2, n_heads=16, n_kv_heads=8, hidden=192, vocab=640)
 COUNTS = (1, 2, 4, 8)
 ALONE = ReverseOptions(skip_tokenizer=True)
-
-# As a rank of Llama 2 70B has them: FACTS, datascience.stackexchange.com 126942.
-TOP = ("tok_embeddings.weight", "norm.weight", "output.weight", "rope.freqs")
-IN_LAYERS = (
-    "attention.wq", "attention.wk", "attention.wv", "attention.wo", "feed_forward.w1",
-    "feed_forward.w2", "feed_forward.w3", "attention_norm", "ffn_norm",
-)  # fmt: skip
-
-
-def in_metas_order(rank: dict[str, torch.Tensor], n_layers: int) -> dict[str, torch.Tensor]:
-    names = [*TOP, *(f"layers.{n}.{one}.weight" for n in range(n_layers) for one in IN_LAYERS)]
-    assert sorted(names) == sorted(rank)
-    return {name: rank[name] for name in names}
 
 
 def save_split(folder: Path, state: dict[str, torch.Tensor], n_ranks: int) -> None:
@@ -53,7 +41,7 @@ def save_split(folder: Path, state: dict[str, torch.Tensor], n_ranks: int) -> No
     for path in sorted(folder.glob("consolidated.*.pth")):
         loaded = torch.load(path, weights_only=True)
         loaded["rope.freqs"] = rope_freqs(SHAPE, torch.bfloat16, theta=1e6)  # as params.json says
-        torch.save(in_metas_order(loaded, SHAPE.n_layers), path)
+        torch.save(in_metas_order(loaded), path)
 
 
 def ranks_of(folder: Path) -> dict[str, bytes]:
