@@ -22,7 +22,8 @@ from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 ROOT = Path(__file__).parents[1]
 STAGING = ".codellama-convert.partial"
 LOCK = ".codellama-convert.lock"
-ENTRANCES = frozenset({"model.safetensors", "model.safetensors.index.json"})
+# What loaders of either side begin with.
+ENTRANCES = frozenset({"model.safetensors", "model.safetensors.index.json", "params.json"})
 SHARDS = "60KB"
 SHARD_BYTES = 60_000
 

@@ -10,16 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
-from codellama_convert.convert.run import RunOptions, convert_checkpoint, run
-from codellama_convert.plan.job import Options, plan_conversion
+from codellama_convert.convert.run import RunOptions, run
+from tests.faults.directions import FORWARD, Direction
 from tests.faults.dying import die_at
 from tests.faults.resumes import Kept, damage_some
-from tests.outputs import LOCK, SHARD_BYTES, STAGING, content, journal_of, loads
-from tests.witness.checkpoints import GQA, Storage, random_model, save_checkpoint
+from tests.outputs import LOCK, STAGING, content, journal_of, loads
+from tests.witness.checkpoints import Storage
 
-OPTIONS = Options(max_shard_bytes=SHARD_BYTES, workers=1)
 # A mistake that is planted in the children that are killed; none by default.
 Spoil = Callable[[], None]
 
@@ -29,7 +26,7 @@ def spoil_nothing() -> None:
 
 
 def spoil_the_order() -> None:
-    """Move the index into place among the other files."""
+    """Move what loaders begin with into place among the other files."""
     from codellama_convert.staging import publish
 
     publish.entrances = lambda *_: []
@@ -67,6 +64,7 @@ def fork_and_convert(
     options: RunOptions,
     kill_at: int,
     spoil: Spoil = spoil_nothing,
+    direction: Direction = FORWARD,
 ) -> int:
     """Convert in a forked child, which saves the imports; give how it ended, -9 for a kill."""
     pid = os.fork()
@@ -75,7 +73,7 @@ def fork_and_convert(
         try:
             spoil()
             die_at(kill_at)
-            run(plan_conversion(source, OPTIONS), target, options)
+            run(direction.job(source), target, options)
             status = 0
         finally:
             os._exit(status)
@@ -89,6 +87,7 @@ class KillBench:
     def __init__(
         self,
         folder: Path,
+        direction: Direction = FORWARD,
         *,
         older: bool = False,
         storage: Storage = "own",
@@ -99,23 +98,24 @@ class KillBench:
 
         Args:
             folder: A new one, for everything.
+            direction: Which way the model goes.
             older: Whether the output folder holds another model, which is overwritten.
             storage: How the tensors lie in the ranks.
             damage: Whether some of the staged files are damaged after each kill.
             spoil: A mistake that is planted in what is killed.
         """
         self.folder, self._spoil, self._damage = folder, spoil, damage
+        self._direction = direction
         self._options = RunOptions(overwrite=older)
         self.ends: Counter[str] = Counter()
-        model = random_model(GQA, torch.bfloat16, 3)
-        save_checkpoint(folder / "in", GQA, model, n_ranks=2, storage=storage)
-        convert_checkpoint(folder / "in", folder / "whole", options=OPTIONS)
+        direction.save(folder / "in", 3, storage=storage)
+        run(direction.job(folder / "in"), folder / "whole")
         self.expected = content(folder / "whole")
-        assert len([name for name in self.expected if name.startswith("model-")]) == 6
+        assert set(direction.weights) < self.expected.keys()
         self._before: dict[str, bytes] | None = None
         if older:
-            save_checkpoint(folder / "in-old", GQA, random_model(GQA, torch.bfloat16, 99))
-            convert_checkpoint(folder / "in-old", folder / "old", options=OPTIONS)
+            direction.save(folder / "in-old", 99, n_ranks=1)
+            run(direction.job(folder / "in-old"), folder / "old")
             self._before = content(folder / "old")
             assert self._before.keys() == self.expected.keys()
         self.n_steps = self._count_steps()
@@ -140,7 +140,9 @@ class KillBench:
         return target
 
     def _convert(self, target: Path, kill_at: int, spoil: Spoil) -> int:
-        return fork_and_convert(self.folder / "in", target, self._options, kill_at, spoil)
+        return fork_and_convert(
+            self.folder / "in", target, self._options, kill_at, spoil, self._direction
+        )
 
     def problems(self, kill_at: int) -> list[str]:
         """Kill at a step, kill again while it goes on, finish; list what is not as promised."""
@@ -164,10 +166,10 @@ class KillBench:
             yield from self._torn(target)
         if self._damage:
             damage_some(target, rng)
-        kept = Kept(target)
+        kept = Kept(target, self._direction.n_together)
         is_done = loads(target) and not (target / STAGING).exists()
         if not is_done or self._options.overwrite:
-            run(plan_conversion(self.folder / "in", OPTIONS), target, self._options)
+            run(self._direction.job(self.folder / "in"), target, self._options)
         (target / LOCK).unlink(missing_ok=True)  # of a kill after the end; it does no harm
         if content(target) != self.expected:
             yield "finished with other bytes"

@@ -41,14 +41,15 @@ def damage_some(target: Path, rng: random.Random) -> None:
 class Kept:
     """The staged files that are whole when it is made: the next run must not write them again."""
 
-    def __init__(self, target: Path) -> None:
-        """Note those of an output folder."""
+    def __init__(self, target: Path, n_together: int = 1) -> None:
+        """Note those of an output folder; fewer than are kept together only are not kept."""
         self._target = target
-        self._inodes = {
+        whole = {
             path.name: path.stat().st_ino
             for path, crc in sealed_files(target).items()
             if zlib.crc32(path.read_bytes()) == crc
         }
+        self._inodes = whole if len(whole) >= n_together else {}
 
     def problems(self) -> Iterator[str]:
         """List those that were written again, once all is published."""
