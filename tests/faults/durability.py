@@ -14,7 +14,9 @@ _RENAMES = ("rename", "renameat", "renameat2")
 _UNLINKS = ("unlink", "unlinkat", "rmdir")
 # strace writes the quotes of the journal's JSON with backslashes.
 _SEALED = re.compile(r'\\"file\\":{\\"name\\":\\"(?P<name>[^\\]*)')
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors\.[0-9a-f]{8}\.part")
+_RANK = r"consolidated\.\d\d\.pth"
+_WEIGHTS = re.compile(rf"(model(-\d{{5}}-of-\d{{5}})?\.safetensors|{_RANK})\.[0-9a-f]{{8}}\.part")
+_LAST_NUMBERS = re.compile(r", (?P<first>\d+), (?P<second>\d+)$")
 _PUBLISH = '{\\"publish\\":'
 
 
@@ -28,6 +30,7 @@ class _Disk:
         self._unsaved_bytes: set[Path] = set()
         self._unsaved_names: set[Path] = set()
         self._with_header: set[Path] = set()
+        self._sizes: dict[Path, int] = {}
         self._staged: set[str] = set()
         self._moved_back: set[Path] = set()
         self._old_entrances = {folder / name for name in held & ENTRANCES}
@@ -67,8 +70,13 @@ class _Disk:
 
     def _write(self, call: Call, path: Path) -> None:
         self._complain(self._is_final(path), f"{path.name} is written in its place")
-        if _WEIGHTS.fullmatch(path.name) and call.name == "pwrite64":
-            self._write_shard(call, path)
+        numbers = _LAST_NUMBERS.search(call.arguments)
+        if numbers and _WEIGHTS.fullmatch(path.name):
+            first, second = map(int, numbers.groups())
+            if call.name == "fallocate":
+                self._sizes[path] = first + second
+            elif call.name == "pwrite64":
+                self._write_weights(path, n_bytes=first, at=second)
         sealed = _SEALED.search(call.arguments)
         if path == self.journal and sealed is not None:
             name = sealed["name"]
@@ -83,11 +91,20 @@ class _Disk:
             self._is_committed = True
         self._unsaved_bytes.add(path)
 
-    def _write_shard(self, call: Call, path: Path) -> None:
+    def _write_weights(self, path: Path, *, n_bytes: int, at: int) -> None:
         begun = sorted(p.name for p in {self.staging, self.journal} & self._unsaved_names)
         self._complain(begun, f"{path.name} is written before {begun} were saved")
-        if call.arguments.endswith(", 0"):
-            self._complain(path in self._unsaved_bytes, f"{path.name}: its header before its data")
+        # A shard's header is at its front; a rank's directory at its end, and its first record's
+        # header comes last.
+        is_rank = re.match(_RANK, path.name) is not None
+        is_directory = is_rank and at + n_bytes == self._sizes.get(path)
+        if at == 0 or is_directory:
+            begun_before = path in self._with_header
+            too_early = path in self._unsaved_bytes and not begun_before
+            self._complain(too_early, f"{path.name}: its header before its data")
+            self._complain(
+                begun_before and not is_rank, f"{path.name}: its header is written twice"
+            )
             self._with_header.add(path)
         else:
             self._complain(path in self._with_header, f"{path.name}: data behind its header")

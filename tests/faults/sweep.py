@@ -13,6 +13,8 @@ runs      random checkpoints and options, killed and damaged at random, against 
           (tests/faults/differential, in a process of its own: `python -m tests.faults.differential`)
 syscalls  every call on the output folder fails with ENOSPC, with EIO, and is the last one
 order     what is on the disk before what, and whether each fsync is missed
+          kills, syscalls and order in each direction: ranks to Hugging Face, the way back, and
+          ranks to another number of them
 neighbours  somebody else swaps the staging folder or what is in it, at each step
 
 Each family has a control that must succeed, without which it does not begin, and planted mistakes
@@ -34,6 +36,7 @@ from pathlib import Path
 
 from tests.faults import strace
 from tests.faults.differential.plants import PLANTS as TROUBLE
+from tests.faults.directions import ACROSS, BACK, DIRECTIONS, FORWARD, Direction
 from tests.faults.durability import complaints
 from tests.faults.kills import KillBench, spoil_the_check, spoil_the_order
 from tests.faults.neighbours import OF_A_NEIGHBOUR, OF_ANYBODY, NeighbourBench, planted_belief
@@ -52,6 +55,9 @@ _N_TROUBLED = 1000
 _NOT_MISSED = {
     "direct": 2, "over an older result": 1 + 1, "one file": 2, "going on": 2 + 1 + 1,
     "publishing again": 2 + 1 + 1 + 1,
+    "way back, direct": 2, "way back, over an older result": 1 + 1,
+    "way back, going on": 2 + 1 + 1 + 1, "way back, publishing again": 2 + 1 + 1 + 1,
+    "other ranks": 2,
 }  # fmt: skip
 
 
@@ -86,9 +92,16 @@ def fuzz(workers: int) -> Iterator[Verdict]:
 def kills(workers: int) -> Iterator[Verdict]:
     """Kill at every step."""
     del workers
-    for what, older in (("in a new folder", False), ("over an older result", True)):
+    for direction, older in (
+        (FORWARD, False),
+        (FORWARD, True),
+        (BACK, False),
+        (BACK, True),
+        (ACROSS, False),
+    ):
+        what = f"{direction.name}, {'over an older result' if older else 'in a new folder'}"
         with scratch() as folder:
-            bench = KillBench(folder, older=older)
+            bench = KillBench(folder, direction, older=older)
             steps = range(1, bench.n_steps + 1)
             problems = [problem for step in steps for problem in bench.problems(step)]
             ends = dict(bench.ends)
@@ -96,23 +109,13 @@ def kills(workers: int) -> Iterator[Verdict]:
         ended = f"{len(steps)} steps, 3 kills each; then found: {_counts(ends)}"
         yield Verdict(f"kills {what}", ended, not problems and all_seen, problems)
         with scratch() as folder:
-            spoiled = KillBench(folder, older=older, spoil=spoil_the_order)
+            spoiled = KillBench(folder, direction, older=older, spoil=spoil_the_order)
             found = [step for step in steps if any("torn" in p for p in spoiled.problems(step))]
         ended = f"seen at {len(found)} of {len(steps)} steps"
-        yield Verdict(f"kills {what}, index not the last", ended, bool(found))
-        yield from _damage_while_publishing(what, older=older)
-    yield from _kills_and_damage()
-
-
-def _kills_and_damage() -> Iterator[Verdict]:
-    """Kill at every step, damage staged files after each kill, and plant records that say too much."""
-    for storage in STORAGES:
-        with scratch() as folder:
-            bench = KillBench(folder, storage=storage, damage=True)
-            steps = range(1, bench.n_steps + 1)
-            problems = [problem for step in steps for problem in bench.problems(step)]
-        ended = f"{len(steps)} steps, 3 kills each"
-        yield Verdict(f"kills and damage, storage {storage}", ended, not problems, problems)
+        yield Verdict(f"kills {what}, entrance not the last", ended, bool(found))
+        yield from _damage_while_publishing(what, direction, older=older)
+    for direction in DIRECTIONS:
+        yield from _kills_and_damage(direction)
     with scratch() as folder:
         spoiled = KillBench(folder, storage="flat", damage=True, spoil=spoil_the_records)
         steps = range(1, spoiled.n_steps + 1)
@@ -121,17 +124,28 @@ def _kills_and_damage() -> Iterator[Verdict]:
     yield Verdict("kills and damage, records of all that was read", ended, bool(found))
 
 
-def _damage_while_publishing(what: str, *, older: bool) -> Iterator[Verdict]:
+def _kills_and_damage(direction: Direction) -> Iterator[Verdict]:
+    """Kill at every step, and damage staged files after each kill."""
+    for storage in STORAGES if not direction.from_hugging_face else STORAGES[:1]:
+        with scratch() as folder:
+            bench = KillBench(folder, direction, storage=storage, damage=True)
+            steps = range(1, bench.n_steps + 1)
+            problems = [problem for step in steps for problem in bench.problems(step)]
+        what = f"kills and damage, {direction.name}, storage {storage}"
+        yield Verdict(what, f"{len(steps)} steps, 3 kills each", not problems, problems)
+
+
+def _damage_while_publishing(what: str, direction: Direction, *, older: bool) -> Iterator[Verdict]:
     """Damage what a killed run had begun to publish, and then publish it without a check."""
     with scratch() as folder:
-        bench = KillBench(folder, older=older)
+        bench = KillBench(folder, direction, older=older)
         steps = range(1, bench.n_steps + 1)
         problems = [problem for step in steps for problem in bench.problems_of_damage(step)]
         ends = dict(bench.ends)
     passed = not problems and set(ends) == {"staged file damaged", "moved file damaged"}
     yield Verdict(f"kills {what}, then damage", f"{_counts(ends)}", passed, problems)
     with scratch() as folder:
-        spoiled = KillBench(folder, older=older, spoil=spoil_the_check)
+        spoiled = KillBench(folder, direction, older=older, spoil=spoil_the_check)
         found = [step for step in steps if spoiled.problems_of_damage(step)]
     ended = f"seen at {len(found)} of {len(steps)} steps"
     yield Verdict(f"kills {what}, then damage, unchecked", ended, bool(found))

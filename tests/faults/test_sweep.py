@@ -49,5 +49,9 @@ def test_a_family_runs_by_the_command(capsys: pytest.CaptureFixture[str]) -> Non
     assert status == 0, lines
     assert [line.partition(":")[0] for line in lines] == [
         f"pass  order, {name}"
-        for name in ("direct", "over an older result", "one file", "going on", "publishing again")
-    ]
+        for name in (
+            "direct", "over an older result", "one file", "going on", "publishing again",
+            "way back, direct", "way back, over an older result", "way back, going on",
+            "way back, publishing again", "other ranks",
+        )
+    ]  # fmt: skip

@@ -142,14 +142,17 @@ def test_the_log_is_read_as_strace_writes_it() -> None:
 # --- every call fails once ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scene", SCENES[:2], ids=lambda scene: scene.name)
+@pytest.mark.parametrize(
+    ("scene", "number"), [(SCENES[0], 0), (SCENES[1], 1), (SCENES[5], 1), (SCENES[6], 0)],
+    ids=lambda value: getattr(value, "name", ""),
+)  # fmt: skip
 def test_whatever_call_fails_nothing_is_torn_and_the_rerun_finishes(
-    tmp_path: Path, scene: Scene
+    tmp_path: Path, scene: Scene, number: int
 ) -> None:
     """A share: `python -m tests.faults.sweep` makes each call fail."""
     bench = Bench(tmp_path / "bench", scene)
     faults = list(bench.faults())
-    share = a_share(faults, SCENES.index(scene))
+    share = a_share(faults, number)
     counts, problems = sweep(bench, share)
     assert problems == []
     assert {fault.call.name for fault in faults if fault.call.name in WRITES} == set(counts)
@@ -308,3 +311,76 @@ def test_a_wrong_order_would_be_seen(
     wrong = reorder(calls, target)
     assert sorted(map(str, wrong)) == sorted(map(str, calls)) or reorder is written_in_its_place
     assert complaints_of(wrong, target) != []
+
+
+# --- the order of the way back --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def log_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Call], Path]:
+    """The calls of a run over older ranks, and its folder."""
+    bench = Bench(tmp_path_factory.mktemp("ranks") / "bench", SCENES[6])
+    target = bench.prepare("out")
+    done = bench.trace(target)
+    return [c for c in done.calls if any(str(target) in path for path in c.paths)], target
+
+
+def params_first(calls: list[Call], target: Path) -> list[Call]:
+    params = first(calls, "rename", f"{target}/params.json")
+    return moved(calls, params, first(calls, "rename", f"{target}/consolidated.00.pth"))
+
+
+def old_params_last(calls: list[Call], target: Path) -> list[Call]:
+    params = first(calls, "unlink", f"{target}/params.json")
+    return moved(calls, params, first(calls, "unlink", f"{target}/tokenizer.model"))
+
+
+def _seal_of_a_rank(calls: list[Call]) -> tuple[int, int]:
+    """Find the sync of a rank's data, and the directory that is written next."""
+    end = next(
+        n for n, c in enumerate(calls)
+        if c.name == "pwrite64" and "/consolidated.02" in c.paths[0] and c.arguments.endswith(", 0")
+    )  # fmt: skip
+    sync, directory = end - 2, end - 1
+    assert [calls[n].name for n in (sync, directory)] == ["fsync", "pwrite64"]
+    assert calls[sync].paths == calls[directory].paths == calls[end].paths
+    return sync, directory
+
+
+def directory_before_its_data(calls: list[Call], target: Path) -> list[Call]:
+    del target
+    sync, directory = _seal_of_a_rank(calls)
+    return moved(calls, directory, sync)
+
+
+def data_behind_its_directory(calls: list[Call], target: Path) -> list[Call]:
+    del target
+    sync, directory = _seal_of_a_rank(calls)
+    data = next(
+        n for n, c in enumerate(calls) if c.paths == calls[sync].paths and c.name == "pwrite64"
+    )
+    return moved(calls, data, directory)
+
+
+def rank_journaled_first(calls: list[Call], target: Path) -> list[Call]:
+    del target
+    line = next(n for n, c in enumerate(calls) if c.name == "write" and "dated.01" in c.arguments)
+    return moved(calls, line, first(calls, "rename", f"{STAGING}/consolidated.01.pth"))
+
+
+@pytest.mark.parametrize(
+    "reorder",
+    [
+        params_first, old_params_last, directory_before_its_data, data_behind_its_directory,
+        rank_journaled_first,
+    ],
+)  # fmt: skip
+def test_a_wrong_order_of_ranks_would_be_seen(
+    log_of_ranks: tuple[list[Call], Path], reorder: Callable[[list[Call], Path], list[Call]]
+) -> None:
+    calls, target = log_of_ranks
+    held = frozenset({"params.json"})
+    assert complaints(calls, target, held=held) == []
+    wrong = reorder(calls, target)
+    assert sorted(map(str, wrong)) == sorted(map(str, calls)) != list(map(str, wrong))
+    assert complaints(wrong, target, held=held) != []
