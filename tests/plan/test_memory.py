@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from codellama_convert.model.tensor_table import build_layout
 from codellama_convert.plan.plan import fit_plan
 from codellama_convert.tensors import BFLOAT16
 from tests.witness.checkpoints import CODE_LLAMA_7B, CODE_LLAMA_70B
-from tests.witness.sparse import write_sparse_checkpoint
+from tests.witness.sparse import write_sparse_checkpoint, write_sparse_folder
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = ModelConfig(
@@ -46,12 +47,13 @@ def run_measured(*arguments: str) -> tuple[str, int]:
         cwd=REPOSITORY, env={"PATH": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         timeout=120,
     )  # fmt: skip
+    is_plan = not {"plan", "--plan"}.isdisjoint(arguments)
     # Of plan, 1 means that the disk of this machine is too small for such a model.
-    assert done.returncode == 0 or (done.returncode == 1 and "plan" in arguments), done.stderr
+    assert done.returncode == 0 or (done.returncode == 1 and is_plan), done.stderr
     printed, _, figures = done.stdout.rpartition("\n@@ ")
     peak, *heavy = figures.split()
     assert "torch" not in heavy
-    if "plan" in arguments:
+    if is_plan:
         assert "numpy" not in heavy
     return printed, int(peak) * 1024
 
@@ -90,6 +92,28 @@ def test_the_memory_of_converting_and_verifying_is_small_and_does_not_grow_with_
     assert grown_bytes > 2 * small_bytes
     assert max(peaks) < 96_000_000
     assert peaks[1] - peaks[0] < 4_000_000
+
+
+@needs_proc
+def test_planning_70b_in_8_ranks_stays_under_64_mb(tmp_path):
+    folder = write_sparse_folder(tmp_path / "CodeLlama-70b-hf", CODE_LLAMA_70B, 29)
+    printed, peak = run_measured("reverse", "--input_dir", str(folder), "--plan", "--json")
+    assert json.loads(printed)["parameters"] == 68976910336
+    assert len([one for one in json.loads(printed)["files"] if one["name"].endswith(".pth")]) == 8
+    assert peak < 64_000_000
+
+
+@needs_proc
+@pytest.mark.parametrize("n_ranks", [1, 2, 8])
+def test_the_memory_of_writing_ranks_is_small(tmp_path, n_ranks):
+    """A true width, so true tiles; each rank more has a share of every buffer."""
+    folder = write_sparse_folder(tmp_path / "in", replace(CODE_LLAMA_7B, n_layers=1), 2)
+    common = ("reverse", "--input_dir", str(folder), "--ranks", str(n_ranks))
+    printed, _ = run_measured(*common, "--plan", "--json")
+    assert json.loads(printed)["buffer_bytes"] <= 32_000_000
+    _, peak = run_measured(*common, "--output_dir", str(tmp_path / "out"))
+    assert peak < 80_000_000
+    shutil.rmtree(tmp_path / "out")
 
 
 @needs_proc

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from functools import cache
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from tests.witness.checkpoints import (
     Rope,
     Shape,
     Style,
+    expected_state_dict,
     meta_shapes,
     params_json,
     rope_names,
@@ -76,6 +79,57 @@ def write_sparse_checkpoint(
     if tokenizer:
         (folder / "tokenizer.model").write_bytes(tokenizer_model(shape.vocab))
     return folder
+
+
+def write_sparse_folder(
+    folder: Path, shape: Shape, n_files: int = 1, *, theta: float = 1000000.0
+) -> Path:
+    """Write a Hugging Face folder of true size and bfloat16 whose weights are holes.
+
+    Args:
+        folder: Made here.
+        shape: The model's sizes.
+        n_files: Over which the tensors are dealt out, in order.
+        theta: Base of the rotary frequencies.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True)
+    unfilled = {n: torch.empty(size, device="meta") for n, size in meta_shapes(shape).items()}
+    sizes = {n: list(t.shape) for n, t in expected_state_dict(unfilled, shape).items()}
+    names = list(sizes)
+    weight_map = {}
+    for number in range(n_files):
+        path = folder / f"model-{number + 1:05d}-of-{n_files:05d}.safetensors"
+        dealt = names[len(names) * number // n_files : len(names) * (number + 1) // n_files]
+        write_zeros(path, {name: sizes[name] for name in dealt})
+        weight_map |= dict.fromkeys(dealt, path.name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": shape.dim, "intermediate_size": shape.hidden,
+        "num_hidden_layers": shape.n_layers, "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.n_kv_heads, "rms_norm_eps": 1e-05, "rope_theta": theta,
+        "vocab_size": shape.vocab, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.model").write_bytes(tokenizer_model(shape.vocab))
+    return folder
+
+
+def write_zeros(path: Path, sizes: Mapping[str, list[int]]) -> None:
+    """Write a safetensors file whose data, in bfloat16, is a hole."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, size in sizes.items():
+        start, end = end, end + 2 * prod(size)
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
 
 
 def _write_sums_of_zeros(path: Path) -> None:
