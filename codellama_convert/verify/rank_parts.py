@@ -78,7 +78,7 @@ def _wrong_form(
 def compare_frequencies(
     expected: ExpectedRanks, parts: Mapping[int, StoredOutput], problems: Problems
 ) -> dict[int, int]:
-    """Compare the rotary frequencies of each rank with those that follow from `rope_theta`.
+    """Compare the rotary frequencies of each rank with the source's, or those of its `rope_theta`.
 
     Args:
         expected: What must be there.
@@ -100,7 +100,7 @@ def compare_frequencies(
             digits = 2 * wanted.itemsize
             problems.add(
                 f"{FREQUENCIES_NAME!r} has bits {int(found[at]):0{digits}x} at {at}, expected "
-                f"{int(wanted[at]):0{digits}x} by the rope_theta {expected.config.rope_theta}",
+                f"{int(wanted[at]):0{digits}x}, {expected.origin_of_frequencies}",
                 file=one.file.name,
             )
     return crcs

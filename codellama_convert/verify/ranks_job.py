@@ -108,6 +108,13 @@ class ExpectedRanks:
         """The names of the ranks, in order."""
         return tuple(map(rank_name, range(self.n_ranks)))
 
+    @property
+    def origin_of_frequencies(self) -> str:
+        """Say why the frequencies are as they are."""
+        if _has_frequencies(self.source, self.dtype):
+            return "as the source has it"
+        return f"by the rope_theta {self.config.rope_theta}"
+
     def options(self) -> dict[str, Any]:
         """Spell the options that the record has."""
         return {
@@ -175,7 +182,7 @@ def _frequencies(source: Source, config: ModelConfig, dtype: Dtype) -> bytes:
     Source:
         meta-llama/codellama llama/model.py, `precompute_freqs_cis`.
     """
-    if source.frequencies is not None and source.frequencies[1] == dtype:
+    if source.frequencies is not None and _has_frequencies(source, dtype):
         return source.frequencies[0]
     steps = np.arange(0, config.head_dim, 2).astype("<f4") / np.float32(config.head_dim)
     powers = np.power(config.rope_theta, steps.astype("<f8")).astype("<f4")
@@ -185,3 +192,8 @@ def _frequencies(source: Source, config: ModelConfig, dtype: Dtype) -> bytes:
         rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # a tie goes to the even one
         return bytes(rounded.astype("<u2"))
     return bytes(exact.astype("<f2" if dtype.code == "F16" else "<f4"))
+
+
+def _has_frequencies(source: Source, dtype: Dtype) -> bool:
+    """Return whether a source of ranks has frequencies of a dtype, whose bytes are then kept."""
+    return source.frequencies is not None and source.frequencies[1] == dtype

@@ -83,6 +83,20 @@ def test_ranks_that_got_another_number_are_compared_with_those_before(
     assert_verified(source, tmp_path / "out", **small)
 
 
+def test_frequencies_are_compared_with_those_of_the_ranks_before(place, tmp_path):
+    """Whatever wrote them, they are kept, and said to be the source's and not those of theta."""
+    write(place / "2", tmp_path / "out", n_ranks=4)
+    path = tmp_path / "out" / "consolidated.03.pth"
+    whole = torch.load(path, weights_only=True)["rope.freqs"].view(torch.int16).numpy().tobytes()
+    raw = path.read_bytes()
+    at = raw.index(whole) + 2
+    path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+    found = verify_output(tmp_path / "out", plan_reverse(place / "2")).problems
+    (line,) = [one for one in found if "'rope.freqs' has bits" in one]
+    assert line.startswith("consolidated.03.pth: ")
+    assert line.endswith("as the source has it")
+
+
 @pytest.mark.parametrize(("source", "n_ranks"), list(product(("one", "many"), (1, 8))))
 def test_ranks_of_a_hugging_face_folder_are_compared_with_it(place, tmp_path, source, n_ranks):
     write(place / source, tmp_path / "out", n_ranks=n_ranks)
