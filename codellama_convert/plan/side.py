@@ -1,4 +1,4 @@
-"""Own what the names in an output folder mean to those who load from it: one value for each side."""
+"""Own what differs between the sides of an output: above all, what names mean to loaders."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ NameTest = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class TargetSide:
-    """Which names of a folder matter to loaders; each test is asked with the name of an entry.
+    """A side that is written; each test of names is asked with the name of an entry of its folder.
 
     Attributes:
         is_entrance: What loaders begin with: it goes first and comes last.
         is_of_weights: What holds weights, leads to them or says what they are.
         is_saved: What belongs to a saved model, and goes when it is replaced.
         is_taken: What changes how the folder loads, whoever wrote it.
+        smaller_files: What a user does about files that are too large, as a hint says it.
     """
 
     is_entrance: NameTest
     is_of_weights: NameTest
     is_saved: NameTest
     is_taken: NameTest
+    smaller_files: str
 
 
 HUGGING_FACE = TargetSide(
@@ -33,10 +35,12 @@ HUGGING_FACE = TargetSide(
     loader_names.is_of_weights,
     loader_names.is_saved_by_libraries,
     loader_names.is_taken_by_loaders,
+    "set a smaller --max_shard_size",
 )
 META = TargetSide(
     target_names.is_entrance,
     target_names.is_of_weights,
     target_names.is_saved,
     target_names.is_taken,
+    "set more --ranks",
 )

@@ -99,7 +99,7 @@ class OutputFolder:
 
     def _resume_or_begin(self) -> None:
         self._held, self._journal = resume_or_begin(self._folder, self._wanted, self._open)
-        self.parts = PartFiles(self._held)
+        self.parts = PartFiles(self._held, self._wanted.side)
 
     def keeps(self, name: str, header: bytes, buffer: memoryview) -> bool:
         """Return whether a file was sealed, and is still what its journal line says.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
+from codellama_convert.plan.side import TargetSide
 from codellama_convert.staging.crash_points import step
 from codellama_convert.staging.publish import rename
 from codellama_convert.staging.record_values import FileSum
@@ -24,9 +25,9 @@ from codellama_convert.storage.sizes import format_size
 class PartFiles:
     """The files of a staging folder that are not whole yet, under names that nothing takes for it."""
 
-    def __init__(self, staging: HeldFolder) -> None:
-        """Take the open staging folder; nothing is touched."""
-        self._staging = staging
+    def __init__(self, staging: HeldFolder, side: TargetSide) -> None:
+        """Take the open staging folder and the side that is written; nothing is touched."""
+        self._staging, self._side = staging, side
         self._parts: dict[str, Path] = {}
 
     def reserve(self, sizes: Mapping[str, int]) -> None:
@@ -53,7 +54,7 @@ class PartFiles:
                     raise
                 # FAT32, as external disks have it, ends at 4 GB a file.
                 is_too_large = isinstance(cause, OSError) and cause.errno == errno.EFBIG
-                way_out = "set a smaller --max_shard_size" if is_too_large else "free some space"
+                way_out = self._side.smaller_files if is_too_large else "free some space"
                 raise OutputError(
                     f"cannot reserve {n_bytes} bytes for {name}: {_cause_of(problem)}; "
                     f"{format_size(sum(sizes.values()))} are needed in all",

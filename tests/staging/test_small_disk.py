@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from codellama_convert.convert.record import file_sizes
 from codellama_convert.convert.run import RunOptions, run
 from codellama_convert.errors import Interrupted, OutputError
-from codellama_convert.plan.job import Job, Options, plan_conversion
+from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.staging import crash_points as faults
 from codellama_convert.storage.watch import Watch
 from tests.faults import strace
@@ -29,6 +28,7 @@ from tests.outputs import (
     error_line,
     finish,
 )
+from tests.staging.disks import Disk, bytes_of, fill
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts as Linux has them")
 
@@ -40,54 +40,6 @@ OPTIONS = Options(max_shard_bytes=SHARD_BYTES, workers=1)
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and what an uninterrupted run makes of it: 269 KB in six files, and 25 KB."""
     return convert_whole(tmp_path_factory.mktemp("small_disk"))
-
-
-class Disk:
-    """A file system in memory, of a size that can be changed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def mount(self, *options: str) -> str:
-        """Mount it, or mount it again; give what went wrong."""
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(self.path)],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
-        return done.stderr
-
-    def change(self, *options: str) -> None:
-        """Change its size, or whether it may be written."""
-        assert self.mount("remount", *options) == ""
-
-
-def bytes_of(job: Job) -> int:
-    """Tell what it takes in blocks of 4096 bytes: each file, two folders and the journal."""
-    sizes = file_sizes(job, job.small_files()).values()
-    return sum(-(-n_bytes // 4096) * 4096 for n_bytes in sizes) + 3 * 4096
-
-
-def fill(disk: Disk, n_free: int) -> None:
-    """Put something on it that leaves so many bytes free, or a little more than a block less."""
-    ballast = disk.path / "ballast"
-    ballast.unlink(missing_ok=True)
-    usage = os.statvfs(disk.path)
-    with ballast.open("wb") as file:
-        file.write(bytes((usage.f_bavail - n_free // usage.f_bsize) * usage.f_bsize))
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    """Too small for the model by some blocks."""
-    made = Disk(tmp_path / "disk")
-    made.path.mkdir()
-    problem = made.mount("size=200k") if os.geteuid() == 0 else "only root may mount"
-    if problem:
-        pytest.skip(problem)
-    try:
-        yield made
-    finally:
-        subprocess.run(["umount", "-l", str(made.path)], check=True)
 
 
 @pytest.mark.parametrize("below", ["", "out"])

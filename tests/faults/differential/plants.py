@@ -79,7 +79,8 @@ def _unchecked_publishing() -> None:
             and staged.publishing
             and staged.fingerprint == self._journal.fingerprint
         ):
-            self._held, self._journal, self.parts = held, staged, PartFiles(held)
+            self._held, self._journal = held, staged
+            self.parts = PartFiles(held, self._wanted.side)
         else:
             resume(self)
 
