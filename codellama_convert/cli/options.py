@@ -264,6 +264,9 @@ RANK_OPTIONS = _options(
         help="Path of tokenizer.model, if the folder does not hold it.",
     ),
     click.option("--skip_tokenizer", is_flag=True, help="Write no tokenizer.model."),
+    click.option(
+        "--checklist", is_flag=True, help="Write checklist.chk too, Meta's list of MD5 sums."
+    ),
 )
 # What was asked of a conversion into ranks, as `ASKED_OPTIONS` are of the other.
 ASKED_OF_RANKS = _options(

@@ -16,6 +16,7 @@ from codellama_convert import __version__
 from codellama_convert.errors import OutputError
 from codellama_convert.hugging_face.config_json import json_bytes
 from codellama_convert.hugging_face.model_card import CARD_NAME
+from codellama_convert.meta.checklist import CHECKLIST_NAME, checklist_bytes
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.reverse import ReverseJob
@@ -148,6 +149,9 @@ def file_sizes(
     card = job.model_card() if with_card else None
     sizes = {name: len(content) for name, content in small_files.items()}
     sizes |= {RECORD_NAME: _RECORD_BYTES, CARD_NAME: len(card or b"")}
+    if isinstance(job, ReverseJob) and job.options.checklist:
+        listed = [*small_files, *(file.name for file in job.weight_files)]
+        sizes[CHECKLIST_NAME] = checklist_bytes(listed)
     for file in job.weight_files:
         sizes[file.name] = file.n_bytes
         sizes[RECORD_NAME] += _RECORD_BYTES_PER_ENTRY * (len(file.tensors) + 1)

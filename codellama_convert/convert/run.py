@@ -11,6 +11,7 @@ from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
 from codellama_convert.convert.record import file_sizes, record_json
 from codellama_convert.convert.weights import WeightWriter, Written
 from codellama_convert.hugging_face.model_card import CARD_NAME
+from codellama_convert.meta.checklist import CHECKLIST_NAME, checklist
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.plan.options import Options
@@ -209,6 +210,11 @@ def _stage(
     if card is not None:  # for people, who may edit it: not in the record
         folder.add(CARD_NAME, card)
     written = write.all_files()
+    if isinstance(job, ReverseJob) and job.options.checklist:
+        listed = sorted({*written.sealed, *small_sums})
+        small_sums[CHECKLIST_NAME] = folder.add(
+            CHECKLIST_NAME, checklist(folder.staging, listed, watch=replace(watch, progress=None))
+        )
     record = record_json(
         job, written.sealed, small_sums, written.rank_crcs,
         sha256_of=folder.staging if chosen.sha256 else None, watch=watch,

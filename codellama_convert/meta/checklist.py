@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from codellama_convert.errors import CheckpointError, shown
+from codellama_convert.errors import CheckpointError, OutputError, shown
 from codellama_convert.formats.sentencepiece import MAX_FILE_BYTES
 from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
 from codellama_convert.storage.digests import file_digest
@@ -24,7 +24,8 @@ from codellama_convert.storage.watch import Watch
 
 ChecksumMode = Literal["off", "warn", "strict"]
 
-LIST_NAMES = ("checklist.chk", "tokenizer_checklist.chk")
+CHECKLIST_NAME = "checklist.chk"
+LIST_NAMES = (CHECKLIST_NAME, "tokenizer_checklist.chk")
 # As md5sum writes it: the sum, a space, a space or an asterisk, the name.
 _LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](\S.*)")
 _MAX_LIST_BYTES = 1 << 16
@@ -127,6 +128,33 @@ class _ListedSum:
 
     md5: str
     list_path: Path
+
+
+def checklist(folder: Path, names: Sequence[str], watch: Watch) -> bytes:
+    """Make a list of the MD5 sums of files, as Meta and md5sum write it.
+
+    Args:
+        folder: Where they lie; each is read once.
+        names: Theirs, in order.
+        watch: May stop the reading.
+
+    Returns:
+        The list, of `checklist_bytes` bytes.
+
+    Raises:
+        OutputError: If one cannot be read.
+    """
+    sums = (file_digest(folder / name, "md5", error=OutputError, watch=watch) for name in names)
+    return b"".join(map(_line, sums, names))
+
+
+def checklist_bytes(names: Sequence[str]) -> int:
+    """Report how large the list of some files is."""
+    return sum(len(_line("0" * 32, name)) for name in names)
+
+
+def _line(md5: str, name: str) -> bytes:
+    return f"{md5}  {name}\n".encode()
 
 
 def _may_be_small(path: Path) -> bool:

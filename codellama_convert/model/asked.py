@@ -72,6 +72,7 @@ class AskedRanks(_Asking):
     """What a conversion into ranks was asked for, spelled as in conversion.json.
 
     Attributes:
+        checklist: Whether Meta's list of MD5 sums lies beside them.
         dtype: Name of the tensors' dtype.
         ranks: Number of files.
         rope_freqs: Whether they hold the rotary frequencies.
@@ -83,6 +84,7 @@ class AskedRanks(_Asking):
         ConfigError: With the field's name, its value, and what is allowed.
     """
 
+    checklist: bool | None = None
     dtype: str | None = None
     ranks: int | None = None
     rope_freqs: bool | None = None
@@ -103,6 +105,7 @@ RULES = {
     "variant": or_none(one_of(*FLAVORS)),
 }
 RULES_OF_RANKS = {
+    "checklist": or_none(FLAG),
     "dtype": RULES["dtype"],
     "ranks": or_none(whole(1, MAX_RANKS)),
     "rope_freqs": or_none(FLAG),

@@ -142,6 +142,7 @@ class ReverseJob:
     def record_options(self) -> dict[str, Any]:
         """Return what was asked for, as the record has it."""
         return {
+            "checklist": self.options.checklist,
             "dtype": self.weights.plan.dtype.name,
             "ranks": len(self.weight_files),
             "rope_freqs": self.options.rope_freqs,

@@ -26,6 +26,7 @@ class ReverseOptions:
         vocab_rows: Rows of the vocabulary that are written; None writes all.
         tokenizer_model: Where tokenizer.model is, if elsewhere.
         skip_tokenizer: Whether to do without it.
+        checklist: Whether to write checklist.chk, Meta's list of MD5 sums, at one more reading.
         io_mode: Whether the page cache is bypassed.
         workers: Tensors in flight; None chooses by the number of cores.
         max_ram_bytes: Largest sum of all buffers; None is 32 MB, as of `Options`.
@@ -41,6 +42,7 @@ class ReverseOptions:
     vocab_rows: int | None = None
     tokenizer_model: str | os.PathLike[str] | None = None
     skip_tokenizer: bool = False
+    checklist: bool = False
     io_mode: IoMode = "auto"
     workers: int | None = None
     max_ram_bytes: int | None = None
@@ -61,6 +63,7 @@ _RULES = {
     "vocab_rows": RULES_OF_RANKS["vocab_rows"],
     "tokenizer_model": or_none(PATH),
     "skip_tokenizer": FLAG,
+    "checklist": FLAG,
     "io_mode": IO_MODE,
     "workers": WORKERS,
     "max_ram_bytes": or_none(SIZE),

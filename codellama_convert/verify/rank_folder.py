@@ -25,6 +25,7 @@ from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.output_files import CONVERT_AGAIN, Complain
 
 PARAMS_NAME, TOKENIZER_NAME = "params.json", "tokenizer.model"
+CHECKLIST_NAME = "checklist.chk"
 _RANK = re.compile(r"consolidated\.([0-9]{2})\.pth")
 
 Ranks = Mapping[int, RankIndex]

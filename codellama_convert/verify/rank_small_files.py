@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from codellama_convert.errors import ConvertError, VerifyError, shown
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.model.config import DEFAULT_ROPE_THETA, ModelConfig, parse_params
 from codellama_convert.model.releases import PARAMS_TEXTS
+from codellama_convert.storage.digests import file_digest
+from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.output_files import (
     first_other_byte,
     parse_json,
     read_small,
 )
-from codellama_convert.verify.rank_folder import PARAMS_NAME, TOKENIZER_NAME
+from codellama_convert.verify.rank_folder import CHECKLIST_NAME, PARAMS_NAME, TOKENIZER_NAME
 from codellama_convert.verify.report import Problems
 
 # Meta's loaders take keys as arguments: any other ends them.
@@ -97,3 +100,23 @@ def check_tokenizer_model(
             "loader wants as many",
             file=TOKENIZER_NAME,
         )
+
+
+def check_checklist(folder: Path, names: Sequence[str], problems: Problems) -> None:
+    """Compare checklist.chk with the MD5 sums of all that lies beside it.
+
+    Args:
+        folder: The output.
+        names: The files that it lists, in order.
+        problems: Gets what differs.
+    """
+    try:
+        raw = read_small(folder / CHECKLIST_NAME)
+        sums = [file_digest(folder / n, "md5", error=VerifyError, watch=Watch()) for n in names]
+    except VerifyError as problem:
+        problems.add_error(problem)
+        return
+    expected = "".join(f"{md5}  {name}\n" for md5, name in zip(sums, names, strict=True))
+    other = first_other_byte(raw, [expected.encode()])
+    if other is not None:
+        problems.add(f"is not the list of these files: {other}", file=CHECKLIST_NAME)

@@ -15,6 +15,7 @@ from codellama_convert.plan.reverse import ReverseJob
 from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.output_files import complain_of_strays
 from codellama_convert.verify.rank_folder import (
+    CHECKLIST_NAME,
     PARAMS_NAME,
     TOKENIZER_NAME,
     read_ranks,
@@ -26,7 +27,11 @@ from codellama_convert.verify.rank_parts import (
     compare_parts,
     right_crcs,
 )
-from codellama_convert.verify.rank_small_files import check_params, check_tokenizer_model
+from codellama_convert.verify.rank_small_files import (
+    check_checklist,
+    check_params,
+    check_tokenizer_model,
+)
 from codellama_convert.verify.ranks_job import ExpectedRanks, asked_of_ranks, expected_ranks
 from codellama_convert.verify.ranks_record import Found, check_ranks_record
 from codellama_convert.verify.record_reader import readable_record
@@ -105,4 +110,7 @@ def _check_other_files(output_dir: Path, expected: ExpectedRanks, problems: Prob
         names.add(TOKENIZER_NAME)
         n_rows = expected.config.vocab_size
         check_tokenizer_model(output_dir, expected.tokenizer, n_rows, problems)
+    if expected.checklist:
+        check_checklist(output_dir, sorted(names), problems)
+        names.add(CHECKLIST_NAME)
     complain_of_strays(output_dir, names, problems.add, is_taken)

@@ -42,6 +42,7 @@ def asked_of_ranks(options: ReverseOptions) -> AskedRanks:
     has_tokenizer = options.tokenizer_model is not None
     is_usual = options.torch_layout == usual.torch_layout
     return AskedRanks(
+        checklist=True if options.checklist else None,
         dtype=None if options.dtype is None else as_dtype(options.dtype).name,
         ranks=options.n_ranks,
         rope_freqs=None if options.rope_freqs else False,
@@ -78,6 +79,7 @@ def reverse_options_for(
         # Rows that do not fit the tokenizer are a difference, and no reason not to open the source.
         vocab_rows=recorded.vocab_rows or n_rows,
         skip_tokenizer=bool(said.skip_tokenizer) and options.tokenizer_model is None,
+        checklist=bool(said.checklist),
     )
 
 
@@ -93,6 +95,7 @@ class ExpectedRanks:
         layout: The version of PyTorch whose files they equal.
         frequencies: The bytes of the rotary frequencies; None where they are left out.
         tokenizer: The tokenizer beside them; None where it is left out.
+        checklist: Whether Meta's list of MD5 sums lies beside them.
     """
 
     source: Source
@@ -102,6 +105,7 @@ class ExpectedRanks:
     layout: TorchLayout
     frequencies: bytes | None
     tokenizer: SentencePieceModel | None
+    checklist: bool
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,6 +122,7 @@ class ExpectedRanks:
     def options(self) -> dict[str, Any]:
         """Spell the options that the record has."""
         return {
+            "checklist": self.checklist,
             "dtype": self.dtype.name,
             "ranks": self.n_ranks,
             "rope_freqs": self.frequencies is not None,
@@ -173,6 +178,7 @@ def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:
         layout=asked.torch_layout or job.options.torch_layout,
         frequencies=None if asked.rope_freqs is False else _frequencies(source, config, dtype),
         tokenizer=None if asked.skip_tokenizer else job.tokenizer,
+        checklist=bool(asked.checklist),
     )
 
 

@@ -24,6 +24,7 @@ from codellama_convert.verify.against_record import (
 from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.output_files import complain_of_strays
 from codellama_convert.verify.rank_folder import (
+    CHECKLIST_NAME,
     PARAMS_NAME,
     TOKENIZER_NAME,
     Ranks,
@@ -75,7 +76,7 @@ def verify_ranks_record(output_dir: Path, asked: AskedRanks, reading: FileReadin
     problems.add_differences(RECORD_NAME, record.options, expected, part="options")
     said = record.asked_ranks or AskedRanks()
     n_ranks = said.ranks or len(ranks)
-    _compare_files(record, n_ranks, skip_tokenizer=said.skip_tokenizer is True, problems=problems)
+    _compare_files(record, n_ranks, said, problems)
     complain_of_strays(output_dir, record.files, problems.add, is_taken)
     for name, listed in sorted(record.parts.items()):
         _compare_forms(name, listed, ranks, n_ranks, problems)
@@ -127,8 +128,7 @@ def check_ranks_record(
     if record.version == __version__ and record.model != job.model_name:
         what = f"model is {shown(record.model)}, expected {job.model_name!r}"
         problems.add(what, file=RECORD_NAME)
-    skipped = expected.tokenizer is None
-    _compare_files(record, expected.n_ranks, skip_tokenizer=skipped, problems=problems)
+    _compare_files(record, expected.n_ranks, AskedRanks(**expected.options()), problems)
     _compare_tensors(record, tensors, found, problems)
     compare_source(record, found.measured, problems)
 
@@ -154,13 +154,13 @@ def _compare_tensors(
             problems.add(f"tensor {name!r} {line}", file=RECORD_NAME)
 
 
-def _compare_files(
-    record: Record, n_ranks: int, *, skip_tokenizer: bool, problems: Problems
-) -> None:
+def _compare_files(record: Record, n_ranks: int, said: AskedRanks, problems: Problems) -> None:
     """Look whether the record speaks of all files, and of no other."""
     needed = {PARAMS_NAME, *map(rank_name, range(n_ranks))}
-    if not skip_tokenizer:
+    if said.skip_tokenizer is not True:
         needed.add(TOKENIZER_NAME)
+    if said.checklist:
+        needed.add(CHECKLIST_NAME)
     for name in sorted(needed.difference(record.files)):
         problems.add(f"its files lack {name}", file=RECORD_NAME)
     for name in sorted(set(record.files) - needed):

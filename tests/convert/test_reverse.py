@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from itertools import product
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codellama_convert import convert_checkpoint, reverse_checkpoint
+from codellama_convert import convert_checkpoint, reverse_checkpoint, verify_output
 from codellama_convert.convert.run import run
 from codellama_convert.errors import ConfigError, OutputError, TokenizerError
 from codellama_convert.plan.options import Options
@@ -200,3 +201,22 @@ def test_ranks_of_an_older_result_go_and_other_pth_files_are_refused(folder, tmp
         RunOptions(overwrite=True),
     )
     assert sorted(ranks_of(tmp_path / "out")) == ["consolidated.00.pth", "consolidated.01.pth"]
+
+
+def test_a_checklist_on_request_is_one_that_md5sum_accepts(folder, tmp_path):
+    options = ReverseOptions(n_ranks=2, checklist=True)
+    job = plan_reverse(folder, options)
+    run(job, tmp_path / "out")
+    listed = (tmp_path / "out" / "checklist.chk").read_text().splitlines()
+    assert [line.split("  ")[1] for line in listed] == [
+        "consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"
+    ]  # fmt: skip
+    for line in listed:
+        md5, name = line.split("  ")
+        assert hashlib.md5((tmp_path / "out" / name).read_bytes()).hexdigest() == md5
+    assert verify_output(tmp_path / "out", job).problems == ()
+    assert verify_output(tmp_path / "out").problems == ()
+    text = (tmp_path / "out" / "checklist.chk").read_text()
+    (tmp_path / "out" / "checklist.chk").write_text(text.replace(listed[0][0], "x", 1))
+    assert any("checklist.chk" in one for one in verify_output(tmp_path / "out", job).problems)
+    assert any("checklist.chk" in one for one in verify_output(tmp_path / "out").problems)

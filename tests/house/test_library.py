@@ -21,6 +21,7 @@ from codellama_convert import (
     VerifyReport,
     convert_checkpoint,
     plan_conversion,
+    plan_reverse,
     verify_output,
 )
 from codellama_convert.convert.run import run
@@ -30,7 +31,8 @@ NAMES = {
     "CastError", "CheckpointError", "CodeLlamaTokenizer", "ConfigError", "ConversionReport",
     "ConvertError", "Interrupted", "Job", "LayoutError", "Options", "OutputError", "RunOptions",
     "TokenizerError", "VerifyError", "VerifyReport", "convert_checkpoint", "dtype_named",
-    "plan_conversion", "verify_output",
+    "plan_conversion", "verify_output", "reverse_checkpoint", "plan_reverse", "ReverseJob",
+    "ReverseOptions",
 }  # fmt: skip
 
 
@@ -95,6 +97,18 @@ def test_a_job_is_shown_in_a_line_that_can_be_read(options: Options, tmp_path: P
     assert repr(str(source)) in shown
     assert len(shown) < 300 + len(str(source))
     assert "\n" not in shown
+
+
+def test_a_job_of_ranks_is_a_line_too_and_is_sent_as_it_is(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    job = plan_reverse(checkpoint)
+    assert repr(job).startswith(f"ReverseJob(input_dir={str(checkpoint)!r}, n_ranks=1")
+    assert len(repr(job)) < 300 + len(str(checkpoint))
+    again = pickle.loads(pickle.dumps(job))
+    assert again == job
+    run(again, tmp_path / "out")
+    assert (tmp_path / "out" / "consolidated.00.pth").exists()
 
 
 @pytest.mark.parametrize(
