@@ -15,6 +15,7 @@ syscalls  every call on the output folder fails with ENOSPC, with EIO, and is th
 order     what is on the disk before what, and whether each fsync is missed
           kills, syscalls and order in each direction: ranks to Hugging Face, the way back, and
           ranks to another number of them
+sizes     a rank of more than 4 GB is written for real and compared with torch's; takes 9 GB of disk
 neighbours  somebody else swaps the staging folder or what is in it, at each step
 
 Each family has a control that must succeed, without which it does not begin, and planted mistakes
@@ -34,6 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.convert.true_sizes import OVER_4_GB, differing_ranks
 from tests.faults import strace
 from tests.faults.differential.plants import PLANTS as TROUBLE
 from tests.faults.directions import ACROSS, BACK, DIRECTIONS, FORWARD, Direction
@@ -244,10 +246,20 @@ def neighbours(workers: int) -> Iterator[Verdict]:
         yield Verdict("neighbours, all taken for ours", ended, bool(found))
 
 
+def sizes(workers: int) -> Iterator[Verdict]:
+    """Write a rank of more than 4 GB."""
+    del workers
+    with scratch(on_disk=True) as folder:
+        different = differing_ranks(folder, OVER_4_GB)
+        n_bytes = (folder / "out" / "consolidated.00.pth").stat().st_size
+    passed = not different and n_bytes > 1 << 32
+    yield Verdict("a rank over 4 GB", f"{n_bytes:,} bytes", passed, different)
+
+
 NEED_STRACE = (syscalls, order)
 FAMILIES: dict[str, Family] = {
     "fuzz": fuzz, "kills": kills, "runs": runs, "syscalls": syscalls, "order": order,
-    "neighbours": neighbours,
+    "neighbours": neighbours, "sizes": sizes,
 }  # fmt: skip
 
 

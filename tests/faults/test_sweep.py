@@ -30,7 +30,7 @@ def test_one_failure_fails_the_sweep(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_families_are_those_of_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(FAMILIES) == {"fuzz", "kills", "runs", "syscalls", "order", "neighbours"}
+    assert set(FAMILIES) == {"fuzz", "kills", "runs", "syscalls", "order", "neighbours", "sizes"}
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
