@@ -59,7 +59,7 @@ def describe_ranks(job: ReverseJob, output: OutputState) -> dict[str, Any]:
         "rope_theta": weights.config.rope_theta,
         "vocab_size": weights.config.vocab_size,
         "ranks": len(plan.files),
-        "torch_layout": job.options.torch_layout,
+        "torch_layout": job.torch_layout,
         "dropped": list(job.dropped),
         "largest_tile_bytes": max(plan.read_tile_bytes, plan.write_tile_bytes),
         "workers": plan.workers,

@@ -20,7 +20,6 @@ from codellama_convert.plan.options import (
     TOKENIZER_ONLY,
     Options,
 )
-from codellama_convert.plan.reverse_options import ReverseOptions
 from codellama_convert.storage.sizes import parse_size
 from codellama_convert.tensors import DTYPE_NAMES
 from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES
@@ -232,7 +231,8 @@ RANK_OPTIONS = _options(
         "--ranks",
         "n_ranks",
         type=click.IntRange(min=1, max=MAX_RANKS),
-        help="Number of files; by default that of the released model of this shape, or else 1.",
+        help="Number of files; by default as many as the folder was converted from, as the "
+        "released model of this shape has, or else 1.",
     ),
     click.option(
         "--dtype",
@@ -244,9 +244,8 @@ RANK_OPTIONS = _options(
     click.option(
         "--torch_layout",
         type=OneOf(TORCH_LAYOUTS),
-        default=ReverseOptions().torch_layout,
-        show_default=True,
-        help="Version of PyTorch whose files the ranks equal byte for byte; Meta's are as 1.13's.",
+        help="Version of PyTorch whose files the ranks equal byte for byte; by default that of "
+        "those that the folder was converted from, or else 1.13, as Meta's are.",
     ),
     click.option(
         "--no_rope_freqs",

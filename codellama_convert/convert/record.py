@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from codellama_convert.hugging_face.config_json import json_bytes
 from codellama_convert.hugging_face.model_card import CARD_NAME
 from codellama_convert.meta.checklist import CHECKLIST_NAME, checklist_bytes
 from codellama_convert.model.asked import RECORD_NAME
+from codellama_convert.plan.find_original import find_original
 from codellama_convert.plan.job import Job
+from codellama_convert.plan.original import MAX_REST_BYTES, original_json
 from codellama_convert.plan.reverse import ReverseJob
 from codellama_convert.staging.record_values import FileSum, SealedFile
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.watch import Watch
 
-# Of that; 70B has 723 tensors and 160 kB.
-_RECORD_BYTES, _RECORD_BYTES_PER_ENTRY = 1 << 13, 1 << 8
+# Of that; 70B has 723 tensors and 160 kB, or 210 kB where ranks were saved in an unusual way.
+_RECORD_BYTES, _RECORD_BYTES_PER_ENTRY = 1 << 14, 1 << 9
 
 
 def record_json(
@@ -72,6 +75,7 @@ def record_json(
             "options": job.fingerprint()["options"],
             "source": _source(job, source_crcs),
             "tensors": _tensors(job, sealed),
+            **_original(job),
         }
     )
 
@@ -91,6 +95,17 @@ def _source(job: Job | ReverseJob, source_crcs: Sequence[int]) -> dict[str, Any]
         file.path.name: {"size": file.n_bytes, "crc32": f"{crc:08x}"}
         for file, crc in zip(files, source_crcs, strict=True)
     }
+
+
+def _original(job: Job | ReverseJob) -> dict[str, Any]:
+    """Say how the ranks are saved that were read or written, where they can come back as they were."""
+    if isinstance(job, ReverseJob):
+        original = job.original
+    elif job.weights is None:
+        original = None
+    else:
+        original = find_original(job.weights.checkpoint, job.weights.plan.dtype)
+    return {} if original is None else {"original": original_json(original)}
 
 
 def _tensors(job: Job | ReverseJob, sealed: Mapping[str, SealedFile]) -> dict[str, Any]:
@@ -148,7 +163,7 @@ def file_sizes(
     """
     card = job.model_card() if with_card else None
     sizes = {name: len(content) for name, content in small_files.items()}
-    sizes |= {RECORD_NAME: _RECORD_BYTES, CARD_NAME: len(card or b"")}
+    sizes |= {RECORD_NAME: _RECORD_BYTES + _rest_digits(job), CARD_NAME: len(card or b"")}
     if isinstance(job, ReverseJob) and job.options.checklist:
         listed = [*small_files, *(file.name for file in job.weight_files)]
         sizes[CHECKLIST_NAME] = checklist_bytes(listed)
@@ -156,3 +171,15 @@ def file_sizes(
         sizes[file.name] = file.n_bytes
         sizes[RECORD_NAME] += _RECORD_BYTES_PER_ENTRY * (len(file.tensors) + 1)
     return sizes
+
+
+def _rest_digits(job: Job | ReverseJob) -> int:
+    """Count the digits that say what the ranks hold beside the weights, at most."""
+    if isinstance(job, ReverseJob) or job.weights is None:
+        return 2 * MAX_REST_BYTES if isinstance(job, ReverseJob) and job.original else 0
+    weights = sum(
+        prod(tensor.meta.part_shape) * tensor.spec.dtype.itemsize
+        for tensor in job.weights.checkpoint.layout
+    )
+    stored = [sum(one.n_bytes for one in rank.storages.values()) for rank in job.ranks]
+    return 2 * min(sum(max(n_bytes - weights, 0) for n_bytes in stored), MAX_REST_BYTES)

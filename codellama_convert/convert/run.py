@@ -171,7 +171,7 @@ def run(
         written = _stage(job, folder, chosen, small_files=small_files, write=write, watch=watch)
         folder.commit()
         names = folder.publish()
-    notes = (*job.notes, *_old_card_notes(output_dir, names))
+    notes = (*job.notes, *_restored_notes(job, written), *_old_card_notes(output_dir, names))
     return ConversionReport(
         output_dir=output_dir,
         files=names,
@@ -184,6 +184,14 @@ def run(
         nonfinite=_by_tensor(one.nonfinite for one in written.sealed.values()),
         notes=notes,
     )
+
+
+def _restored_notes(job: Job | ReverseJob, written: Written) -> tuple[str, ...]:
+    """Say whether the ranks that were written are those that the record of the source speaks of."""
+    if isinstance(job, Job) or job.weights.recorded is None:
+        return ()
+    crcs = {name: one.crc32 for name, one in written.sealed.items()}
+    return tuple(job.weights.recorded.notes_on(job.weight_files, crcs))
 
 
 def _old_card_notes(output_dir: Path, names: Collection[str]) -> tuple[str, ...]:

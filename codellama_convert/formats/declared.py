@@ -19,6 +19,7 @@ from codellama_convert.formats.pickle_names import (
     View,
 )
 from codellama_convert.formats.pickle_reader import parse_pickle
+from codellama_convert.formats.saved_rank import Container
 from codellama_convert.formats.zip_directory import DAMAGED_HINT
 
 
@@ -30,11 +31,19 @@ class Declared:
         entries: What must be tensors, by the names they go by from here on.
         dropped: Shapes of tensors that are left out, by name; their bytes are never looked at.
         notes: What a user should know of the choice.
+        container: What the pickle holds them in.
     """
 
     entries: Mapping[Any, Any]
     dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    container: Container = "dict"
+
+    @property
+    def location(self) -> str:
+        """The device that the first tensor was saved from; empty where there is none."""
+        views = (value for value in self.entries.values() if type(value) is View)
+        return next((view.storage.location for view in views), "")
 
 
 Choose = Callable[[Path, Mapping[Any, Any]], Declared]
@@ -46,7 +55,7 @@ def take_all(path: Path, top: Mapping[Any, Any]) -> Declared:
     return Declared(top)
 
 
-def read_declared(path: Path, pickled: bytes) -> Mapping[Any, Any]:
+def read_declared(path: Path, pickled: bytes) -> tuple[Container, Mapping[Any, Any]]:
     """Run the inert machine and expect a dict.
 
     Args:
@@ -54,7 +63,7 @@ def read_declared(path: Path, pickled: bytes) -> Mapping[Any, Any]:
         pickled: The content of data.pkl.
 
     Returns:
-        The dict; what its values are is not looked at.
+        Its kind and what it holds; what the values are is not looked at.
 
     Raises:
         CheckpointError: If the pickle is refused, or is of something else.
@@ -71,7 +80,7 @@ def read_declared(path: Path, pickled: bytes) -> Mapping[Any, Any]:
             path=path,
             hint=METAS_FILES_HINT,
         )
-    return content
+    return ("dict" if content is top else "OrderedDict"), content
 
 
 def items_of(value: Any) -> Mapping[Any, Any] | None:

@@ -125,11 +125,12 @@ class OtherTensor:
 
 @dataclass(frozen=True, slots=True)
 class DeclaredStorage:
-    """A storage as the pickle declares it."""
+    """A storage as the pickle declares it; `location` is the device that it was saved from."""
 
     dtype: Dtype | str
     key: str
     n_elements: int
+    location: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +183,15 @@ def named(module: str, name: str, *, after: str | None = None) -> GlobalName:
     return GlobalName(module, name)
 
 
-def declared(storage_class: GlobalName, key: str, n_elements: int) -> DeclaredStorage | None:
+def declared(
+    storage_class: GlobalName, key: str, n_elements: int, location: str
+) -> DeclaredStorage | None:
     """Return a storage as it is declared; None where the name is no storage's."""
     pair = (storage_class.module, storage_class.name)
     if pair in _STORAGES:
-        return DeclaredStorage(_STORAGES[pair], key, n_elements)
+        return DeclaredStorage(_STORAGES[pair], key, n_elements, location)
     if pair in _OTHER_STORAGES:
-        return DeclaredStorage(storage_class.name, key, n_elements)
+        return DeclaredStorage(storage_class.name, key, n_elements, location)
     return None
 
 

@@ -237,7 +237,7 @@ class _Machine:
                         f"storage {key} was saved on the device 'meta', without its values",
                         METAS_FILES_HINT,
                     )
-                storage = declared(storage_class, key, n_elements)
+                storage = declared(storage_class, key, n_elements, place)
                 if storage is not None:
                     self._stack.append(storage)
                     return

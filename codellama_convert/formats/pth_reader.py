@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from codellama_convert.formats.pickle_names import (
     OtherTensor,
     View,
 )
+from codellama_convert.formats.saved_rank import Container
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor
 from codellama_convert.formats.views import refuse_costly_views, refuse_wrong_view
 from codellama_convert.formats.zip_directory import DAMAGED_HINT, TORCHSCRIPT, TORCHSCRIPT_HINT
@@ -60,6 +61,8 @@ class RankIndex:
         root: The zip's root folder; torch calls it after the file that it writes.
         dropped: Shapes of tensors that were left out unseen, by name.
         notes: What was taken off the names, or passed over.
+        container: What the pickle holds its tensors in.
+        location: The device that the first of them was saved from.
     """
 
     path: Path
@@ -73,6 +76,8 @@ class RankIndex:
     root: str = ""
     dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    container: Container = "dict"
+    location: str = "cpu"
 
     @property
     def fingerprint(self) -> list[Any]:
@@ -120,7 +125,8 @@ def read_rank(
         pickled = read_entry(file, archive.entries["data.pkl"], _MAX_PICKLE_BYTES)
         parsed = cache.get(pickled) if cache is not None else None
         if parsed is None:
-            parsed = choose(path, read_declared(path, pickled))
+            container, entries = read_declared(path, pickled)
+            parsed = replace(choose(path, entries), container=container)
             if cache is not None:
                 cache[pickled] = parsed
         storages: dict[str, Storage] = {}
@@ -141,6 +147,8 @@ def read_rank(
             root=archive.root,
             dropped=parsed.dropped,
             notes=parsed.notes,
+            container=parsed.container,
+            location=parsed.location,
         )
 
 

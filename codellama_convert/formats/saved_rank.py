@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -78,6 +78,38 @@ def own_storages(specs: Iterable[TensorSpec], *, root: str) -> SavedRank:
     """
     tensors = tuple(SavedTensor(spec, number) for number, spec in enumerate(specs))
     return SavedRank(tensors, tuple(tensor.spec.n_elements for tensor in tensors), root)
+
+
+def spare_spans(rank: SavedRank, names: Collection[str]) -> tuple[tuple[int, int, int], ...]:
+    """Find what the storages of a rank hold besides some of its tensors.
+
+    Args:
+        rank: What is saved, checked by `storage_dtypes`.
+        names: Those tensors.
+
+    Returns:
+        Number of the storage, first byte and the one behind the last, in order.
+
+    Raises:
+        ValueError: If two of the tensors overlap.
+    """
+    itemsizes = [dtype.itemsize for dtype in storage_dtypes(rank)]
+    covered = sorted(
+        (tensor.storage, tensor.storage_offset, tensor.storage_offset + tensor.spec.n_elements)
+        for tensor in rank.tensors
+        if tensor.spec.name in names
+    )
+    ends = [(number, n, n) for number, n in enumerate(rank.storage_elements)]
+    spare, at = [], (0, 0)
+    for storage, first, end in sorted([*covered, *ends]):
+        reached = at[1] if storage == at[0] else 0
+        if first < reached:
+            raise ValueError("tensors overlap")
+        if first > reached:
+            itemsize = itemsizes[storage]
+            spare.append((storage, reached * itemsize, first * itemsize))
+        at = storage, end
+    return tuple(spare)
 
 
 def storage_dtypes(rank: SavedRank) -> tuple[Dtype, ...]:

@@ -7,13 +7,16 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from codellama_convert.formats.pth_writer import RankFilePlan, TorchLayout, lay_out, own_storages
+from codellama_convert.formats.pth_writer import RankFilePlan, TorchLayout, lay_out
+from codellama_convert.formats.saved_rank import SavedRank, own_storages, spare_spans
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.rope import rope_freqs
-from codellama_convert.model.tensor_table import FREQUENCIES_NAME, names_in_meta_order
+from codellama_convert.model.tensor_table import FREQUENCIES_NAME
 from codellama_convert.plan.budget import buffer_pair_bytes, choose_tile_and_workers
+from codellama_convert.plan.original import in_meta_order
 from codellama_convert.plan.target import Piece
 from codellama_convert.plan.tiles import Passage, TensorPlan
+from codellama_convert.storage.checksums import combine
 from codellama_convert.tensors import Dtype, TensorSpec
 
 
@@ -25,15 +28,13 @@ class RankPlan:
         number: Of the rank, from 0.
         layout: Where everything lies in the file.
         tensors: Those that are moved into it.
-        made: The content of those that are not, by name.
-        order: The names of all, as the file has them.
+        rest: What else its storages hold, each piece where it lies.
     """
 
     number: int
     layout: RankFilePlan
     tensors: tuple[TensorPlan, ...]
-    made: Mapping[str, bytes]
-    order: tuple[str, ...]
+    rest: tuple[Piece, ...]
 
     @property
     def name(self) -> str:
@@ -53,21 +54,21 @@ class RankPlan:
     @property
     def beginning(self) -> bytes:
         """The bytes that it begins with: the header of its first record, which has no sum."""
-        return self.layout.seal([0] * len(self.order))[-1][1]
+        return self.layout.seal([0] * len(self.layout.storage_spans))[-1][1]
 
     def body(self, crcs: Mapping[str, int]) -> Sequence[Piece]:
         """Build what lies between the tensors' data, and the data that is not moved."""
-        made = [(self.layout.tensor_offsets[name], data) for name, data in self.made.items()]
-        return (*made, *self.layout.body(self._storage_crcs(crcs)))
+        return (*self.rest, *self.layout.body(self._storage_crcs(crcs)))
 
     def seal(self, crcs: Mapping[str, int]) -> Sequence[Piece]:
         """Build what makes it loadable: the zip directory, and the first bytes."""
         return self.layout.seal(self._storage_crcs(crcs))
 
     def _storage_crcs(self, crcs: Mapping[str, int]) -> list[int]:
-        """List the sums of the storages: each tensor has its own, in the order of the file."""
-        of_made = {name: zlib.crc32(data) for name, data in self.made.items()}
-        return [{**crcs, **of_made}[name] for name in self.order]
+        """Join the sums of what lies in each storage."""
+        pieces = {at: (len(piece), zlib.crc32(piece)) for at, piece in self.rest}
+        pieces |= {one.offset: (one.part_bytes, crcs[one.spec.name]) for one in self.tensors}
+        return [_joined(pieces, start, end) for start, end in self.layout.storage_spans]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +130,9 @@ def rank_name(number: int) -> str:
 
 def plan_ranks(
     passages: Sequence[Passage],
-    config: ModelConfig,
+    ranks: Sequence[SavedRank],
     *,
-    made: Mapping[str, bytes],
+    rest: Sequence[bytes],
     layout: TorchLayout,
     max_ram_bytes: int | None = None,
     workers: int,
@@ -141,8 +142,9 @@ def plan_ranks(
 
     Args:
         passages: The tensors; all go to the same number of ranks.
-        config: The model.
-        made: The content of what is not moved, by name: of `frequencies`.
+        ranks: What each rank is saved of; the same in all of them but for the root, which is of one
+            length, so that everything has the same place in all of them.
+        rest: Of each rank, what its storages hold besides the tensors that are moved, in order.
         layout: Which torch's files they equal.
         max_ram_bytes: Largest sum of all buffers; as `fit_plan`.
         workers: Tensors in flight, at most.
@@ -153,6 +155,8 @@ def plan_ranks(
 
     Raises:
         ConfigError: If not even one row (or head) fits into the buffers.
+        CheckpointError: If torch.save could not have been given such ranks.
+        ValueError: If the rest is not all that they hold besides.
     """
     tile_bytes, workers = choose_tile_and_workers(
         {passage.form: passage for passage in passages}.values(),
@@ -160,23 +164,65 @@ def plan_ranks(
         workers=workers,
         keep_workers=keep_workers,
     )
-    dtype, n_ranks = passages[0].dtype, len(passages[0].target.files)
-    shapes = {passage.target.name: passage.target.part_shape for passage in passages}
-    shapes |= {name: (len(data) // dtype.itemsize,) for name, data in made.items()}
-    order = tuple(name for name in names_in_meta_order(config.num_hidden_layers) if name in shapes)
-    specs = [TensorSpec(name, dtype, shapes[name]) for name in order]
-    placed = [
-        lay_out(own_storages(specs, root=rank_name(number).removesuffix(".pth")), layout)
-        for number in range(n_ranks)
-    ]
-    # The names of the ranks are of one length, so everything has the same place in all of them.
+    spare = spare_spans(ranks[0], {passage.target.name for passage in passages})
+    placed = [lay_out(rank, layout) for rank in ranks]
     offsets = placed[0].tensor_offsets
     tensors = tuple(
         passage.plan(offset=offsets[passage.target.name], tile_bytes=tile_bytes)
         for passage in passages
     )
-    files = tuple(RankPlan(n, one, tensors, made, order) for n, one in enumerate(placed))
-    return RanksPlan(files, dtype, tile_bytes, workers)
+    files = tuple(
+        RankPlan(number, one, tensors, _placed_rest(one, spare, content))
+        for number, (one, content) in enumerate(zip(placed, rest, strict=True))
+    )
+    return RanksPlan(files, passages[0].dtype, tile_bytes, workers)
+
+
+def standard_ranks(
+    passages: Sequence[Passage], config: ModelConfig, made: Mapping[str, bytes]
+) -> tuple[SavedRank, ...]:
+    """Save each tensor in a storage of its own, in Meta's order.
+
+    Args:
+        passages: The tensors; all go to the same number of ranks.
+        config: The model.
+        made: The content of what is not moved, by name: of `frequencies`.
+
+    Returns:
+        The ranks.
+    """
+    dtype, n_ranks = passages[0].dtype, len(passages[0].target.files)
+    specs = {passage.target.name: passage.part_spec for passage in passages}
+    specs |= {
+        name: TensorSpec(name, dtype, (len(data) // dtype.itemsize,)) for name, data in made.items()
+    }
+    order = [specs[name] for name in in_meta_order(specs, config.num_hidden_layers)]
+    return tuple(
+        own_storages(order, root=rank_name(number).removesuffix(".pth"))
+        for number in range(n_ranks)
+    )
+
+
+def _placed_rest(
+    layout: RankFilePlan, spare: Sequence[tuple[int, int, int]], content: bytes
+) -> tuple[Piece, ...]:
+    """Place what is not moved in the gaps that it fills."""
+    pieces, at = [], 0
+    for storage, first, end in spare:
+        pieces.append((layout.storage_spans[storage][0] + first, content[at : at + end - first]))
+        at += end - first
+    if at != len(content):
+        raise ValueError(f"there are {len(content)} bytes for {at} that no tensor has")
+    return tuple(pieces)
+
+
+def _joined(pieces: Mapping[int, tuple[int, int]], start: int, end: int) -> int:
+    """Join the sums of the pieces that fill a range."""
+    n_bytes, whole = pieces[start]
+    while start + n_bytes < end:
+        n_more, crc = pieces[start + n_bytes]
+        whole, n_bytes = combine(whole, crc, n_more), n_bytes + n_more
+    return whole
 
 
 def frequencies(config: ModelConfig, dtype: Dtype) -> dict[str, bytes]:

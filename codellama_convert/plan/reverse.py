@@ -18,55 +18,23 @@ from codellama_convert.arguments import (
     instance_of,
 )
 from codellama_convert.errors import ConfigError, TokenizerError, one_line
+from codellama_convert.formats.saved_rank import TorchLayout
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
-from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.meta.find import PARAMS_NAME, TOKENIZER_NAME
-from codellama_convert.model.asked import MAX_RANKS
+from codellama_convert.model.asked import MAX_RANKS, RECORD_NAME
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.params_json import params_json
 from codellama_convert.model.recognise import fitting_releases
 from codellama_convert.model.releases import SHAPES_BY_SIZE
-from codellama_convert.model.tensor_table import FREQUENCIES_NAME, build_layout
-from codellama_convert.plan.rank_plan import RankPlan, RanksPlan, frequencies, plan_ranks
-from codellama_convert.plan.reverse_options import ReverseOptions
+from codellama_convert.plan.original import Original
+from codellama_convert.plan.rank_plan import RankPlan
+from codellama_convert.plan.rank_weights import RanksJob, plan_restored, plan_standard
+from codellama_convert.plan.reverse_options import DEFAULT_TORCH_LAYOUT, ReverseOptions
 from codellama_convert.plan.side import META, TargetSide
 from codellama_convert.plan.source import Source, open_source
-from codellama_convert.plan.tiles import Passage
 from codellama_convert.storage.contents import Content
-from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Progress
-from codellama_convert.tensors import Dtype, as_dtype
-
-
-@dataclass(frozen=True, slots=True)
-class RanksJob:
-    """The weights of a job that writes ranks.
-
-    Attributes:
-        source: What is read.
-        config: The model that is written.
-        plan: What is written where.
-    """
-
-    source: Source
-    config: ModelConfig
-    plan: RanksPlan
-
-    @property
-    def source_files(self) -> tuple[TensorFile, ...]:
-        """The files that are read."""
-        return self.source.files
-
-    @property
-    def source_dtypes(self) -> tuple[Dtype, ...]:
-        """The dtypes of what is read."""
-        return self.source.dtypes
-
-    @property
-    def cast(self) -> str | None:
-        """Both dtypes where the elements are cast, such as "bfloat16 to float16"."""
-        source, target = self.source.dtype_names, self.plan.dtype.name
-        return None if source == target else f"{source} to {target}"
+from codellama_convert.tensors import as_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,21 +107,36 @@ class ReverseJob:
         """Both dtypes where the elements are cast, such as "bfloat16 to float16"."""
         return self.weights.cast
 
+    @property
+    def original(self) -> Original | None:
+        """How the ranks were saved that come back; None where others are written."""
+        return None if self.weights.recorded is None else self.weights.recorded.original
+
+    @property
+    def torch_layout(self) -> TorchLayout:
+        """The version of PyTorch whose files the ranks equal."""
+        if self.original is not None:
+            return self.original.torch_layout
+        return self.options.torch_layout or DEFAULT_TORCH_LAYOUT
+
     def record_options(self) -> dict[str, Any]:
         """Return what was asked for, as the record has it."""
+        original = self.original
         return {
             "checklist": self.options.checklist,
             "dtype": self.weights.plan.dtype.name,
             "ranks": len(self.weight_files),
-            "rope_freqs": self.options.rope_freqs,
+            "rope_freqs": self.options.rope_freqs if original is None else bool(original.others),
             "skip_tokenizer": self.tokenizer is None,
-            "torch_layout": self.options.torch_layout,
+            "torch_layout": self.torch_layout,
             "vocab_rows": self.weights.config.vocab_size,
         }
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what the output's bytes depend on: inputs and options, as plain values."""
         inputs = dict(self.weights.source.inputs)
+        if self.weights.recorded is not None:
+            inputs[RECORD_NAME] = self.weights.recorded.sha256
         if self.tokenizer is not None:
             inputs[TOKENIZER_NAME] = hashlib.sha256(self.tokenizer.raw).hexdigest()
         return {"version": __version__, "options": self.record_options(), **inputs}
@@ -165,7 +148,9 @@ class ReverseJob:
 
     def small_files(self) -> dict[str, Content]:
         """Build every file beside the weights, by name."""
-        content: dict[str, Content] = {PARAMS_NAME: params_json(self.weights.config)}
+        original = self.original
+        params = params_json(self.weights.config) if original is None else original.params.encode()
+        content: dict[str, Content] = {PARAMS_NAME: params}
         if self.tokenizer is not None:
             content[TOKENIZER_NAME] = self.tokenizer.raw
         return content
@@ -196,41 +181,14 @@ def plan_reverse(
     tokenizer = _tokenizer(source, options)
     n_rows = _vocabulary_rows(source, tokenizer, options)
     config = replace(source.config, vocab_size=n_rows)
-    n_ranks = options.n_ranks or _released_ranks(config)
-    _refuse_uneven_split(config, n_ranks)
-    weights = _plan_weights(source, config, n_ranks, options, dtype or source.dtypes[0])
-    return ReverseJob(options, weights, tokenizer, tuple(map(one_line, source.notes)))
-
-
-def _plan_weights(
-    source: Source, config: ModelConfig, n_ranks: int, options: ReverseOptions, dtype: Dtype
-) -> RanksJob:
-    passages = []
-    for tensor in build_layout(config, n_ranks=n_ranks, dtype=dtype, with_head=True):
-        placement, read_dtype = source.placements[tensor.meta.name]
-        if placement.shape != tensor.meta.shape:  # rows of the vocabulary are left out
-            placement = replace(placement, shape=tensor.meta.shape)
-        passages.append(Passage(placement, tensor.meta, read_dtype, dtype, tensor.head_dim))
-    made: dict[str, bytes] = {}
-    if options.rope_freqs:
-        made = _frequencies(source, config, dtype)
-    plan = plan_ranks(
-        passages,
-        config,
-        made=made,
-        layout=options.torch_layout,
-        max_ram_bytes=options.max_ram_bytes,
-        workers=options.workers or default_workers(),
-        keep_workers=options.workers is not None,
-    )
-    return RanksJob(source, config, plan)
-
-
-def _frequencies(source: Source, config: ModelConfig, dtype: Dtype) -> dict[str, bytes]:
-    """Take the frequencies that the source has, or make them where they would be of another dtype."""
-    if source.frequencies is not None and source.frequencies[1] == dtype:
-        return {FREQUENCIES_NAME: source.frequencies[0]}
-    return frequencies(config, dtype)
+    dtype = dtype or source.dtypes[0]
+    weights, notes = plan_restored(source, config, options, dtype)
+    if weights is None:
+        n_ranks = options.n_ranks or _released_ranks(config)
+        _refuse_uneven_split(config, n_ranks)
+        weights = plan_standard(source, config, n_ranks, options, dtype)
+    notes = tuple(map(one_line, (*source.notes, *notes)))
+    return ReverseJob(options, weights, tokenizer, notes)
 
 
 def _tokenizer(source: Source, options: ReverseOptions) -> SentencePieceModel | None:

@@ -12,16 +12,19 @@ from codellama_convert.plan.options import DTYPE, IO_MODE, WORKERS, refuse_contr
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.tensors import DtypeLike
 
+DEFAULT_TORCH_LAYOUT: TorchLayout = "1.13"
+
 
 @dataclass(frozen=True, slots=True)
 class ReverseOptions:
     """What a user may ask of the way to ranks; a value that makes no sense is a `ConfigError`.
 
     Attributes:
-        n_ranks: How many files are written; None takes the number of the released model of this
-            shape, or else one.
+        n_ranks: How many files are written; None takes the number of those that the folder was
+            converted from, of the released model of this shape, or else one.
         dtype: Of the written tensors; None keeps that of the source.
-        torch_layout: The version of PyTorch whose files the ranks equal.
+        torch_layout: The version of PyTorch whose files the ranks equal; None takes that of those
+            that the folder was converted from, or else 1.13.
         rope_freqs: Whether the ranks hold the rotary frequencies, as Meta's do.
         vocab_rows: Rows of the vocabulary that are written; None writes all.
         tokenizer_model: Where tokenizer.model is, if elsewhere.
@@ -37,7 +40,7 @@ class ReverseOptions:
 
     n_ranks: int | None = None
     dtype: DtypeLike | None = None
-    torch_layout: TorchLayout = "1.13"
+    torch_layout: TorchLayout | None = None
     rope_freqs: bool = True
     vocab_rows: int | None = None
     tokenizer_model: str | os.PathLike[str] | None = None
@@ -58,7 +61,7 @@ class ReverseOptions:
 _RULES = {
     "n_ranks": RULES_OF_RANKS["ranks"],
     "dtype": DTYPE,
-    "torch_layout": one_of(*TORCH_LAYOUTS),
+    "torch_layout": or_none(one_of(*TORCH_LAYOUTS)),
     "rope_freqs": FLAG,
     "vocab_rows": RULES_OF_RANKS["vocab_rows"],
     "tokenizer_model": or_none(PATH),

@@ -58,6 +58,11 @@ class Source:
     notes: tuple[str, ...]
 
     @property
+    def is_metas(self) -> bool:
+        """Whether it is a folder of Meta's side."""
+        return all(placement.interleaved for placement, _ in self.placements.values())
+
+    @property
     def dtypes(self) -> tuple[Dtype, ...]:
         """The dtypes of its tensors, the embedding's first."""
         return tuple(dict.fromkeys(dtype for _, dtype in self.placements.values()))

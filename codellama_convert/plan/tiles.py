@@ -96,6 +96,11 @@ class Passage:
         return TensorSpec(self.target.name, self.dtype, self.target.shape)
 
     @property
+    def part_spec(self) -> TensorSpec:
+        """What each file gets of it."""
+        return TensorSpec(self.target.name, self.dtype, self.target.part_shape)
+
+    @property
     def form(self) -> tuple[object, ...]:
         """What the cost of a tile depends on."""
         sides = (self.source, self.target)

@@ -15,7 +15,9 @@ from codellama_convert import __version__
 from codellama_convert.errors import VerifyError, shown
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.model.asked import RECORD_NAME, Asked
+from codellama_convert.plan.find_original import find_original
 from codellama_convert.plan.job import Job
+from codellama_convert.plan.original import Original
 from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Watch
@@ -132,6 +134,7 @@ def check_record(
             compare_file(output_dir / name, record, {}, problems, reading)
     _compare_options(record, _expected_options(job, record), problems)
     _compare_model(record, job, problems)
+    _compare_original(record, job, problems)
     _compare_places(record, stored, problems)
     for name, one in sorted(measured.tensors.items()):
         said = record.tensors.get(name)
@@ -204,6 +207,22 @@ def _compare_model(record: Record, job: Job, problems: Problems) -> None:
     # Another version of this program may call a model otherwise.
     if record.version == __version__ and record.model != expected and not is_a_guess:
         problems.add(f"model is {shown(record.model)}, expected {expected!r}", file=RECORD_NAME)
+
+
+def _compare_original(record: Record, job: Job, problems: Problems) -> None:
+    """Compare how the ranks were saved, of which an older version of this program says nothing."""
+    if job.weights is None or (record.original is None and record.version != __version__):
+        return
+    expected = find_original(job.weights.checkpoint, job.weights.plan.dtype)
+    if record.original == expected:
+        return
+    if record.original is None or expected is None:
+        is_there = "missing, and the ranks could" if expected else "there, and the ranks cannot"
+        problems.add(f"original is {is_there} come back byte for byte", file=RECORD_NAME)
+        return
+    for one in fields(Original):
+        if getattr(record.original, one.name) != getattr(expected, one.name):
+            problems.add(f"original: {one.name} is not as the ranks have it", file=RECORD_NAME)
 
 
 def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems: Problems) -> None:

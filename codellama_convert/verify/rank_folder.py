@@ -18,7 +18,7 @@ from codellama_convert.formats.saved_rank import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.formats.stored_tensor import StoredTensor
 from codellama_convert.model.asked import AskedRanks
 from codellama_convert.model.config import ModelConfig
-from codellama_convert.model.tensor_table import FREQUENCIES_NAME, meta_name_of
+from codellama_convert.model.tensor_table import DROPPED_SUFFIX, meta_name_of
 from codellama_convert.storage.folders import names_in
 from codellama_convert.tensors import TensorSpec
 from codellama_convert.verify.folder_reader import StoredOutput
@@ -109,15 +109,19 @@ def shown_by(ranks: Ranks, config: ModelConfig) -> AskedRanks:
         tensor
         for rank in ranks.values()
         for name, tensor in rank.tensors.items()
-        if name != FREQUENCIES_NAME
+        if not _is_dropped(name)
     ]
     dtypes = {tensor.dtype.name for tensor in weights}
     return AskedRanks(
         dtype=dtypes.pop() if len(dtypes) == 1 else None,
         ranks=_count_shown(first, config),
-        rope_freqs=FREQUENCIES_NAME in first.tensors,
+        rope_freqs=any(map(_is_dropped, first.tensors)),
         torch_layout=_layout_shown(first),
     )
+
+
+def _is_dropped(name: str) -> bool:
+    return name.endswith(DROPPED_SUFFIX)
 
 
 def _count_shown(rank: RankIndex, config: ModelConfig) -> int | None:

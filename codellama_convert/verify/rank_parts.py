@@ -12,8 +12,10 @@ from codellama_convert.formats.pth_reader import RankIndex
 from codellama_convert.formats.pth_writer import lay_out
 from codellama_convert.formats.tensor_reader import UNSIGNED
 from codellama_convert.model.tensor_table import FREQUENCIES_NAME
+from codellama_convert.plan.rank_plan import RanksPlan
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.input_file import InputFile
+from codellama_convert.tensors import TensorSpec
 from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.rank_folder import Ranks, as_stored
 from codellama_convert.verify.ranks_job import ExpectedRanks
@@ -38,18 +40,20 @@ def compare_parts(
     Returns:
         The tensors whose values can be compared, the frequencies among them.
     """
-    shapes = {tensor.spec.name: tensor.target.part_shape for tensor in tensors}
-    if expected.frequencies is not None:
-        shapes[FREQUENCIES_NAME] = (expected.config.head_dim // 2,)
-    parts: Parts = {name: {} for name in shapes}
+    specs = {
+        tensor.spec.name: TensorSpec(tensor.spec.name, expected.dtype, tensor.target.part_shape)
+        for tensor in tensors
+    }
+    specs |= {spec.name: spec for spec in expected.others}
+    parts: Parts = {name: {} for name in specs}
     for number, name in enumerate(expected.names):
         rank = ranks.get(number)
         if rank is None:
             if not problems.are_about(name):
                 problems.add("is missing", file=name)
             continue
-        for tensor in sorted({*rank.tensors, *shapes}):
-            wrong = _wrong_form(rank, tensor, shapes.get(tensor), expected)
+        for tensor in sorted({*rank.tensors, *specs}):
+            wrong = _wrong_form(rank, tensor, specs.get(tensor))
             if wrong is not None:
                 problems.add(f"tensor {shown(tensor)} {wrong}", file=name)
             else:
@@ -57,19 +61,17 @@ def compare_parts(
     return parts
 
 
-def _wrong_form(
-    rank: RankIndex, name: str, shape: tuple[int, ...] | None, expected: ExpectedRanks
-) -> str | None:
+def _wrong_form(rank: RankIndex, name: str, spec: TensorSpec | None) -> str | None:
     """Say what is wrong with a tensor as a rank declares it."""
     tensor = rank.tensors.get(name)
     if tensor is None:
         return "is missing"
-    if shape is None:
+    if spec is None:
         return "does not belong to this model"
-    if tensor.shape != shape:
-        return f"has shape {tensor.shape}, expected {shape}"
-    if tensor.dtype != expected.dtype:
-        return f"is {tensor.dtype.name}, expected {expected.dtype.name}"
+    if tensor.shape != spec.shape:
+        return f"has shape {tensor.shape}, expected {spec.shape}"
+    if tensor.dtype != spec.dtype:
+        return f"is {tensor.dtype.name}, expected {spec.dtype.name}"
     if not tensor.row_major:
         return f"does not lie in order: it has strides {tensor.strides}"
     return None
@@ -146,6 +148,32 @@ def compare_layouts(
         if other is not None:
             what = f"is not laid out as PyTorch {expected.layout} writes it: {other}"
             problems.add(what, file=name)
+
+
+def compare_restored(
+    plan: RanksPlan,
+    ranks: Ranks,
+    crcs: Mapping[int, Mapping[str, int]],
+    problems: Problems,
+) -> None:
+    """Compare every byte that is no weight with what the ranks had there before.
+
+    Args:
+        plan: Where everything lay.
+        ranks: Those that were read.
+        crcs: By rank, of the weights that were read and are right.
+        problems: Gets what differs.
+    """
+    for file in plan.files:
+        rank, known = ranks.get(file.number), crcs.get(file.number, {})
+        if rank is None or any(tensor.spec.name not in known for tensor in file.tensors):
+            continue  # reported already; without each sum it is not known what the directory says
+        with InputFile(rank.path, error=VerifyError) as opened:
+            pieces = (*file.body(known), *file.seal(known))
+            other = _first_other(opened, file.n_bytes, pieces)
+        if other is not None:
+            what = f"is not as the file was that its source was converted from: {other}"
+            problems.add(what, file=file.name)
 
 
 def _first_other(file: InputFile, n_bytes: int, pieces: Sequence[tuple[int, bytes]]) -> str | None:

@@ -28,6 +28,19 @@ _KEYS = frozenset({
 _MORE_BYTES = 1 << 16
 
 
+def check_original_params(folder: Path, text: str, problems: Problems) -> None:
+    """Compare params.json with what the file was that the source was converted from."""
+    raw = text.encode()
+    try:
+        found = read_small(folder / PARAMS_NAME, len(raw) + _MORE_BYTES)
+    except VerifyError as problem:
+        problems.add_error(problem)
+        return
+    other = first_other_byte(found, [raw])
+    if other is not None:
+        problems.add(f"is not as it was: {other}", file=PARAMS_NAME)
+
+
 def check_params(folder: Path, config: ModelConfig, problems: Problems) -> None:
     """Compare params.json with the model: what Meta's code builds of it, and how it is spelled.
 

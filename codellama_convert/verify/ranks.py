@@ -25,10 +25,12 @@ from codellama_convert.verify.rank_parts import (
     compare_frequencies,
     compare_layouts,
     compare_parts,
+    compare_restored,
     right_crcs,
 )
 from codellama_convert.verify.rank_small_files import (
     check_checklist,
+    check_original_params,
     check_params,
     check_tokenizer_model,
 )
@@ -69,12 +71,18 @@ def verify_ranks(
     plan = job.weights.plan
     tensors = expected.tensors(plan.tile_bytes)
     parts = compare_parts(expected, tensors, ranks, problems)
-    frequencies = compare_frequencies(expected, parts.pop(FREQUENCIES_NAME, {}), problems)
+    others = {spec.name: parts.pop(spec.name) for spec in expected.others}
+    frequencies: dict[int, int] = {}
+    if expected.original is None:
+        frequencies = compare_frequencies(expected, others.get(FREQUENCIES_NAME, {}), problems)
     compared = [tensor for tensor in tensors if parts[tensor.spec.name]]
     reading = FileReading(job.options.io_mode, plan.workers, watch)
     measured = compare_tensors(compared, parts, expected.source.files, problems, reading)
     crcs = right_crcs(measured.tensors, frequencies)
-    compare_layouts(expected, tensors, ranks, crcs, problems)
+    if expected.original is None:
+        compare_layouts(expected, tensors, ranks, crcs, problems)
+    else:
+        compare_restored(plan, ranks, crcs, problems)
     _check_other_files(output_dir, expected, problems)
     if record is not None:
         check_ranks_record(
@@ -104,7 +112,10 @@ def _compare_forms(expected: ExpectedRanks, shown: AskedRanks, problems: Problem
 
 def _check_other_files(output_dir: Path, expected: ExpectedRanks, problems: Problems) -> None:
     """Compare the files beside the ranks, and name those that do not belong there."""
-    check_params(output_dir, expected.config, problems)
+    if expected.original is None:
+        check_params(output_dir, expected.config, problems)
+    else:
+        check_original_params(output_dir, expected.original.params, problems)
     names = {*expected.names, PARAMS_NAME}
     if expected.tokenizer is not None:
         names.add(TOKENIZER_NAME)

@@ -19,6 +19,7 @@ from codellama_convert.model.tensor_table import (
     build_layout,
     names_in_meta_order,
 )
+from codellama_convert.plan.original import Original
 from codellama_convert.plan.reverse import ReverseJob
 from codellama_convert.plan.reverse_options import ReverseOptions
 from codellama_convert.plan.source import Source
@@ -96,6 +97,7 @@ class ExpectedRanks:
         frequencies: The bytes of the rotary frequencies; None where they are left out.
         tokenizer: The tokenizer beside them; None where it is left out.
         checklist: Whether Meta's list of MD5 sums lies beside them.
+        original: How they were saved before, if they come back as they were.
     """
 
     source: Source
@@ -106,6 +108,16 @@ class ExpectedRanks:
     frequencies: bytes | None
     tokenizer: SentencePieceModel | None
     checklist: bool
+    original: Original | None
+
+    @property
+    def others(self) -> tuple[TensorSpec, ...]:
+        """What each rank has beside the tensors of the model."""
+        if self.original is not None:
+            return self.original.others
+        if self.frequencies is None:
+            return ()
+        return (TensorSpec(FREQUENCIES_NAME, self.dtype, (self.config.head_dim // 2,)),)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -125,7 +137,7 @@ class ExpectedRanks:
             "checklist": self.checklist,
             "dtype": self.dtype.name,
             "ranks": self.n_ranks,
-            "rope_freqs": self.frequencies is not None,
+            "rope_freqs": bool(self.others),
             "skip_tokenizer": self.tokenizer is None,
             "torch_layout": self.layout,
             "vocab_rows": self.config.vocab_size,
@@ -148,12 +160,20 @@ class ExpectedRanks:
         )
 
     def saved(self, number: int, tensors: tuple[TensorPlan, ...]) -> SavedRank:
-        """Spell what torch.save is given of a rank: every tensor by itself, in Meta's order."""
-        shapes = {tensor.spec.name: tensor.target.part_shape for tensor in tensors}
-        if self.frequencies is not None:
-            shapes[FREQUENCIES_NAME] = (self.config.head_dim // 2,)
-        order = names_in_meta_order(self.config.num_hidden_layers)
-        specs = [TensorSpec(name, self.dtype, shapes[name]) for name in order if name in shapes]
+        """Spell what torch.save is given of a rank.
+
+        Every tensor is by itself and they are in Meta's order, if they were not saved otherwise
+        before.
+        """
+        parts = {
+            tensor.spec.name: TensorSpec(tensor.spec.name, self.dtype, tensor.target.part_shape)
+            for tensor in tensors
+        }
+        n_layers = self.config.num_hidden_layers
+        if self.original is not None:
+            return self.original.saved_ranks(parts, n_layers)[number]
+        parts |= {spec.name: spec for spec in self.others}
+        specs = [parts[name] for name in names_in_meta_order(n_layers) if name in parts]
         return own_storages(specs, root=rank_name(number).removesuffix(".pth"))
 
 
@@ -170,15 +190,25 @@ def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:
     source = job.weights.source
     config = replace(source.config, vocab_size=asked.vocab_rows or job.weights.config.vocab_size)
     dtype = job.weights.plan.dtype if asked.dtype is None else dtype_named(asked.dtype)
+    original = job.original
+    if original is not None and not (
+        asked.ranks in (None, len(original.roots))
+        and asked.torch_layout in (None, original.torch_layout)
+        and (asked.rope_freqs is not False or not original.others)
+        and (config, dtype) == (job.weights.config, job.weights.plan.dtype)
+    ):
+        original = None
+    has_usual = original is None and asked.rope_freqs is not False
     return ExpectedRanks(
         source=source,
         config=config,
         n_ranks=asked.ranks or len(job.weight_files),
         dtype=dtype,
-        layout=asked.torch_layout or job.options.torch_layout,
-        frequencies=None if asked.rope_freqs is False else _frequencies(source, config, dtype),
+        layout=asked.torch_layout or job.torch_layout,
+        frequencies=_frequencies(source, config, dtype) if has_usual else None,
         tokenizer=None if asked.skip_tokenizer else job.tokenizer,
         checklist=bool(asked.checklist),
+        original=original,
     )
 
 

@@ -17,6 +17,7 @@ from codellama_convert.model.asked import (
     parse_asked,
     parse_asked_ranks,
 )
+from codellama_convert.plan.original import Original, parse_original
 from codellama_convert.storage.folders import names_in
 from codellama_convert.verify.output_files import (
     Complain,
@@ -28,7 +29,11 @@ from codellama_convert.verify.report import Problems
 
 Entry = TypeVar("Entry")
 
-_KEYS = frozenset({"converter", "crc32", "files", "model", "notes", "options", "source", "tensors"})
+_KEYS = frozenset(
+    {
+        "converter", "crc32", "files", "model", "notes", "options", "original", "source", "tensors",
+    }
+)  # fmt: skip
 _KEYS_OF_ENTRIES = {
     "files": frozenset({"size", "crc32", "sha256"}),
     "source": frozenset({"size", "crc32"}),
@@ -88,6 +93,7 @@ class Record:
         options: What the conversion was asked for, as it says.
         asked: The same, those that can be asked for.
         asked_ranks: The same of a conversion into ranks; None for another.
+        original: How the ranks were saved, as it says; None where it does not.
     """
 
     version: str
@@ -99,6 +105,7 @@ class Record:
     options: dict[str, Any]
     asked: Asked
     asked_ranks: AskedRanks | None
+    original: Original | None = None
 
 
 def read_record(output_dir: Path, complain: Complain) -> Record | None:
@@ -133,6 +140,7 @@ def read_record(output_dir: Path, complain: Complain) -> Record | None:
             options=options,
             asked=Asked() if is_of_ranks else parse_asked(options),
             asked_ranks=asked_ranks,
+            original=parse_original(content["original"]) if "original" in content else None,
         )
         _require_texts(content.get("notes"))
     except ValueError as problem:

@@ -95,7 +95,11 @@ def folder(splits, tmp_path_factory):
 
 
 def test_what_is_written_beside_the_ranks(folder, splits, tmp_path):
-    run(plan_reverse(folder), tmp_path / "out")
+    """As for a folder of any writer: with a record, params.json would be the original's."""
+    bare = shutil.copytree(
+        folder, tmp_path / "hf", ignore=shutil.ignore_patterns("conversion.json")
+    )
+    run(plan_reverse(bare), tmp_path / "out")
     assert sorted(content(tmp_path / "out")) == [
         "consolidated.00.pth", "conversion.json", "params.json", "tokenizer.model"
     ]  # fmt: skip

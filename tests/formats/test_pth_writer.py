@@ -10,7 +10,6 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,15 @@ from codellama_convert.formats.pth_writer import (
     own_storages,
 )
 from codellama_convert.tensors import BFLOAT16, FLOAT32, TensorSpec
-from tests.formats.saved_ranks import State, data_of, described, filled, ours, saved
+from tests.formats.saved_ranks import (
+    State,
+    data_of,
+    described,
+    filled,
+    ours,
+    saved,
+    saving_from_a_gpu,
+)
 
 OLD_TORCH = Path(__file__).parents[3] / "shared" / "data" / "old-torch"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -103,22 +110,11 @@ def test_the_root_is_named_after_the_file(tmp_path: Path, file: str, root: str) 
     assert ours(state, "2.13", root) == saved(tmp_path / file, state)
 
 
-@pytest.fixture
-def saved_from_a_gpu() -> Iterator[None]:
-    """Let torch say that each storage is of a GPU, as it does where there is one."""
-    registry = torch.serialization._package_registry
-    before = list(registry)
-    index = 0
-    torch.serialization.register_package(1, lambda _: "cuda:" + str(index), lambda *_: None)
-    yield
-    registry[:] = before
-
-
-@pytest.mark.usefixtures("saved_from_a_gpu")
 def test_a_gpu_is_named_again_for_each_tensor(tmp_path: Path) -> None:
     """torch joins "cuda:" and the index for each tensor, so the pickle never refers back to it."""
     state = views()
-    expected = saved(tmp_path / "rank.pth", state)
+    with saving_from_a_gpu():
+        expected = saved(tmp_path / "rank.pth", state)
     assert ours(state, "2.13", "rank", location="cuda:0") == expected
     assert ours(state, "2.13", "rank") != expected
 

@@ -8,7 +8,8 @@ import pytest
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth_writer import SavedRank, SavedTensor, lay_out
-from codellama_convert.tensors import BFLOAT16, FLOAT16, Dtype, TensorSpec
+from codellama_convert.formats.saved_rank import spare_spans
+from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype, TensorSpec
 
 
 def tensor(
@@ -116,3 +117,28 @@ def test_refuses_more_storages_than_a_file_may_have() -> None:
 def test_refuses_two_dtypes_in_one_storage() -> None:
     mixed = rank(tensor("a", (3,)), tensor("b", (3,), offset=3, dtype=FLOAT16))
     assert "'b' has dtype float16, but storage 0 holds bfloat16" in refusal(mixed)
+
+
+def test_what_the_storages_hold_besides_is_found_in_order() -> None:
+    """Before, between and behind the tensors; a tensor that is not named is beside them too."""
+    saved = rank(
+        tensor("a", (2, 3), offset=1),
+        tensor("b", (2,), offset=9),
+        tensor("c", (4,), storage=1, dtype=FLOAT32),
+        tensor("d", (5,), storage=2),
+        elements=(12, 4, 5),
+    )
+    assert spare_spans(saved, {"a", "b", "c", "d"}) == ((0, 0, 2), (0, 14, 18), (0, 22, 24))
+    assert spare_spans(saved, {"a", "b", "d"}) == (
+        (0, 0, 2), (0, 14, 18), (0, 22, 24), (1, 0, 16)
+    )  # fmt: skip
+    assert spare_spans(saved, {"d"}) == ((0, 0, 24), (1, 0, 16))
+
+
+def test_tensors_that_overlap_have_nothing_between_them() -> None:
+    saved = rank(tensor("a", (4,)), tensor("b", (3,), offset=3))
+    with pytest.raises(ValueError, match="overlap"):
+        spare_spans(saved, {"a", "b"})
+    assert spare_spans(saved, {"b"}) == ((0, 0, 6),)
+    beside = rank(tensor("a", (3,)), tensor("b", (3,), offset=3))
+    assert spare_spans(beside, {"a", "b"}) == ()
