@@ -87,6 +87,7 @@ def folder(tmp_path):
     """What the READMEs' reader has: tiny checkpoints under the names that Meta's have."""
     save_7b(tmp_path / "CodeLlama-7b")
     save_hub_cache(tmp_path / "hub" / "models--meta-llama--Llama-2-7b-chat")
+    save_checkpoint(tmp_path / "CodeLlama-13b", WIDE, random_model(WIDE, torch.bfloat16), n_ranks=2)
     save_checkpoint(tmp_path / "CodeLlama-70b", WIDE, random_model(WIDE, torch.bfloat16), n_ranks=8)
     for name in (
         "llama-2-7b-chat", "LLaMA/7B", "LLaMA/13B", "downloads/llama-2-7b", "Llama-2-7b/original",
