@@ -125,6 +125,7 @@ def run_in_turns(
                 measure("convert", bench.convert(), watched=watched, env=env)
             drop_caches(bench.ranks + [path for path in bench.output.iterdir() if path.is_file()])
             measured = measure(case.name, case.command, watched=watched, env=env)
+            empty([bench.temporary])
             holds_model = case.needs_output or case.name in ("auto", "direct", "buffered")
             click.echo(f"round {number + 1} {case.name}: {measured.seconds:.2f} s", err=True)
             yield number, case, measured

@@ -101,6 +101,13 @@ class Bench:
         workers = () if self.workers is None else ("--workers", str(self.workers))
         return self.tool("convert", "--quiet", *workers, *options)
 
+    def reverse(self, n_ranks: int) -> tuple[str, ...]:
+        """Give the command line that writes ranks from what `convert` has written."""
+        workers = () if self.workers is None else ("--workers", str(self.workers))
+        folders = (str(self.output), str(self.temporary / f"ranks-{n_ranks}"))
+        options = ("--ranks", str(n_ranks), "--overwrite", "--quiet", *workers)
+        return (sys.executable, "-m", "codellama_convert", "reverse", *folders, *options)
+
     def copy(self, threads: int, write_times: int, *, direct: bool) -> tuple[str, ...]:
         """Give the command line that copies the checkpoint, or reads it and the output."""
         sources = (*map(str, self.ranks), *(() if write_times else (str(self.output),)))
@@ -121,7 +128,7 @@ def abilities(bench: Bench) -> frozenset[str]:
         words.update(shown.stdout.split())
     if bench.workers is not None and "--workers" not in words:
         raise click.UsageError("the installed codellama-convert has no option --workers")
-    return frozenset({"--io", "--workers", "verify"} & words)
+    return frozenset({"--io", "--workers", "reverse", "verify"} & words)
 
 
 def planned(bench: Bench, tool_has: frozenset[str]) -> dict[str, Any]:
@@ -177,6 +184,17 @@ def build_cases(
         cases += [
             Case("floor-read", f"{way}, reads only", floor, "floor-read", 2, 0, needs_output=True),
             read,
+        ]
+    if "reverse" in tool_has:
+        cases += [
+            Case(
+                f"reverse-{n_ranks}",
+                f"reverse --ranks {n_ranks}",
+                bench.reverse(n_ranks),
+                disk_times=2,
+                needs_output=True,
+            )
+            for n_ranks in (1, 8)
         ]
     float32 = bench.convert("--dtype", "float32")
     floor = bench.copy(threads, 2, direct=direct)
