@@ -164,7 +164,7 @@ def _settings_problems(message: Message) -> Iterator[tuple[str, str]]:
 
 def _piece_problems(pieces: Pieces) -> Iterator[tuple[str, str]]:
     """Say what is wrong with the pieces and what to do, in file order."""
-    n_chars = sum(len(piece.text) for piece in pieces)
+    n_chars = sum(map(len, pieces.texts))
     if n_chars > MAX_ALL_CHARS:
         yield f"its pieces have {n_chars} characters together", DOWNLOAD_AGAIN
     seen: set[str] = set()
@@ -184,7 +184,7 @@ def _piece_problems(pieces: Pieces) -> Iterator[tuple[str, str]]:
             what = f"the piece {text!r} is marked unused; Llama 2 and Code Llama have no such piece"
             yield what, DOWNLOAD_AGAIN
         seen.add(text)
-    found = {piece.text for piece in pieces if piece.type is PieceType.BYTE}
+    found = set(pieces.texts_of(PieceType.BYTE))
     if found != {f"<0x{byte:02X}>" for byte in range(256)}:
         what = f"expected the 256 byte pieces <0x00>..<0xFF>, found {len(found)}"
         yield what, DOWNLOAD_AGAIN
@@ -204,7 +204,7 @@ def _special_id(message: Message, role: Literal["unk", "bos", "eos"], *, path: P
     assert message.trainer is not None
     value = message.trainer.get(number) or default  # an empty name is the default's, as there
     name = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    of_kind = [piece.text for piece in message.pieces if piece.type is kind]
+    of_kind = message.pieces.texts_of(kind)
     found = message.pieces.id_of(name) if name in of_kind else None
     if found is None or (role == "unk" and len(of_kind) != 1):
         raise TokenizerError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
@@ -102,6 +102,16 @@ class Pieces:
 
     def __getitem__(self, number: int) -> Piece:
         return Piece(self._texts[number], self._scores[number], PIECE_TYPES[self._types[number]])
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The text of each, by id."""
+        return self._texts
+
+    def texts_of(self, kind: PieceType) -> list[str]:
+        """List the texts of one type, by id."""
+        number = int(kind)
+        return [text for text, one in zip(self._texts, self._types, strict=True) if one == number]
 
     def id_of(self, text: str) -> int | None:
         """Find a piece by its text, one after the other."""

@@ -153,13 +153,13 @@ def tokenizer_notes(
         One line each; empty for Meta's models with the default class.
     """
     notes = [text.format(name=name) for name, text in CLASS_NOTES if name == tokenizer_class]
-    user_defined = [piece.text for piece in model.pieces if piece.type is PieceType.USER_DEFINED]
+    user_defined = model.pieces.texts_of(PieceType.USER_DEFINED)
     if user_defined:
         notes.append(
             f"user-defined pieces ({user_defined[0]!r}; {len(user_defined)} in all): Hugging Face puts a"
             " space after each one, sentencepiece does not"
         )
-    normal = [piece.text for piece in model.pieces if piece.type is PieceType.NORMAL]
+    normal = model.pieces.texts_of(PieceType.NORMAL)
     alone = {text for text in normal if len(text) == 1}
     orphans = sorted({c for text in normal if len(text) > 1 for c in text} - alone)
     if orphans:
