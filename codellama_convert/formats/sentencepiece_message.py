@@ -199,6 +199,8 @@ def _parse_piece(raw: bytes, start: int, stop: int) -> Piece:
 
 
 def _varint(raw: bytes, offset: int, end: int) -> tuple[int, int]:
+    if offset < end and raw[offset] < 0x80:  # nearly all of them
+        return raw[offset], offset + 1
     value = shift = 0
     for position in range(offset, min(offset + 10, end)):
         byte = raw[position]
