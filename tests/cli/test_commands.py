@@ -193,7 +193,9 @@ def test_every_command_has_help_and_an_example():
     for name, command in main.commands.items():
         assert "Example:" in (command.help or ""), name
         folders, *options = command.params
-        assert "IN" in command.get_usage(click.Context(command)), f"{name} {folders.name}"
+        assert "IN" in command.get_usage(click.Context(command, **command.context_settings)), (
+            f"{name} {folders.name}"
+        )
         for parameter in options:
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 

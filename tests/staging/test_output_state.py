@@ -68,7 +68,8 @@ def test_a_folder_with_nothing_in_the_way(converted: Path, tmp_path: Path, *, th
     assert found["staged_bytes"] == 0
     assert found["disk_missing_bytes"] == 0
     taken = sum(map(_in_blocks, (converted / "out").iterdir()))
-    assert taken <= found["disk_needed_bytes"] <= taken + 24_000
+    # The record is estimated, to the safe side: what lies beside the weights may have 32 kB in it.
+    assert taken <= found["disk_needed_bytes"] <= taken + 60_000
     assert found["disk_needed_bytes"] % 4096 == 0
     _, printed = plan(converted / "in", target)
     assert f"output      {target}\n" in printed

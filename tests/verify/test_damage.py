@@ -80,7 +80,7 @@ def test_the_command_ends_in_a_report_or_in_one_line(
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in /proc")
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", RECORD, INDEX, MODEL])
 def test_a_million_empty_lists_cost_no_more_than_30_mb(place, one, name):
-    """A file of 100 MB, of which json makes 2 GB, was parsed. The control takes 37 MB."""
+    """A file of 100 MB, of which json makes 2 GB, was parsed. The program alone takes 40 MB."""
     n_bytes = 60_000 if name == "config.json" else (1 << 20) - 16
     content = b'{"x":[' + b"[]," * ((n_bytes - 10) // 3) + b"[]]}"
     content += b" " * (-len(content) % 8)
@@ -92,7 +92,7 @@ def test_a_million_empty_lists_cost_no_more_than_30_mb(place, one, name):
     assert outcome.status == 1
     assert "Traceback" not in outcome.stderr
     (kilobytes,) = re.findall(r"(\d+) kB", peak_file.read_text())
-    assert int(kilobytes) << 10 < 72 << 20
+    assert int(kilobytes) << 10 < 76 << 20
 
 
 def test_the_first_problems_are_told_and_how_many_more(one, job):
