@@ -122,7 +122,9 @@ def _run(
         report = run(job, output_dir, run_options, watch=Watch(progress, stop))
     print_notes(report.notes[len(job.notes) :])
     described = describe_report(report, time.monotonic() - started)
-    described["load"] = ranks_load_line(str(output_dir), len(job.weight_files))
+    described["load"] = ranks_load_line(
+        str(output_dir), len(job.weight_files), has_tokenizer=job.tokenizer is not None
+    )
     print_report(described, as_json=as_json, quiet=quiet)
 
 

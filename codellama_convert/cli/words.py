@@ -247,20 +247,21 @@ def load_line(output_dir: str, *, has_model: bool) -> str:
     return f"AutoTokenizer.from_pretrained({path})"
 
 
-def ranks_load_line(output_dir: str, n_ranks: int) -> str:
+def ranks_load_line(output_dir: str, n_ranks: int, *, has_tokenizer: bool) -> str:
     """Spell the command with which Meta's code loads ranks.
 
     Args:
         output_dir: Where they are.
         n_ranks: How many.
+        has_tokenizer: Whether tokenizer.model is there too.
 
     Returns:
         Such as 'torchrun --nproc_per_node 2 example_completion.py --ckpt_dir CodeLlama-13b'.
     """
+    tokenizer = shlex.quote(f"{output_dir}/tokenizer.model") if has_tokenizer else "FILE"
     return (
         f"torchrun --nproc_per_node {n_ranks} example_completion.py "
-        f"--ckpt_dir {shlex.quote(output_dir)} "
-        f"--tokenizer_path {shlex.quote(f'{output_dir}/tokenizer.model')}"
+        f"--ckpt_dir {shlex.quote(output_dir)} --tokenizer_path {tokenizer}"
     )
 
 

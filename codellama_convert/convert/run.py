@@ -171,7 +171,9 @@ def run(
         written = _stage(job, folder, chosen, small_files=small_files, write=write, watch=watch)
         folder.commit()
         names = folder.publish()
-    notes = (*job.notes, *_restored_notes(job, written), *_old_card_notes(output_dir, names))
+    notes = (*job.notes, *_restored_notes(job, written))
+    if isinstance(job, Job):  # ranks have no card
+        notes = (*notes, *_old_card_notes(output_dir, names))
     return ConversionReport(
         output_dir=output_dir,
         files=names,

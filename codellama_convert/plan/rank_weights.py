@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 from codellama_convert.errors import ConvertError, one_line
@@ -69,6 +70,8 @@ def plan_restored(
     """
     if source.is_metas or config != source.config or source.dtypes != (dtype,):
         return None, ()
+    if not os.path.lexists(source.folder / RECORD_NAME):  # of a folder that others wrote
+        return None, ()
     try:
         recorded = read_recorded(source.folder, config)
         if not recorded.is_asked_for(options):
@@ -78,11 +81,11 @@ def plan_restored(
         if options.n_ranks is not None or options.torch_layout is not None:
             return None, ()
         note = (
-            f"{RECORD_NAME} does not help ({one_line(str(problem))}): the ranks are laid out as "
+            f"{RECORD_NAME} cannot be used ({one_line(str(problem))}): the ranks are laid out as "
             f"PyTorch {DEFAULT_TORCH_LAYOUT} writes them"
         )
         return None, (note,)
-    return weights, (f"the ranks are laid out as those that {RECORD_NAME} speaks of",)
+    return weights, (f"the ranks get the layout that is recorded in {RECORD_NAME}",)
 
 
 def _as_recorded(

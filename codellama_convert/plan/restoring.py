@@ -7,7 +7,6 @@ them; it never decides what is read, and a value that does not fit the model is 
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,8 +88,6 @@ def read_recorded(folder: Path, config: ModelConfig) -> Recorded:
         ConvertError: If it, or the params.json in it, cannot be read.
     """
     path = folder / RECORD_NAME
-    if not os.path.lexists(path):
-        raise ValueError("it is not there")
     with InputFile(path, error=ConfigError) as file:
         raw = file.read_whole(_MAX_RECORD_BYTES)
     content = parse_object(raw)

@@ -37,10 +37,20 @@ HUGGING_FACE = TargetSide(
     loader_names.is_taken_by_loaders,
     "set a smaller --max_shard_size",
 )
+
+
+def _is_taken_beside_ranks(name: str) -> bool:
+    """Return whether a file of this name would make a folder of ranks another model's too.
+
+    What a Hugging Face model is made of is not removed with older ranks, so it must not stay.
+    """
+    return target_names.is_taken(name) or loader_names.is_of_weights(name)
+
+
 META = TargetSide(
     target_names.is_entrance,
     target_names.is_of_weights,
     target_names.is_saved,
-    target_names.is_taken,
+    _is_taken_beside_ranks,
     "set more --ranks",
 )

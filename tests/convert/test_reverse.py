@@ -224,3 +224,12 @@ def test_a_checklist_on_request_is_one_that_md5sum_accepts(folder, tmp_path):
     (tmp_path / "out" / "checklist.chk").write_text(text.replace(listed[0][0], "x", 1))
     assert any("checklist.chk" in one for one in verify_output(tmp_path / "out", job).problems)
     assert any("checklist.chk" in one for one in verify_output(tmp_path / "out").problems)
+
+
+def test_a_hugging_face_model_is_not_mixed_with_ranks(folder, tmp_path):
+    """Its config.json stayed beside the ranks, and each command took the folder for the other."""
+    shutil.copytree(folder, tmp_path / "out")
+    before = content(tmp_path / "out")
+    with refused(OutputError, "holds 'config.json'", "loaders take it"):
+        run(plan_reverse(folder), tmp_path / "out", RunOptions(overwrite=True))
+    assert content(tmp_path / "out") == before
