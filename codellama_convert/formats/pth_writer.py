@@ -21,6 +21,7 @@ from codellama_convert.formats.saved_rank import (
 )
 from codellama_convert.formats.serialization_id import serialization_id
 from codellama_convert.formats.zip_writer import PlacedEntry, end_of_archive
+from codellama_convert.storage.contents import Piece
 
 __all__ = [
     "TORCH_LAYOUTS",
@@ -31,8 +32,6 @@ __all__ = [
     "lay_out",
     "own_storages",
 ]
-
-Piece = tuple[int, bytes]
 
 # Source: torch's serialization.py, `_save`, and caffe2/serialize/versions.h.
 _VERSION = "version", b"3\n"

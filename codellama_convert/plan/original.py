@@ -21,6 +21,7 @@ from codellama_convert.formats.saved_rank import (
     TorchLayout,
     own_storages,
 )
+from codellama_convert.model.asked import MAX_RANKS
 from codellama_convert.model.tensor_table import DROPPED_SUFFIX, names_in_meta_order
 from codellama_convert.tensors import TensorSpec, dtype_named
 
@@ -28,7 +29,6 @@ MAX_PARAMS_CHARACTERS = 1 << 12  # Meta's has 200
 # What the storages hold besides the model's tensors, over all ranks that differ in it: 65B of Llama 1
 # would have 10 kB of frequencies.
 MAX_REST_BYTES = 1 << 14
-_MAX_RANKS = 64
 _MAX_TENSORS, _MAX_NAME_LENGTH, _MAX_DIMENSIONS = 20_000, 256, 8
 _MAX_ELEMENTS = 1 << 40
 _KEYS = frozenset(
@@ -141,7 +141,7 @@ def parse_original(value: object) -> Original:
     """
     if not isinstance(value, dict) or value.keys() != _KEYS:
         raise ValueError("original is another object than a conversion writes")
-    roots = _items(value, "roots", _text, 1, _MAX_RANKS)
+    roots = _items(value, "roots", _text, 1, MAX_RANKS)
     if len({len(root) for root in roots}) != 1:
         raise ValueError("original: roots are not of one length")
     rest = _items(value, "rest", _bytes, 1, len(roots))

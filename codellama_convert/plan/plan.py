@@ -10,14 +10,11 @@ from dataclasses import dataclass
 
 from codellama_convert.formats.safetensors import encode_header, encode_index, shard_name
 from codellama_convert.model.tensor_table import TensorLayout
-from codellama_convert.plan.budget import (
-    LARGEST_TILE_BYTES,
-    buffer_pair_bytes,
-    choose_tile_and_workers,
-)
+from codellama_convert.plan.budget import LARGEST_TILE_BYTES, choose_tile_and_workers
 from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES
-from codellama_convert.plan.target import Piece
+from codellama_convert.plan.target import TransferPlan
 from codellama_convert.plan.tiles import Passage, TensorPlan
+from codellama_convert.storage.contents import Piece
 from codellama_convert.tensors import Dtype
 
 
@@ -67,7 +64,7 @@ class FilePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class ConversionPlan:
+class ConversionPlan(TransferPlan):
     """Everything that is written for the weights, and what it costs.
 
     Attributes:
@@ -88,36 +85,6 @@ class ConversionPlan:
     def passes(self) -> tuple[tuple[FilePlan, ...], ...]:
         """The files, each of them a pass of its own over what it is made of."""
         return tuple((file,) for file in self.files)
-
-    @property
-    def tensors(self) -> tuple[TensorPlan, ...]:
-        """All tensors, file by file."""
-        return tuple(tensor for file in self.files for tensor in file.tensors)
-
-    @property
-    def n_parameters(self) -> int:
-        """Elements of all tensors."""
-        return sum(tensor.spec.n_elements for tensor in self.tensors)
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of all written tensors."""
-        return sum(file.tensor_bytes for file in self.files)
-
-    @property
-    def read_tile_bytes(self) -> int:
-        """Most bytes that a worker reads at once."""
-        return max(tensor.read_bytes for tensor in self.tensors)
-
-    @property
-    def write_tile_bytes(self) -> int:
-        """Most bytes that a worker writes at once."""
-        return max(tensor.write_bytes for tensor in self.tensors)
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Peak memory of all buffers: workers x (one tile read + one tile written + slack)."""
-        return self.workers * buffer_pair_bytes(self.read_tile_bytes, self.write_tile_bytes)
 
 
 def split_into_files(sizes: Sequence[int], max_bytes: int) -> tuple[tuple[int, ...], ...]:

@@ -12,11 +12,12 @@ from codellama_convert.formats.saved_rank import SavedRank, own_storages, spare_
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.rope import rope_freqs
 from codellama_convert.model.tensor_table import FREQUENCIES_NAME
-from codellama_convert.plan.budget import buffer_pair_bytes, choose_tile_and_workers
+from codellama_convert.plan.budget import choose_tile_and_workers
 from codellama_convert.plan.original import in_meta_order
-from codellama_convert.plan.target import Piece
+from codellama_convert.plan.target import TransferPlan
 from codellama_convert.plan.tiles import Passage, TensorPlan
 from codellama_convert.storage.checksums import combine
+from codellama_convert.storage.contents import Piece
 from codellama_convert.tensors import Dtype, TensorSpec
 
 
@@ -72,7 +73,7 @@ class RankPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class RanksPlan:
+class RanksPlan(TransferPlan):
     """The ranks that are written, in one pass over the source, and what it costs.
 
     Attributes:
@@ -91,36 +92,6 @@ class RanksPlan:
     def passes(self) -> tuple[tuple[RankPlan, ...], ...]:
         """All files at once: rank after rank would read up to 3.5 times as much."""
         return (self.files,)
-
-    @property
-    def tensors(self) -> tuple[TensorPlan, ...]:
-        """All tensors that are moved, each once."""
-        return self.files[0].tensors
-
-    @property
-    def n_parameters(self) -> int:
-        """Elements of all tensors, copies once."""
-        return sum(tensor.spec.n_elements for tensor in self.tensors)
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of all tensors, copies once."""
-        return sum(tensor.spec.n_bytes for tensor in self.tensors)
-
-    @property
-    def read_tile_bytes(self) -> int:
-        """Most bytes that a worker reads at once."""
-        return max(tensor.read_bytes for tensor in self.tensors)
-
-    @property
-    def write_tile_bytes(self) -> int:
-        """Most bytes that a worker writes at once."""
-        return max(tensor.write_bytes for tensor in self.tensors)
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Peak memory of all buffers."""
-        return self.workers * buffer_pair_bytes(self.read_tile_bytes, self.write_tile_bytes)
 
 
 def rank_name(number: int) -> str:

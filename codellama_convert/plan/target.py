@@ -6,11 +6,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from codellama_convert.plan.budget import buffer_pair_bytes
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.checksums import combine
-
-# Position and bytes.
-Piece = tuple[int, bytes]
+from codellama_convert.storage.contents import Piece
 
 
 class TargetFile(Protocol):
@@ -49,6 +48,52 @@ class TargetFile(Protocol):
 
     def seal(self, crcs: Mapping[str, int]) -> Sequence[Piece]:
         """Build what makes it loadable, from each tensor's CRC-32."""
+
+
+class TransferPlan:
+    """The files that are written, pass by pass over what they are made of, and what it costs.
+
+    Attributes:
+        workers: Tensors in flight.
+    """
+
+    __slots__ = ()
+    workers: int
+
+    @property
+    def passes(self) -> Sequence[Sequence[TargetFile]]:
+        """The files of each pass; all of them get some of each of its tensors."""
+        raise NotImplementedError
+
+    @property
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        """All tensors that are moved, each once."""
+        return tuple(tensor for files in self.passes for tensor in files[0].tensors)
+
+    @property
+    def n_parameters(self) -> int:
+        """Elements of all tensors, copies once."""
+        return sum(tensor.spec.n_elements for tensor in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors that are written, copies once."""
+        return sum(tensor.spec.n_bytes for tensor in self.tensors)
+
+    @property
+    def read_tile_bytes(self) -> int:
+        """Most bytes that a worker reads at once."""
+        return max(tensor.read_bytes for tensor in self.tensors)
+
+    @property
+    def write_tile_bytes(self) -> int:
+        """Most bytes that a worker writes at once."""
+        return max(tensor.write_bytes for tensor in self.tensors)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Peak memory of all buffers: workers x (one tile read + one tile written + slack)."""
+        return self.workers * buffer_pair_bytes(self.read_tile_bytes, self.write_tile_bytes)
 
 
 def file_crc(file: TargetFile, crcs: Mapping[str, int]) -> int:

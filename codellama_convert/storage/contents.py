@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+# Position in a file, and bytes.
+Piece = tuple[int, bytes]
+
 
 @dataclass(frozen=True, slots=True)
 class Chunked:
