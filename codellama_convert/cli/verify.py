@@ -151,6 +151,7 @@ def _job_of_ranks(
         options = ReverseOptions(
             n_ranks=choices["ranks"],
             dtype=choices["dtype"],
+            torch_layout=choices["torch_layout"],
             rope_freqs=not choices["no_rope_freqs"],
             vocab_rows=choices["vocab_rows"],
             tokenizer_model=choices["tokenizer_model"],
@@ -159,7 +160,7 @@ def _job_of_ranks(
             workers=choices["workers"],
             max_ram_bytes=choices["max_ram"],
         )
-    asked = replace(asked_of_ranks(options), torch_layout=choices["torch_layout"])
+    asked = asked_of_ranks(options)
     if input_dir is None:
         return None, asked
     job = plan_reverse(input_dir, reverse_options_for(output_dir, options, asked))

@@ -7,7 +7,6 @@ the output shows. What they contradict is found when the two are compared.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from codellama_convert.storage.folders import names_in
 from codellama_convert.tensors import as_dtype, dtype_named
 from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.output_files import json_file
-from codellama_convert.verify.record_reader import Record, read_record
+from codellama_convert.verify.record_reader import Record, readable_record
 from codellama_convert.verify.report import Problems
 
 _DEFAULT_CLASS = "PreTrainedTokenizerFast"
@@ -63,9 +62,7 @@ def options_for(output_dir: Path, options: Options, said: Asked) -> Options:
     Returns:
         Options with which no more has to be said than the record does.
     """
-    record: Record | None = None
-    with suppress(VerifyError):  # reported when it is compared
-        record = read_record(output_dir, Problems().add)
+    record = readable_record(output_dir, Problems())  # reported when it is compared
     if record is None:
         return _with(options, said)
     names = names_in(output_dir, error=VerifyError)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from codellama_convert.errors import VerifyError
 from codellama_convert.formats.saved_rank import SavedRank, TorchLayout, own_storages
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.model.asked import AskedRanks
@@ -26,7 +24,7 @@ from codellama_convert.plan.source import Source
 from codellama_convert.plan.tiles import Passage, TensorPlan
 from codellama_convert.tensors import Dtype, TensorSpec, as_dtype, dtype_named
 from codellama_convert.verify.rank_folder import rank_name
-from codellama_convert.verify.record_reader import Record, read_record
+from codellama_convert.verify.record_reader import readable_record
 from codellama_convert.verify.report import Problems
 
 
@@ -39,16 +37,14 @@ def asked_of_ranks(options: ReverseOptions) -> AskedRanks:
     Returns:
         What the output is said to be.
     """
-    usual = ReverseOptions()
     has_tokenizer = options.tokenizer_model is not None
-    is_usual = options.torch_layout == usual.torch_layout
     return AskedRanks(
         checklist=True if options.checklist else None,
         dtype=None if options.dtype is None else as_dtype(options.dtype).name,
         ranks=options.n_ranks,
         rope_freqs=None if options.rope_freqs else False,
         skip_tokenizer=True if options.skip_tokenizer else False if has_tokenizer else None,
-        torch_layout=None if is_usual else options.torch_layout,
+        torch_layout=options.torch_layout,
         vocab_rows=options.vocab_rows,
     )
 
@@ -66,9 +62,7 @@ def reverse_options_for(
     Returns:
         Options with which no more has to be said than the record does.
     """
-    record: Record | None = None
-    with suppress(VerifyError):  # reported when it is compared
-        record = read_record(output_dir, Problems().add)
+    record = readable_record(output_dir, Problems())  # reported when it is compared
     recorded = (None if record is None else record.asked_ranks) or AskedRanks()
     n_rows, said = said.vocab_rows, said.or_else(recorded)
     return replace(
