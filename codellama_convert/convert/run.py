@@ -79,9 +79,8 @@ def convert_checkpoint(
     Raises:
         ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
-    chosen = RunOptions() if run_options is None else run_options
     or_none(FUNCTION).check("progress", progress)
-    target = _check_run(output_dir, chosen)
+    target, chosen = _check_run(output_dir, run_options)
     asked = Options() if options is None else options
     instance_of(Options).check("options", asked)
     refuse_unused(asked, chosen)
@@ -111,16 +110,18 @@ def reverse_checkpoint(
     Raises:
         ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
-    chosen = RunOptions() if run_options is None else run_options
     or_none(FUNCTION).check("progress", progress)
-    target = _check_run(output_dir, chosen)
+    target, chosen = _check_run(output_dir, run_options)
     return run(plan_reverse(input_dir, options), target, chosen, watch=Watch(progress))
 
 
-def _check_run(output_dir: str | os.PathLike[str], run_options: RunOptions) -> Path:
+def _check_run(
+    output_dir: str | os.PathLike[str], run_options: RunOptions | None
+) -> tuple[Path, RunOptions]:
     """Refuse what is wrong with the arguments before the input is read, which takes a while."""
-    instance_of(RunOptions).check("run_options", run_options)
-    return as_path("output_dir", output_dir)
+    chosen = RunOptions() if run_options is None else run_options
+    instance_of(RunOptions).check("run_options", chosen)
+    return as_path("output_dir", output_dir), chosen
 
 
 def run(
@@ -146,9 +147,8 @@ def run(
         ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
     instance_of(Job, ReverseJob).check("job", job)
-    chosen = RunOptions() if run_options is None else run_options
     or_none(instance_of(Watch)).check("watch", watch)
-    output_dir = _check_run(output_dir, chosen)
+    output_dir, chosen = _check_run(output_dir, run_options)
     if isinstance(job.options, Options):
         refuse_unused(job.options, chosen)
     refuse_inputs(output_dir, job.input_dir, job.input_files)
