@@ -24,7 +24,7 @@ from codellama_convert.cli.options import (
     RUN_OPTIONS,
     SPEED_OPTIONS,
 )
-from codellama_convert.cli.printing import print_finished, print_notes, print_report, say, say_json
+from codellama_convert.cli.printing import print_finished, print_notes, print_plan, print_report
 from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
 from codellama_convert.cli.reverse import reverse
@@ -158,14 +158,8 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
       codellama-convert plan CodeLlama-70b
     """  # noqa: D301
     job = plan_and_check(input_dir, to_options(choices), hidden=as_json)
-    description = look_ahead(job, output_dir)
-    if as_json:
-        say_json(description)
-    else:
-        for line in plan_lines(description):
-            say(line)
-    if description["output_refusal"] is not None or description["disk_missing_bytes"]:
-        raise SystemExit(1)
+    described = look_ahead(job, output_dir)
+    print_plan(described, plan_lines(described), as_json=as_json)
 
 
 main.add_command(reverse)

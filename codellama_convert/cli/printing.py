@@ -44,6 +44,26 @@ def print_finished(described: Mapping[str, Any], *, as_json: bool, quiet: bool) 
         say(described["load"])
 
 
+def print_plan(described: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print a plan; end with status 1 if it would be refused there, or the disk is too small.
+
+    Args:
+        described: From `describe_job` or `describe_ranks`.
+        lines: The same for people.
+        as_json: Whether a machine reads it.
+
+    Raises:
+        SystemExit: With status 1.
+    """
+    if as_json:
+        say_json(described)
+    else:
+        for line in lines:
+            say(line)
+    if described["output_refusal"] is not None or described["disk_missing_bytes"]:
+        raise SystemExit(1)
+
+
 def say(line: str, *, err: bool = False) -> None:
     """Print one line, on stdout or stderr."""
     click.echo(one_line(line), err=err)

@@ -21,10 +21,10 @@ from codellama_convert.cli.options import (
     RUN_OPTIONS,
     SPEED_OPTIONS,
 )
-from codellama_convert.cli.printing import print_notes, print_report, say, say_json
+from codellama_convert.cli.printing import print_notes, print_plan, print_report
 from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
-from codellama_convert.cli.steps import verify_staged
+from codellama_convert.cli.steps import state_of, verify_staged
 
 if TYPE_CHECKING:
     from codellama_convert.plan.reverse import ReverseJob
@@ -77,6 +77,8 @@ def reverse(
       codellama-convert reverse CodeLlama-13b --ranks 1
     """  # noqa: D301
     check_memory()
+    from codellama_convert.cli.describe import describe_ranks
+    from codellama_convert.cli.words import ranks_plan_lines
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.reverse import plan_reverse
     from codellama_convert.plan.reverse_options import ReverseOptions
@@ -95,7 +97,8 @@ def reverse(
     print_notes(job.notes)
     output_dir = output_dir or default_output_dir(job.input_dir, "-meta")
     if only_plan:
-        _show_plan(job, output_dir, as_json=as_json)
+        described = describe_ranks(job, state_of(output_dir, job))
+        print_plan(described, ranks_plan_lines(described), as_json=as_json)
         return
     run_options = RunOptions(
         overwrite=overwrite,
@@ -126,22 +129,3 @@ def _run(
         str(output_dir), len(job.weight_files), has_tokenizer=job.tokenizer is not None
     )
     print_report(described, as_json=as_json, quiet=quiet)
-
-
-def _show_plan(job: ReverseJob, output_dir: Path, *, as_json: bool) -> None:
-    """Show a plan; exit 1 if it would be refused there, or the disk is too small."""
-    from codellama_convert.cli.describe import describe_ranks
-    from codellama_convert.cli.words import ranks_plan_lines
-    from codellama_convert.convert.record import file_sizes
-    from codellama_convert.staging.output_state import look_at_output
-
-    sizes = file_sizes(job, job.small_files())
-    output = look_at_output(output_dir, job.fingerprint(), sizes, job.side)
-    described = describe_ranks(job, output)
-    if as_json:
-        say_json(described)
-    else:
-        for line in ranks_plan_lines(described):
-            say(line)
-    if described["output_refusal"] is not None or described["disk_missing_bytes"]:
-        raise SystemExit(1)

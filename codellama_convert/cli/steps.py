@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from codellama_convert.plan.job import Job
     from codellama_convert.plan.options import Options
     from codellama_convert.plan.reverse import ReverseJob
+    from codellama_convert.staging.output_state import OutputState
     from codellama_convert.storage.watch import Watch
 
 
@@ -88,15 +89,20 @@ def plan_and_check(input_dir: Path, options: Options, *, hidden: bool) -> Job:
 
 def look_ahead(job: Job, output_dir: Path | None) -> dict[str, Any]:
     """Describe what a conversion would do, and what stands where its output would go."""
-    from codellama_convert.convert.record import file_sizes
     from codellama_convert.meta.places import default_output_dir
-    from codellama_convert.plan.side import HUGGING_FACE
-    from codellama_convert.staging.output_state import look_at_output
 
     folder = output_dir or default_output_dir(job.files.folder)
-    sizes = file_sizes(job, job.small_files())
-    output = look_at_output(folder, job.fingerprint(), sizes, HUGGING_FACE)
+    output = state_of(folder, job)
     return describe_job(job, output, is_finished=folder.is_dir() and _is_finished(folder, job))
+
+
+def state_of(output_dir: Path, job: Job | ReverseJob) -> OutputState:
+    """Look at what stands where the output of a job would go."""
+    from codellama_convert.convert.record import file_sizes
+    from codellama_convert.staging.output_state import look_at_output
+
+    sizes = file_sizes(job, job.small_files())
+    return look_at_output(output_dir, job.fingerprint(), sizes, job.side)
 
 
 def _is_finished(output_dir: Path, job: Job) -> bool:
