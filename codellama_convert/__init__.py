@@ -15,8 +15,8 @@ _EXPORTS = {
     ),
     "plan.job": ("Job", "plan_conversion"),
     "plan.options": ("Options",),
-    "plan.reverse": ("ReverseJob", "plan_reverse"),
-    "plan.reverse_options": ("ReverseOptions",),
+    "plan.ranks.job": ("ReverseJob", "plan_reverse"),
+    "plan.ranks.options": ("ReverseOptions",),
     "plan.run_options": ("RunOptions",),
     "tensors": ("dtype_named",),
     "tokenizer.code_llama": ("CodeLlamaTokenizer",),
@@ -44,9 +44,9 @@ if TYPE_CHECKING:  # the same once more, as type checkers read it; a test compar
     from codellama_convert.plan.job import Job as Job
     from codellama_convert.plan.job import plan_conversion as plan_conversion
     from codellama_convert.plan.options import Options as Options
-    from codellama_convert.plan.reverse import ReverseJob as ReverseJob
-    from codellama_convert.plan.reverse import plan_reverse as plan_reverse
-    from codellama_convert.plan.reverse_options import ReverseOptions as ReverseOptions
+    from codellama_convert.plan.ranks.job import ReverseJob as ReverseJob
+    from codellama_convert.plan.ranks.job import plan_reverse as plan_reverse
+    from codellama_convert.plan.ranks.options import ReverseOptions as ReverseOptions
     from codellama_convert.plan.run_options import RunOptions as RunOptions
     from codellama_convert.tensors import dtype_named as dtype_named
     from codellama_convert.tokenizer.code_llama import CodeLlamaTokenizer as CodeLlamaTokenizer

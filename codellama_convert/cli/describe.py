@@ -13,7 +13,7 @@ from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 if TYPE_CHECKING:
     from codellama_convert.convert.run import ConversionReport
     from codellama_convert.plan.job import Job
-    from codellama_convert.plan.reverse import ReverseJob
+    from codellama_convert.plan.ranks.job import ReverseJob
     from codellama_convert.plan.target import TargetFile
     from codellama_convert.plan.tiles import TensorPlan
     from codellama_convert.plan.weights import WeightsJob

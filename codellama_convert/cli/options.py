@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from codellama_convert.formats.saved_rank import TORCH_LAYOUTS
+from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS
 from codellama_convert.model.asked import MAX_RANKS
 from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
 from codellama_convert.plan.budget import DEFAULT_MAX_RAM_BYTES

@@ -27,7 +27,7 @@ from codellama_convert.cli.progress import progress_bar
 from codellama_convert.cli.steps import state_of, verify_staged
 
 if TYPE_CHECKING:
-    from codellama_convert.plan.reverse import ReverseJob
+    from codellama_convert.plan.ranks.job import ReverseJob
     from codellama_convert.plan.run_options import RunOptions
 
 
@@ -80,8 +80,8 @@ def reverse(
     from codellama_convert.cli.describe import describe_ranks
     from codellama_convert.cli.words import ranks_plan_lines
     from codellama_convert.meta.places import default_output_dir
-    from codellama_convert.plan.reverse import plan_reverse
-    from codellama_convert.plan.reverse_options import ReverseOptions
+    from codellama_convert.plan.ranks.job import plan_reverse
+    from codellama_convert.plan.ranks.options import ReverseOptions
     from codellama_convert.plan.run_options import RunOptions
 
     dtype, rope_freqs = choices.pop("dtype"), not choices.pop("no_rope_freqs")

@@ -15,7 +15,7 @@ from codellama_convert.cli.progress import progress_bar
 if TYPE_CHECKING:
     from codellama_convert.plan.job import Job
     from codellama_convert.plan.options import Options
-    from codellama_convert.plan.reverse import ReverseJob
+    from codellama_convert.plan.ranks.job import ReverseJob
     from codellama_convert.staging.output_state import OutputState
     from codellama_convert.storage.watch import Watch
 

@@ -35,7 +35,7 @@ from codellama_convert.cli.words import verify_lines
 if TYPE_CHECKING:
     from codellama_convert.model.asked import Asked, AskedRanks
     from codellama_convert.plan.job import Job
-    from codellama_convert.plan.reverse import ReverseJob
+    from codellama_convert.plan.ranks.job import ReverseJob
 
 
 @click.command(
@@ -83,7 +83,7 @@ def verify(
       codellama-convert verify CodeLlama-7b CodeLlama-7b-hf
     """  # noqa: D301
     check_memory()
-    from codellama_convert.verify.rank_folder import holds_ranks
+    from codellama_convert.verify.ranks.folder import holds_ranks
     from codellama_convert.verify.run import verify_output
 
     if input_dir is None:
@@ -143,9 +143,9 @@ def _job_of_ranks(
     input_dir: Path | None, output_dir: Path, choices: dict[str, Any]
 ) -> tuple[ReverseJob | None, AskedRanks]:
     """Open the source of a folder of ranks as it was asked for."""
-    from codellama_convert.plan.reverse import plan_reverse
-    from codellama_convert.plan.reverse_options import ReverseOptions
-    from codellama_convert.verify.ranks_job import asked_of_ranks, reverse_options_for
+    from codellama_convert.plan.ranks.job import plan_reverse
+    from codellama_convert.plan.ranks.options import ReverseOptions
+    from codellama_convert.verify.ranks.job import asked_of_ranks, reverse_options_for
 
     with usage_errors():
         options = ReverseOptions(

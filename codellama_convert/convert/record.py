@@ -19,10 +19,10 @@ from codellama_convert.hugging_face.config_json import json_bytes
 from codellama_convert.hugging_face.model_card import CARD_NAME
 from codellama_convert.meta.checklist import CHECKLIST_NAME, checklist_bytes
 from codellama_convert.model.asked import RECORD_NAME
-from codellama_convert.plan.find_original import find_original
 from codellama_convert.plan.job import Job
-from codellama_convert.plan.original import MAX_REST_BYTES, original_json
-from codellama_convert.plan.reverse import ReverseJob
+from codellama_convert.plan.ranks.find_original import find_original
+from codellama_convert.plan.ranks.job import ReverseJob
+from codellama_convert.plan.ranks.original import MAX_REST_BYTES, original_json
 from codellama_convert.staging.record_values import FileSum, SealedFile
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.digests import file_digest

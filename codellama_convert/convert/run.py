@@ -15,8 +15,8 @@ from codellama_convert.meta.checklist import CHECKLIST_NAME, checklist
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.plan.options import Options
-from codellama_convert.plan.reverse import ReverseJob, plan_reverse
-from codellama_convert.plan.reverse_options import ReverseOptions
+from codellama_convert.plan.ranks.job import ReverseJob, plan_reverse
+from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.plan.run_options import RunOptions, refuse_unused
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.occupied import holds_a_card

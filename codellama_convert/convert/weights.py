@@ -10,7 +10,7 @@ from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource, write_tensors
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.job import Job
-from codellama_convert.plan.reverse import ReverseJob
+from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.target import TargetFile, file_crc
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.staging.folder import OutputFolder

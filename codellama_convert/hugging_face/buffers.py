@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 from codellama_convert.errors import LayoutError
-from codellama_convert.formats.pth_reader import read_vector
+from codellama_convert.formats.pth.reader import read_vector
 from codellama_convert.formats.stored_tensor import StoredTensor
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.storage.input_file import InputFile

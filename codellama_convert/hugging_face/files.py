@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from codellama_convert.errors import CheckpointError, LayoutError, shown
-from codellama_convert.formats.pth_reader import RankIndex
+from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.formats.safetensors_reader import SafetensorsIndex, read_safetensors
 from codellama_convert.formats.strict_json import parse_object

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import LayoutError
-from codellama_convert.formats.pth_reader import RankIndex
+from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.hugging_face.buffers import check_frequencies, is_buffer
 from codellama_convert.hugging_face.config_reader import (
     CONFIG_NAME,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.formats.declared import Declared
-from codellama_convert.formats.pickle_names import View
-from codellama_convert.formats.pth_reader import RankIndex, read_rank
+from codellama_convert.formats.pth.declared import Declared
+from codellama_convert.formats.pth.pickle_names import View
+from codellama_convert.formats.pth.reader import RankIndex, read_rank
 from codellama_convert.hugging_face.buffers import is_mask
 
 

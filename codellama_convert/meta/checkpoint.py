@@ -15,7 +15,7 @@ from typing import Any
 
 from codellama_convert.errors import ConfigError, LayoutError
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
-from codellama_convert.formats.pth_reader import PickleCache, RankIndex, read_rank
+from codellama_convert.formats.pth.reader import PickleCache, RankIndex, read_rank
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.meta.find import CheckpointFiles, missing_tokenizer
 from codellama_convert.meta.places import model_name

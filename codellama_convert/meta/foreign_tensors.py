@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import LayoutError, shown
-from codellama_convert.formats.pickle_names import View
+from codellama_convert.formats.pth.pickle_names import View
 from codellama_convert.model.foreign_params import SUPPORTED_HINT
 
 _MAX_SHOWN = 120

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from codellama_convert.errors import LayoutError
-from codellama_convert.formats.pth_reader import RankIndex, read_vector
+from codellama_convert.formats.pth.reader import RankIndex, read_vector
 from codellama_convert.model.tensor_table import TensorLayout
 from codellama_convert.storage.input_file import InputFile
 

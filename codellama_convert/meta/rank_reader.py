@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from codellama_convert.formats.pth_reader import RankIndex
+from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.watch import Watch

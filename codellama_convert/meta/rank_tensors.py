@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from codellama_convert.errors import LayoutError, shown
-from codellama_convert.formats.pth_reader import RankIndex
+from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.stored_tensor import StoredTensor
 from codellama_convert.meta.rank_names import listed
 from codellama_convert.meta.state_dict import head_size_of, is_meta_tensor

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from codellama_convert.arguments import FLAG, SIZE, Rule, check_fields, one_of, or_none, whole
 from codellama_convert.errors import shown
-from codellama_convert.formats.saved_rank import TORCH_LAYOUTS, TorchLayout
+from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.model.releases import FLAVORS, Flavor
 from codellama_convert.tensors import DTYPES
 

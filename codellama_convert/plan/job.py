@@ -14,7 +14,7 @@ from typing import Any
 from codellama_convert import __version__
 from codellama_convert.arguments import as_path, instance_of
 from codellama_convert.errors import one_line
-from codellama_convert.formats.pth_reader import RankIndex
+from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.sentencepiece import read_sentencepiece_model
 from codellama_convert.meta.checklist import ListedSums
 from codellama_convert.meta.checkpoint import open_checkpoint

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from codellama_convert.formats.pth_reader import RankIndex
+from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.safetensors_reader import SafetensorsIndex
 from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.hugging_face.config_reader import CONFIG_NAME

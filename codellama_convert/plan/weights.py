@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codellama_convert.formats.pth_reader import RankIndex
+from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.safetensors import INDEX_NAME
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.hugging_face.config_json import config_json, generation_config_json

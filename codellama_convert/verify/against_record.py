@@ -15,9 +15,9 @@ from codellama_convert import __version__
 from codellama_convert.errors import VerifyError, shown
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.model.asked import RECORD_NAME, Asked
-from codellama_convert.plan.find_original import find_original
 from codellama_convert.plan.job import Job
-from codellama_convert.plan.original import Original
+from codellama_convert.plan.ranks.find_original import find_original
+from codellama_convert.plan.ranks.original import Original
 from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Watch

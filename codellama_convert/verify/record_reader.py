@@ -17,7 +17,7 @@ from codellama_convert.model.asked import (
     parse_asked,
     parse_asked_ranks,
 )
-from codellama_convert.plan.original import Original, parse_original
+from codellama_convert.plan.ranks.original import Original, parse_original
 from codellama_convert.storage.folders import names_in
 from codellama_convert.verify.output_files import (
     Complain,

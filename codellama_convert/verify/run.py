@@ -17,7 +17,7 @@ from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.model.asked import Asked, AskedRanks
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import IO_MODE, WORKERS
-from codellama_convert.plan.reverse import ReverseJob
+from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.tokenizer import TokenizerJob
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.threads import default_workers
@@ -31,9 +31,9 @@ from codellama_convert.verify.output_files import (
     TOKENIZER_NAMES,
     complain_of_strays,
 )
-from codellama_convert.verify.rank_folder import holds_ranks
-from codellama_convert.verify.ranks import verify_ranks
-from codellama_convert.verify.ranks_record import verify_ranks_record
+from codellama_convert.verify.ranks.folder import holds_ranks
+from codellama_convert.verify.ranks.record import verify_ranks_record
+from codellama_convert.verify.ranks.run import verify_ranks
 from codellama_convert.verify.record_reader import readable_record
 from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.sums import FileReading

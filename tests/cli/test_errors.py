@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "codellama_convert"
 KINDS = {name for name in vars(errors) if name.endswith("Error")} | {"error"}
 # The modules that judge what a user gave; their problems say what to do about it.
 JUDGES = (
-    "formats/zip_reader", "meta/checklist", "meta/checkpoint", "meta/find", "meta/places", "meta/rank_names", "meta/search", "meta/unfinished", "model/config", "model/settings", "model/tensor_table", "formats/pth_reader",
+    "formats/zip_reader", "meta/checklist", "meta/checkpoint", "meta/find", "meta/places", "meta/rank_names", "meta/search", "meta/unfinished", "model/config", "model/settings", "model/tensor_table", "formats/pth/reader",
     "formats/safetensors_reader", "formats/sentencepiece", "hugging_face/buffers", "hugging_face/config_reader", "hugging_face/files", "hugging_face/folder", "hugging_face/foreign_names", "hugging_face/two_heads", "tokenizer/hf_files", "formats/file_kinds", "formats/zip_directory",
 )  # fmt: skip
 # The system's own words say it: permission denied, a disk that fails.

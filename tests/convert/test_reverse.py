@@ -15,8 +15,8 @@ from codellama_convert import convert_checkpoint, reverse_checkpoint, verify_out
 from codellama_convert.convert.run import run
 from codellama_convert.errors import ConfigError, OutputError, TokenizerError
 from codellama_convert.plan.options import Options
-from codellama_convert.plan.reverse import plan_reverse
-from codellama_convert.plan.reverse_options import ReverseOptions
+from codellama_convert.plan.ranks.job import plan_reverse
+from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.plan.run_options import RunOptions
 from tests.outputs import content
 from tests.refusals import refused

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from codellama_convert import Options, convert_checkpoint, reverse_checkpoint
 from codellama_convert.convert import transfer
-from codellama_convert.plan.reverse_options import ReverseOptions
+from codellama_convert.plan.ranks.options import ReverseOptions
 from tests.convert.bits import assert_same_bits
 from tests.hugging_face.folders import write_folder
 from tests.witness.checkpoints import (

@@ -12,7 +12,7 @@ import torch
 
 from codellama_convert import convert_checkpoint, reverse_checkpoint
 from codellama_convert.convert import transfer
-from codellama_convert.plan.reverse_options import ReverseOptions
+from codellama_convert.plan.ranks.options import ReverseOptions
 from tests.witness.checkpoints import Shape, State, same_bits
 from tests.witness.meta_forward import meta_logits
 from tests.witness.ranks import join_ranks

@@ -22,10 +22,10 @@ from codellama_convert import (
     verify_output,
 )
 from codellama_convert.errors import VerifyError
-from codellama_convert.plan.reverse import plan_reverse
-from codellama_convert.plan.reverse_options import ReverseOptions
+from codellama_convert.plan.ranks.job import plan_reverse
+from codellama_convert.plan.ranks.options import ReverseOptions
 from tests.convert.test_run import SHARED, needs_shared
-from tests.formats.saved_ranks import saving_from_a_gpu
+from tests.formats.pth.saved_ranks import saving_from_a_gpu
 from tests.outputs import content
 from tests.refusals import refused
 from tests.witness.checkpoints import (

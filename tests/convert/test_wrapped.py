@@ -10,7 +10,7 @@ import torch
 
 from codellama_convert import Options, convert_checkpoint, plan_conversion
 from codellama_convert.errors import CheckpointError, LayoutError
-from codellama_convert.formats.pth_reader import read_rank
+from codellama_convert.formats.pth.reader import read_rank
 from codellama_convert.meta.state_dict import find_state_dict
 from tests.convert.bits import assert_same_bits
 from tests.convert.noted import assert_converted_with_note, rotary_buffer, write_ranks

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from codellama_convert import reverse_checkpoint
-from codellama_convert.plan.reverse_options import ReverseOptions
+from codellama_convert.plan.ranks.options import ReverseOptions
 from tests.witness.checkpoints import Shape, meta_shapes
 from tests.witness.ranks import expected_ranks, save_ranks
 from tests.witness.sparse import write_sparse_folder

@@ -16,7 +16,7 @@ import pytest
 
 from codellama_convert.convert.run import convert_checkpoint
 from codellama_convert.errors import CheckpointError
-from codellama_convert.formats.pth_reader import read_rank
+from codellama_convert.formats.pth.reader import read_rank
 from codellama_convert.plan.job import Options, plan_conversion
 
 REPOSITORY = Path(__file__).resolve().parents[2]

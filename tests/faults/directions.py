@@ -10,8 +10,8 @@ import torch
 
 from codellama_convert.convert.run import convert_checkpoint
 from codellama_convert.plan.job import Job, Options, plan_conversion
-from codellama_convert.plan.reverse import ReverseJob, plan_reverse
-from codellama_convert.plan.reverse_options import ReverseOptions
+from codellama_convert.plan.ranks.job import ReverseJob, plan_reverse
+from codellama_convert.plan.ranks.options import ReverseOptions
 from tests.outputs import SHARD_BYTES, command
 from tests.witness.checkpoints import GQA, Storage, random_model, save_checkpoint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.formats.pth_reader import RankIndex, read_rank
+from codellama_convert.formats.pth.reader import RankIndex, read_rank
 from tests.faults.hostile.rank_bytes import Declared, RankFile
 from tests.faults.hostile.zip_bytes import write_zip
 

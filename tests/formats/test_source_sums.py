@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codellama_convert.errors import CheckpointError
-from codellama_convert.formats.pth_reader import RankIndex, read_rank
+from codellama_convert.formats.pth.reader import RankIndex, read_rank
 from codellama_convert.formats.source_sums import assign_passes, fits
 from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.storage.blocks import aligned_buffer

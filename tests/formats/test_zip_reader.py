@@ -14,7 +14,7 @@ import torch
 
 from codellama_convert.convert.run import convert_checkpoint
 from codellama_convert.errors import CheckpointError
-from codellama_convert.formats.pth_reader import read_rank
+from codellama_convert.formats.pth.reader import read_rank
 from codellama_convert.formats.zip_reader import (
     Archive,
     Entry,

@@ -20,8 +20,8 @@ from safetensors.torch import save
 
 from codellama_convert.convert.run import convert_checkpoint, run
 from codellama_convert.errors import CheckpointError
-from codellama_convert.formats.pickle_reader import _Machine
-from codellama_convert.formats.pth_reader import read_rank
+from codellama_convert.formats.pth.pickle_reader import _Machine
+from codellama_convert.formats.pth.reader import read_rank
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.job import Options, plan_conversion
 from tests.faults.resumes import replace_ranks, spoiled_records, stop_and_damage

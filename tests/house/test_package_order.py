@@ -66,7 +66,7 @@ def wrong_imports(package: Path) -> list[str]:
 
 def shared_with_writers(package: Path) -> list[str]:
     """List what the proof takes from the modules that write."""
-    taken = {name for path in (package / "verify").glob("*.py") for name in imports(path)}
+    taken = {name for path in (package / "verify").rglob("*.py") for name in imports(path)}
     return sorted(
         name
         for name in taken

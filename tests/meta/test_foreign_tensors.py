@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from codellama_convert.errors import LayoutError
-from codellama_convert.formats.pth_reader import read_rank
+from codellama_convert.formats.pth.reader import read_rank
 from codellama_convert.meta.foreign_tensors import FOREIGN_TENSORS
 from codellama_convert.meta.state_dict import find_state_dict
 from tests.refusals import refused

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats import stored_tensor
-from codellama_convert.formats.pth_reader import RankIndex, read_rank
+from codellama_convert.formats.pth.reader import RankIndex, read_rank
 from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.watch import Watch

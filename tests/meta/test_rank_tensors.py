@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codellama_convert.errors import LayoutError
-from codellama_convert.formats.pth_reader import RankIndex, Storage, StoredTensor
+from codellama_convert.formats.pth.reader import RankIndex, Storage, StoredTensor
 from codellama_convert.meta.rank_tensors import check_ranks, measure, require_layers
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.tensor_table import build_layout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from codellama_convert.convert.record import file_sizes
 from codellama_convert.plan.job import Job
-from codellama_convert.plan.reverse import ReverseJob
+from codellama_convert.plan.ranks.job import ReverseJob
 
 
 class Disk:

@@ -17,7 +17,7 @@ import torch
 
 from codellama_convert.convert.run import RunOptions, convert_checkpoint, run
 from codellama_convert.errors import CastError, ConvertError, Interrupted, OutputError
-from codellama_convert.formats.pth_reader import read_rank
+from codellama_convert.formats.pth.reader import read_rank
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.storage.watch import StopRequest, Watch

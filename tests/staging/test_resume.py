@@ -12,7 +12,7 @@ import torch
 
 from codellama_convert.convert.run import convert_checkpoint, run
 from codellama_convert.errors import CheckpointError, OutputError
-from codellama_convert.formats.pth_reader import read_rank
+from codellama_convert.formats.pth.reader import read_rank
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.staging.record_values import SealedFile
 from codellama_convert.staging.records import Journal

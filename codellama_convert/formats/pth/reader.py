@@ -1,0 +1,310 @@
+"""Own what a .pth file says about its tensors.
+
+Every statement of the pickle inside is checked, in Python's unbounded integers, against the size
+of the record that it speaks of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import CheckpointError, shown
+from codellama_convert.formats.pth.declared import (
+    Choose,
+    Declared,
+    kind_of,
+    read_declared,
+    take_all,
+)
+from codellama_convert.formats.pth.pickle_beside import Inert
+from codellama_convert.formats.pth.pickle_names import (
+    METAS_FILES_HINT,
+    DeclaredStorage,
+    OtherTensor,
+    View,
+)
+from codellama_convert.formats.pth.saved_rank import Container
+from codellama_convert.formats.pth.views import refuse_costly_views, refuse_wrong_view
+from codellama_convert.formats.stored_tensor import Storage, StoredTensor
+from codellama_convert.formats.zip_directory import DAMAGED_HINT, TORCHSCRIPT, TORCHSCRIPT_HINT
+from codellama_convert.formats.zip_reader import Archive, read_archive, read_entry
+from codellama_convert.storage.input_file import InputFile
+
+# 70B in 8 ranks has 120 kB a rank; the cap bounds what a forged one costs to hold.
+_MAX_PICKLE_BYTES = 2 << 20
+_MAX_SMALL_RECORD_BYTES = 1 << 16
+_MAX_DIMENSIONS = 8  # a model has 2; torch.save allows more
+_MAX_NAME_LENGTH = 256
+_MAX_VECTOR_REACH_BYTES = 1 << 20
+
+# torch.save has written 3 since 1.6; source: torch's caffe2/serialize/versions.h.
+_FORMAT_VERSIONS = frozenset(str(version).encode() for version in range(1, 11))
+
+
+@dataclass(frozen=True, slots=True)
+class RankIndex:
+    """What one `consolidated.NN.pth` holds; picklable, and free of open files.
+
+    Attributes:
+        path: The file.
+        n_bytes: Its size.
+        inode: Device and inode.
+        mtime_ns: Time of its last change.
+        tensors: By Meta's name, in the file's order.
+        storages: By name; also those that no tensor of `tensors` uses are checked when read.
+        directory_sha256: Of the zip directory, which holds every size and CRC-32.
+        pickle_sha256: Of what says which tensor lies where.
+        root: The zip's root folder; torch calls it after the file that it writes.
+        dropped: Shapes of tensors that were left out unseen, by name.
+        notes: What was taken off the names, or passed over.
+        container: What the pickle holds its tensors in.
+        location: The device that the first of them was saved from.
+    """
+
+    path: Path
+    n_bytes: int
+    inode: tuple[int, int]
+    mtime_ns: int
+    tensors: dict[str, StoredTensor]
+    storages: dict[str, Storage]
+    directory_sha256: str
+    pickle_sha256: str
+    root: str = ""
+    dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    container: Container = "dict"
+    location: str = "cpu"
+
+    @property
+    def fingerprint(self) -> list[Any]:
+        """What tells the file from others, as plain values.
+
+        Its zip directory holds the CRC-32 of all it has, so no weight is read for this.
+        """
+        told: list[Any] = [self.n_bytes, self.directory_sha256, self.pickle_sha256]
+        if any(storage.crc is None for storage in self.storages.values()):
+            told.append(self.mtime_ns)  # a directory without sums does not change with the weights
+        return told
+
+
+PickleCache = dict[bytes, Declared]
+
+
+def read_rank(
+    path: Path, *, choose: Choose = take_all, cache: PickleCache | None = None
+) -> RankIndex:
+    """Read which tensors a .pth file holds, and where their bytes lie.
+
+    Args:
+        path: The file.
+        choose: Chooses the tensors, and their names, among all that the pickle holds.
+        cache: What was chosen by the pickle's bytes: the ranks of one model often have the same.
+
+    Returns:
+        The index; of the data, only the small records are read.
+
+    Raises:
+        CheckpointError: If the file is damaged, hostile or of another kind.
+    """
+    with InputFile(path) as file:
+        archive = read_archive(file)
+        _require_known_format(file, archive)
+        _require_little_endian(file, archive)
+        if "constants.pkl" in archive.entries:
+            raise CheckpointError(TORCHSCRIPT, path=path, hint=TORCHSCRIPT_HINT)
+        if "data.pkl" not in archive.entries:
+            raise CheckpointError(
+                "is a zip archive, but not one that torch.save wrote",
+                path=path,
+                hint=METAS_FILES_HINT,
+            )
+        pickled = read_entry(file, archive.entries["data.pkl"], _MAX_PICKLE_BYTES)
+        parsed = cache.get(pickled) if cache is not None else None
+        if parsed is None:
+            container, entries = read_declared(path, pickled)
+            parsed = replace(choose(path, entries), container=container)
+            if cache is not None:
+                cache[pickled] = parsed
+        storages: dict[str, Storage] = {}
+        tensors = {
+            name: _resolve(path, archive, storages, name, value)
+            for name, value in parsed.entries.items()
+        }
+        refuse_costly_views(path, tensors.values())
+        return RankIndex(
+            path=path,
+            n_bytes=file.n_bytes,
+            inode=file.inode,
+            mtime_ns=file.mtime_ns,
+            tensors=tensors,
+            storages=storages,
+            directory_sha256=archive.directory_sha256,
+            pickle_sha256=hashlib.sha256(pickled).hexdigest(),
+            root=archive.root,
+            dropped=parsed.dropped,
+            notes=parsed.notes,
+            container=parsed.container,
+            location=parsed.location,
+        )
+
+
+def read_vector(file: InputFile, tensor: StoredTensor) -> bytes:
+    """Read a vector whole, such as the weight of a norm; its CRC-32 is not checked.
+
+    Args:
+        file: The open rank.
+        tensor: One of its tensors, of one dimension.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        CheckpointError: If the file ends before, or cannot be read.
+    """
+    first, end = tensor.extent
+    itemsize = tensor.dtype.itemsize
+    if end - first > max(_MAX_VECTOR_REACH_BYTES, tensor.shape[0] * itemsize):
+        step = tensor.strides[0] * itemsize
+        starts = range(tensor.storage.offset + first, tensor.storage.offset + end, step)
+        return b"".join(file.read_exact(start, itemsize) for start in starts)
+    reach = file.read_exact(tensor.storage.offset + first, end - first)
+    elements = memoryview(reach).cast("H" if itemsize == 2 else "I")
+    return elements[:: tensor.strides[0] or 1].tobytes()
+
+
+def _require_known_format(file: InputFile, archive: Archive) -> None:
+    # The other records of a later writer (.format_version, .storage_alignment, serialization_id)
+    # only tell torch where a storage lies, which every local header says too, or name the file.
+    for name in (".data/version", "version"):
+        entry = archive.entries.get(name)
+        if entry is None:
+            continue
+        version = read_entry(file, entry, _MAX_SMALL_RECORD_BYTES).strip()
+        if version not in _FORMAT_VERSIONS:
+            raise CheckpointError(
+                f"format version {version[:16]!r} is not known (1 to {len(_FORMAT_VERSIONS)})",
+                path=file.path,
+                hint=DAMAGED_HINT,
+            )
+
+
+def _require_little_endian(file: InputFile, archive: Archive) -> None:
+    entry = archive.entries.get("byteorder")
+    if entry is None:  # before PyTorch 2.1
+        return
+    byteorder = read_entry(file, entry, _MAX_SMALL_RECORD_BYTES)
+    if byteorder != b"little":
+        raise CheckpointError(
+            f"byteorder {byteorder[:16]!r} is not supported (little-endian only)",
+            path=file.path,
+            hint="load and re-save it with torch.save on a little-endian machine",
+        )
+
+
+def _resolve(
+    path: Path, archive: Archive, storages: dict[str, Storage], name: Any, value: Any
+) -> StoredTensor:
+    """Turn a declared tensor into one whose every number was checked."""
+    if type(name) is not str:
+        raise CheckpointError(
+            f"the dict key {shown(name)} is not a tensor's name", path=path, hint=METAS_FILES_HINT
+        )
+    if len(name) > _MAX_NAME_LENGTH:
+        raise CheckpointError(
+            f"a tensor's name has {len(name)} characters", path=path, hint=METAS_FILES_HINT
+        )
+    if type(value) is OtherTensor:
+        raise CheckpointError(
+            f"entry {name!r} is {value.what}; expected plain bfloat16, float16 or float32",
+            path=path,
+            hint=value.hint,
+        )
+    if type(value) is not View:
+        raise CheckpointError(
+            f"entry {name!r} is {kind_of(value)}; expected Meta's flat layout of tensors",
+            path=path,
+            hint=METAS_FILES_HINT,
+        )
+    _refuse_extras(path, name, value)
+    storage = _resolve_storage(path, archive, storages, name, value.storage)
+    shape, strides, offset = value.shape, value.strides, value.storage_offset
+    numbers_are_plain = (
+        type(shape) is tuple
+        and type(strides) is tuple
+        and len(shape) == len(strides) <= _MAX_DIMENSIONS
+        and all(type(n) is int and n >= 0 for n in (*shape, *strides, offset))
+    )
+    if not numbers_are_plain:
+        raise CheckpointError(
+            f"tensor {name!r}: negative or invalid shape, stride or storage offset{_large_in(value)}",
+            path=path,
+            hint=DAMAGED_HINT,
+        )
+    tensor = StoredTensor(name, shape, strides, offset, storage)
+    refuse_wrong_view(path, tensor)
+    return tensor
+
+
+def _large_in(view: View) -> str:
+    """Name an integer that was too large to be read among a view's numbers."""
+    shape, strides = (n if type(n) is tuple else () for n in (view.shape, view.strides))
+    large = (n for n in (*shape, *strides, view.storage_offset) if type(n) is Inert)
+    return next((f" ({n.what})" for n in large), "")
+
+
+def _refuse_extras(path: Path, name: str, view: View) -> None:
+    """Refuse a tensor to which torch would apply more than its place in the storage."""
+    for extra in view.extras:
+        content = extra.content
+        if content is not None:
+            raise CheckpointError(
+                f"tensor {name!r}: the argument {extra.argument} of {extra.function} holds "
+                f"{content}, which torch applies to the tensor; expected nothing there",
+                path=path,
+                hint="load it with torch and save tensor.detach().resolve_neg() of each tensor",
+            )
+
+
+def _resolve_storage(
+    path: Path,
+    archive: Archive,
+    storages: dict[str, Storage],
+    name: str,
+    declared: DeclaredStorage,
+) -> Storage:
+    if isinstance(declared.dtype, str):
+        raise CheckpointError(
+            f"tensor {name!r} has an unsupported dtype ({declared.dtype}); "
+            "expected bfloat16, float16 or float32",
+            path=path,
+            hint=METAS_FILES_HINT,
+        )
+    record = f"data/{declared.key}"
+    entry = archive.entries.get(record)
+    if entry is None:
+        raise CheckpointError(
+            f"tensor {name!r}: storage record {record} is missing", path=path, hint=DAMAGED_HINT
+        )
+    dtype = declared.dtype
+    if declared.n_elements * dtype.itemsize != entry.n_bytes:
+        raise CheckpointError(
+            f"tensor {name!r}: storage size mismatch: data.pkl says {declared.n_elements} x "
+            f"{dtype.itemsize} bytes, the record {record} holds {entry.n_bytes}",
+            path=path,
+            hint=DAMAGED_HINT,
+        )
+    known = storages.get(record)
+    if known is None:
+        known = storages[record] = Storage(record, dtype, entry.offset, entry.n_bytes, entry.crc)
+    elif known.dtype != dtype:
+        raise CheckpointError(
+            f"tensor {name!r}: storage {record} is declared both {known.dtype.name} and "
+            f"{dtype.name}",
+            path=path,
+            hint=DAMAGED_HINT,
+        )
+    return known

@@ -1,0 +1,157 @@
+"""Own the finding out of how a checkpoint's ranks were saved; only what was proven is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from codellama_convert.errors import ConfigError
+from codellama_convert.formats.pth.as_saved import find_saved
+from codellama_convert.formats.pth.saved_rank import (
+    SavedRank,
+    TorchLayout,
+    own_storages,
+    spare_spans,
+)
+from codellama_convert.formats.pth.writer import RankFilePlan
+from codellama_convert.meta.checkpoint import Checkpoint
+from codellama_convert.meta.find import PARAMS_NAME
+from codellama_convert.plan.ranks.original import (
+    MAX_PARAMS_CHARACTERS,
+    MAX_REST_BYTES,
+    Original,
+    in_meta_order,
+    original_json,
+    parse_original,
+)
+from codellama_convert.plan.ranks.plan import rank_name
+from codellama_convert.storage.input_file import InputFile
+from codellama_convert.tensors import Dtype, TensorSpec
+
+
+def find_original(checkpoint: Checkpoint, dtype: Dtype) -> Original | None:
+    """Find out how the ranks of a checkpoint were saved.
+
+    Args:
+        checkpoint: What is converted.
+        dtype: Of the tensors that are written of it.
+
+    Returns:
+        It; None where the files would not come back byte for byte: elements are cast or a head is
+        tied, no known version of torch.save writes such files, the ranks are not alike, tensors of
+        the model overlap, or what is beside them is large.
+
+    Raises:
+        ConvertError: If a file cannot be read.
+    """
+    names = [rank_name(number) for number in range(len(checkpoint.ranks))]
+    if (
+        checkpoint.config.tie_word_embeddings
+        or checkpoint.dtypes != (dtype,)
+        or [rank.path.name for rank in checkpoint.ranks] != names
+    ):
+        return None
+    params = _params(checkpoint)
+    saved = _saved(checkpoint)
+    if params is None or saved is None:
+        return None
+    original = _described(checkpoint, saved, params)
+    if original is None or not _can_be_read(original):
+        return None
+    specs = _specs(checkpoint)
+    assert original.saved_ranks(specs, checkpoint.config.num_hidden_layers) == saved.ranks
+    return original
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What torch.save was given of each rank, which torch it was, and where all of them have what."""
+
+    ranks: tuple[SavedRank, ...]
+    torch_layout: TorchLayout
+    place: RankFilePlan
+
+
+def _saved(checkpoint: Checkpoint) -> _Saved | None:
+    """Find how all ranks were saved; None where one of them cannot be written again, or is unlike."""
+    found = []
+    for index in checkpoint.ranks:
+        one = find_saved(index)
+        if one is None:
+            return None
+        found.append(one)
+    alike = {(replace(rank, root=""), len(rank.root), layout) for rank, layout, _ in found}
+    _, layout, place = found[0]
+    return _Saved(tuple(rank for rank, _, _ in found), layout, place) if len(alike) == 1 else None
+
+
+def _specs(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
+    """Spell the part that a rank has of each tensor of the model."""
+    return {
+        one.meta.name: TensorSpec(one.meta.name, one.spec.dtype, one.meta.part_shape)
+        for one in checkpoint.layout
+    }
+
+
+def _described(checkpoint: Checkpoint, saved: _Saved, params: str) -> Original | None:
+    """Describe it in few words; None where what is beside the model's tensors is not small."""
+    first = saved.ranks[0]
+    specs = {tensor.spec.name: tensor.spec for tensor in first.tensors}
+    others = specs.keys() - _specs(checkpoint).keys()
+    try:
+        spare = spare_spans(first, specs.keys() - others)
+    except ValueError:
+        return None
+    if sum(end - start for _, start, end in spare) > MAX_REST_BYTES:
+        return None
+    is_in_order = tuple(specs) == in_meta_order(specs, checkpoint.config.num_hidden_layers)
+    plain = own_storages(specs.values(), root="")
+    is_plain = (plain.tensors, plain.storage_elements) == (first.tensors, first.storage_elements)
+    places = tuple((tensor.storage, tensor.storage_offset) for tensor in first.tensors)
+    return Original(
+        params=params,
+        torch_layout=saved.torch_layout,
+        container=first.container,
+        location=first.location,
+        roots=tuple(rank.root for rank in saved.ranks),
+        order=None if is_in_order else tuple(specs),
+        others=tuple(specs[name] for name in sorted(others)),
+        places=None if is_plain else places,
+        storages=None if is_plain else first.storage_elements,
+        rest=tuple(_read_spare(rank.path, saved.place, spare) for rank in checkpoint.ranks),
+    )
+
+
+def _params(checkpoint: Checkpoint) -> str | None:
+    """Read params.json as a text; None where it is none, or long."""
+    path = checkpoint.files.params
+    with InputFile(path, error=ConfigError) as file:
+        n_bytes = min(file.n_bytes, MAX_PARAMS_CHARACTERS + 1)
+        content = file.read_exact(0, n_bytes)
+    if path.name != PARAMS_NAME or hashlib.sha256(content).hexdigest() != checkpoint.params_sha256:
+        return None
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if len(json.dumps(text)) <= MAX_PARAMS_CHARACTERS else None
+
+
+def _read_spare(path: Path, place: RankFilePlan, spare: Sequence[tuple[int, int, int]]) -> bytes:
+    """Read what the storages of a rank hold besides the tensors of the model."""
+    with InputFile(path) as file:
+        return b"".join(
+            file.read_exact(place.storage_spans[storage][0] + start, end - start)
+            for storage, start, end in spare
+        )
+
+
+def _can_be_read(original: Original) -> bool:
+    """Report whether the reader of the record would take it."""
+    try:
+        return parse_original(original_json(original)) == original
+    except ValueError:
+        return False

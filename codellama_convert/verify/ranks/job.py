@@ -1,0 +1,229 @@
+"""Own which ranks are to be expected of a source: what was asked for, spelled out from the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codellama_convert.formats.pth.saved_rank import SavedRank, TorchLayout, own_storages
+from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.model.asked import AskedRanks
+from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.tensor_table import (
+    FREQUENCIES_NAME,
+    build_layout,
+    names_in_meta_order,
+)
+from codellama_convert.plan.ranks.job import ReverseJob
+from codellama_convert.plan.ranks.options import ReverseOptions
+from codellama_convert.plan.ranks.original import Original
+from codellama_convert.plan.source import Source
+from codellama_convert.plan.tiles import Passage, TensorPlan
+from codellama_convert.tensors import Dtype, TensorSpec, as_dtype, dtype_named
+from codellama_convert.verify.ranks.folder import rank_name
+from codellama_convert.verify.record_reader import readable_record
+from codellama_convert.verify.report import Problems
+
+
+def asked_of_ranks(options: ReverseOptions) -> AskedRanks:
+    """Take from options what they say of the output.
+
+    Args:
+        options: As a user gave them; a value that is the default says nothing.
+
+    Returns:
+        What the output is said to be.
+    """
+    has_tokenizer = options.tokenizer_model is not None
+    return AskedRanks(
+        checklist=True if options.checklist else None,
+        dtype=None if options.dtype is None else as_dtype(options.dtype).name,
+        ranks=options.n_ranks,
+        rope_freqs=None if options.rope_freqs else False,
+        skip_tokenizer=True if options.skip_tokenizer else False if has_tokenizer else None,
+        torch_layout=options.torch_layout,
+        vocab_rows=options.vocab_rows,
+    )
+
+
+def reverse_options_for(
+    output_dir: Path, options: ReverseOptions, said: AskedRanks
+) -> ReverseOptions:
+    """Complete the options with which the source is opened by what the output's record says.
+
+    Args:
+        output_dir: What was converted.
+        options: What was said.
+        said: What of it is about the output.
+
+    Returns:
+        Options with which no more has to be said than the record does.
+    """
+    record = readable_record(output_dir, Problems())  # reported when it is compared
+    recorded = (None if record is None else record.asked_ranks) or AskedRanks()
+    n_rows, said = said.vocab_rows, said.or_else(recorded)
+    return replace(
+        options,
+        n_ranks=said.ranks,
+        dtype=None if said.dtype is None else dtype_named(said.dtype),
+        torch_layout=said.torch_layout or options.torch_layout,
+        rope_freqs=said.rope_freqs is not False,
+        # Rows that do not fit the tokenizer are a difference, and no reason not to open the source.
+        vocab_rows=recorded.vocab_rows or n_rows,
+        skip_tokenizer=bool(said.skip_tokenizer) and options.tokenizer_model is None,
+        checklist=bool(said.checklist),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedRanks:
+    """What a folder of ranks must hold.
+
+    Attributes:
+        source: What they are made of.
+        config: The model that they hold.
+        n_ranks: How many there are.
+        dtype: Of all their tensors.
+        layout: The version of PyTorch whose files they equal.
+        frequencies: The bytes of the rotary frequencies; None where they are left out.
+        tokenizer: The tokenizer beside them; None where it is left out.
+        checklist: Whether Meta's list of MD5 sums lies beside them.
+        original: How they were saved before, if they come back as they were.
+    """
+
+    source: Source
+    config: ModelConfig
+    n_ranks: int
+    dtype: Dtype
+    layout: TorchLayout
+    frequencies: bytes | None
+    tokenizer: SentencePieceModel | None
+    checklist: bool
+    original: Original | None
+
+    @property
+    def others(self) -> tuple[TensorSpec, ...]:
+        """What each rank has beside the tensors of the model."""
+        if self.original is not None:
+            return self.original.others
+        if self.frequencies is None:
+            return ()
+        return (TensorSpec(FREQUENCIES_NAME, self.dtype, (self.config.head_dim // 2,)),)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the ranks, in order."""
+        return tuple(map(rank_name, range(self.n_ranks)))
+
+    @property
+    def origin_of_frequencies(self) -> str:
+        """Say why the frequencies are as they are."""
+        if _has_frequencies(self.source, self.dtype):
+            return "as the source has it"
+        return f"by the rope_theta {self.config.rope_theta}"
+
+    def options(self) -> dict[str, Any]:
+        """Spell the options that the record has."""
+        return {
+            "checklist": self.checklist,
+            "dtype": self.dtype.name,
+            "ranks": self.n_ranks,
+            "rope_freqs": bool(self.others),
+            "skip_tokenizer": self.tokenizer is None,
+            "torch_layout": self.layout,
+            "vocab_rows": self.config.vocab_size,
+        }
+
+    def tensors(self, tile_bytes: int) -> tuple[TensorPlan, ...]:
+        """Place each tensor on both sides, cut into tiles of a size."""
+        layout = build_layout(self.config, n_ranks=self.n_ranks, dtype=self.dtype, with_head=True)
+        found = self.source.placements
+        return tuple(
+            # Rows of the vocabulary that are left out are the last ones.
+            Passage(
+                replace(found[one.meta.name][0], shape=one.meta.shape),
+                one.meta,
+                found[one.meta.name][1],
+                self.dtype,
+                one.head_dim,
+            ).plan(tile_bytes=tile_bytes)
+            for one in layout
+        )
+
+    def saved(self, number: int, tensors: tuple[TensorPlan, ...]) -> SavedRank:
+        """Spell what torch.save is given of a rank.
+
+        Every tensor is by itself and they are in Meta's order, if they were not saved otherwise
+        before.
+        """
+        parts = {
+            tensor.spec.name: TensorSpec(tensor.spec.name, self.dtype, tensor.target.part_shape)
+            for tensor in tensors
+        }
+        n_layers = self.config.num_hidden_layers
+        if self.original is not None:
+            return self.original.saved_ranks(parts, n_layers)[number]
+        parts |= {spec.name: spec for spec in self.others}
+        specs = [parts[name] for name in names_in_meta_order(n_layers) if name in parts]
+        return own_storages(specs, root=rank_name(number).removesuffix(".pth"))
+
+
+def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:
+    """Spell out which ranks a job must have made.
+
+    Args:
+        job: From `plan_reverse`.
+        asked: What is said of the output, by whomever.
+
+    Returns:
+        What must be there.
+    """
+    source = job.weights.source
+    config = replace(source.config, vocab_size=asked.vocab_rows or job.weights.config.vocab_size)
+    dtype = job.weights.plan.dtype if asked.dtype is None else dtype_named(asked.dtype)
+    original = job.original
+    if original is not None and not (
+        asked.ranks in (None, len(original.roots))
+        and asked.torch_layout in (None, original.torch_layout)
+        and (asked.rope_freqs is not False or not original.others)
+        and (config, dtype) == (job.weights.config, job.weights.plan.dtype)
+    ):
+        original = None
+    has_usual = original is None and asked.rope_freqs is not False
+    return ExpectedRanks(
+        source=source,
+        config=config,
+        n_ranks=asked.ranks or len(job.weight_files),
+        dtype=dtype,
+        layout=asked.torch_layout or job.torch_layout,
+        frequencies=_frequencies(source, config, dtype) if has_usual else None,
+        tokenizer=None if asked.skip_tokenizer else job.tokenizer,
+        checklist=bool(asked.checklist),
+        original=original,
+    )
+
+
+def _frequencies(source: Source, config: ModelConfig, dtype: Dtype) -> bytes:
+    """Compute the rotary frequencies in float32 as Meta's code does, or take those of the source.
+
+    Source:
+        meta-llama/codellama llama/model.py, `precompute_freqs_cis`.
+    """
+    if source.frequencies is not None and _has_frequencies(source, dtype):
+        return source.frequencies[0]
+    steps = np.arange(0, config.head_dim, 2).astype("<f4") / np.float32(config.head_dim)
+    powers = np.power(config.rope_theta, steps.astype("<f8")).astype("<f4")
+    exact = np.float32(1) / powers
+    if dtype.code == "BF16":
+        bits = exact.view("<u4").astype("<u8")
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # a tie goes to the even one
+        return bytes(rounded.astype("<u2"))
+    return bytes(exact.astype("<f2" if dtype.code == "F16" else "<f4"))
+
+
+def _has_frequencies(source: Source, dtype: Dtype) -> bool:
+    """Return whether a source of ranks has frequencies of a dtype, whose bytes are then kept."""
+    return source.frequencies is not None and source.frequencies[1] == dtype

@@ -1,0 +1,135 @@
+"""Own the check of the files beside the ranks: params.json, and tokenizer.model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from codellama_convert.errors import ConvertError, VerifyError, shown
+from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.model.config import DEFAULT_ROPE_THETA, ModelConfig, parse_params
+from codellama_convert.model.releases import PARAMS_TEXTS
+from codellama_convert.storage.digests import file_digest
+from codellama_convert.storage.watch import Watch
+from codellama_convert.verify.output_files import (
+    first_other_byte,
+    parse_json,
+    read_small,
+)
+from codellama_convert.verify.ranks.folder import CHECKLIST_NAME, PARAMS_NAME, TOKENIZER_NAME
+from codellama_convert.verify.report import Problems
+
+# Meta's loaders take keys as arguments: any other ends them.
+_KEYS = frozenset({
+    "dim", "ffn_dim_multiplier", "multiple_of", "n_heads", "n_kv_heads", "n_layers", "norm_eps",
+    "rope_theta", "vocab_size",
+})  # fmt: skip
+_MORE_BYTES = 1 << 16
+
+
+def check_original_params(folder: Path, text: str, problems: Problems) -> None:
+    """Compare params.json with what the file was that the source was converted from."""
+    raw = text.encode()
+    try:
+        found = read_small(folder / PARAMS_NAME, len(raw) + _MORE_BYTES)
+    except VerifyError as problem:
+        problems.add_error(problem)
+        return
+    other = first_other_byte(found, [raw])
+    if other is not None:
+        problems.add(f"is not as it was: {other}", file=PARAMS_NAME)
+
+
+def check_params(folder: Path, config: ModelConfig, problems: Problems) -> None:
+    """Compare params.json with the model: what Meta's code builds of it, and how it is spelled.
+
+    Args:
+        folder: The output.
+        config: The model, from the source.
+        problems: Gets what differs.
+    """
+    path = folder / PARAMS_NAME
+    try:
+        raw = read_small(path)
+        found = parse_json(raw, path)
+        params, _ = parse_params(raw, path)
+    except ConvertError as problem:
+        problems.add_error(problem)
+        return
+    # Only a release's own text leaves the number of rows to the tokenizer.
+    is_release = raw in (text.encode() for text in PARAMS_TEXTS.values())
+    n_rows = config.vocab_size if is_release and params.vocab_size is None else params.vocab_size
+    said = {
+        "dim": params.dim,
+        "n_heads": params.n_heads,
+        "n_kv_heads": params.key_value_heads(),
+        "n_layers": params.n_layers,
+        "norm_eps": params.norm_eps,
+        "rope_theta": DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
+        "the width of the feed-forward network": params.feed_forward_width(),
+        "vocab_size": n_rows,
+    }
+    expected = {
+        "dim": config.hidden_size,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "n_layers": config.num_hidden_layers,
+        "norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "the width of the feed-forward network": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+    }
+    wrong = problems.add_differences(PARAMS_NAME, said, expected)
+    unknown = sorted(found.keys() - _KEYS)
+    for key in unknown:
+        problems.add(f"has {shown(key)}, which Meta's code does not know", file=PARAMS_NAME)
+    if not wrong and not unknown and not is_release:
+        problems.add_spelling(PARAMS_NAME, raw, [json.dumps(found).encode() + b"\n"])
+
+
+def check_tokenizer_model(
+    folder: Path, model: SentencePieceModel, n_rows: int, problems: Problems
+) -> None:
+    """Compare tokenizer.model with the source's, byte for byte, and its pieces with the rows.
+
+    Args:
+        folder: The output.
+        model: The source's.
+        n_rows: Of the vocabulary that the ranks must hold.
+        problems: Gets what differs.
+    """
+    try:
+        raw = read_small(folder / TOKENIZER_NAME, len(model.raw) + _MORE_BYTES)
+    except VerifyError as problem:
+        problems.add_error(problem)
+        return
+    other = first_other_byte(raw, [model.raw])
+    if other is not None:
+        problems.add(f"is not {model.path}: {other}", file=TOKENIZER_NAME)
+    if model.n_pieces != n_rows:
+        problems.add(
+            f"has {model.n_pieces} pieces, and the ranks {n_rows} rows of the embedding: Meta's "
+            "loader wants as many",
+            file=TOKENIZER_NAME,
+        )
+
+
+def check_checklist(folder: Path, names: Sequence[str], problems: Problems) -> None:
+    """Compare checklist.chk with the MD5 sums of all that lies beside it.
+
+    Args:
+        folder: The output.
+        names: The files that it lists, in order.
+        problems: Gets what differs.
+    """
+    try:
+        raw = read_small(folder / CHECKLIST_NAME)
+        sums = [file_digest(folder / n, "md5", error=VerifyError, watch=Watch()) for n in names]
+    except VerifyError as problem:
+        problems.add_error(problem)
+        return
+    expected = "".join(f"{md5}  {name}\n" for md5, name in zip(sums, names, strict=True))
+    other = first_other_byte(raw, [expected.encode()])
+    if other is not None:
+        problems.add(f"is not the list of these files: {other}", file=CHECKLIST_NAME)
