@@ -7,7 +7,7 @@ merges are not generated and compared, they are compared with the rule that orde
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,30 @@ def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Pro
         problems.add(wrong, file=name)
     elif not differs:
         # The merges are right as they stand: what is left is how the file is spelled around them.
-        whole = frame | {"model": settings | {"vocab": model.ids, "merges": merges}}
-        spelled = json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(whole)
-        problems.add_spelling(name, raw, (piece.encode() for piece in spelled))
+        problems.add_spelling(name, raw, _spelled(frame, settings, model.ids, merges))
+
+
+def _spelled(
+    frame: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    vocabulary: Mapping[str, int],
+    merges: Sequence[str],
+) -> Iterator[bytes]:
+    """Spell the file piece by piece, with an indent of two.
+
+    The library's fast encoder knows no indent; but one level of it is only a longer separator.
+    """
+    long = json.JSONEncoder(ensure_ascii=False, separators=(",\n      ", ": "))
+    whole = {**frame, "model": {**settings, "vocab": {}, "merges": []}}
+    empty = json.dumps(whole, indent=2, ensure_ascii=False)
+    # They are the last keys, and no text of the file holds a line break.
+    head, _, tail = empty.rpartition('"vocab": {},\n    "merges": []')
+    yield f'{head}"vocab": {{\n      '.encode()
+    yield long.encode(vocabulary)[1:-1].encode()
+    yield b'\n    },\n    "merges": ['
+    if merges:
+        yield f"\n      {long.encode(merges)[1:-1]}\n    ".encode()
+    yield f"]{tail}".encode()
 
 
 def _parse_tokenizer_json(
