@@ -108,8 +108,14 @@ class _Model:
         self._checkpoint = source.checkpoint
         kind = source.checkpoint.kind
         self._target = next((k for k in KINDS if k.name == asked.dtype), kind)
+        self._is_tied = all(
+            rank.places["output.weight"] == rank.places["tok_embeddings.weight"]
+            for rank in source.ranks
+        )
         self.tensors = {
-            name: move(bits, kind, self._target) for name, bits in self._joined().items()
+            name: move(bits, kind, self._target)
+            for name, bits in self._joined().items()
+            if not (self._is_tied and name == "lm_head.weight")
         }
         self.shards = self._split()
         family, named = FOLDERS[source.checkpoint.folder_name]
@@ -196,7 +202,7 @@ class _Model:
             "rms_norm_eps": float(self._params["norm_eps"]),
             "rope_scaling": None,
             "rope_theta": self._theta,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": self._is_tied,
             "torch_dtype": self._target.name,
             "use_cache": True,
             "vocab_size": shape.vocab,
@@ -255,7 +261,7 @@ class _Model:
         return {
             "tensor_bytes": sum(tensor.bits.nbytes for tensor in self.tensors.values()),
             "cast": None if self._target == kind else f"{kind.name} to {self._target.name}",
-            "dropped": list(self._checkpoint.rope),
+            "dropped": [*["output.weight"] * self._is_tied, *self._checkpoint.rope],
             "became_zero": {
                 n: one.became_zero for n, one in self.tensors.items() if one.became_zero
             },
@@ -270,6 +276,8 @@ class _Model:
             yield (bare[0],)
         if "made_by" in self._params:
             yield ("made_by",)
+        if self._is_tied:
+            yield ("output.weight", "tie_word_embeddings")
         if self._asked.model_size is not None:
             yield "--model_size", self._asked.model_size
 
