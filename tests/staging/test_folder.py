@@ -26,7 +26,7 @@ from tests.faults.dying import module_that_dies
 from tests.faults.kills import KillBench, spoil_the_check, spoil_the_order
 from tests.faults.resumes import spoil_the_records
 from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, finish, loads
-from tests.witness.checkpoints import GQA, MHA, Shape, random_model, save_checkpoint
+from tests.witness.checkpoints import GQA, MHA, random_model, save_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and signals as POSIX has them")
 
@@ -325,33 +325,36 @@ def test_a_journal_that_cannot_be_read_is_one_line(converted, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-BIG = Shape(dim=1024, n_layers=6, n_heads=8, n_kv_heads=8, hidden=2816, vocab=320)
+# Runs the command line, which gets the signal once the first file is whole.
+SIGNALLED = """
+import os, sys
+from codellama_convert.__main__ import main
+from codellama_convert.staging import crash_points
+number = int(sys.argv.pop(1))
+def signalled(step):
+    if step == "file named":
+        crash_points.hook = None
+        os.kill(os.getpid(), number)
+crash_points.hook = signalled
+main()
+"""
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_signal_keeps_what_is_whole_and_tells_how_to_resume(tmp_path, name, status):
+def test_a_signal_keeps_what_is_whole_and_tells_how_to_resume(converted, tmp_path, name, status):
     number = signal.Signals[name]  # here and not above: Windows, which skips, has no SIGHUP
-    save_checkpoint(tmp_path / "in", BIG, random_model(BIG, torch.bfloat16), n_ranks=1)
     target = tmp_path / "out"
-    arguments = command(tmp_path / "in", target, "--workers", "1", "--max_ram", "700KB")
-    child = subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not list((target / STAGING).glob("*.safetensors")):
-        assert time.monotonic() < deadline
-        assert child.poll() is None
-        time.sleep(0.01)
-    child.send_signal(number)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == status, errors
-    assert "Traceback" not in errors
-    assert "run the same command again to resume" in errors.splitlines()[-1]
+    arguments = command(converted / "in", target, "--workers", "1")
+    stopped = finish([sys.executable, "-c", SIGNALLED, str(int(number)), *arguments[3:]])
+    assert stopped.returncode == status, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert "run the same command again to resume" in stopped.stderr.splitlines()[-1]
     assert not loads(target)
     kept = {p.name: p.stat().st_ino for p in (target / STAGING).glob("*.safetensors")}
-    assert kept
-    assert subprocess.run(arguments, check=False, cwd=ROOT, env=environment()).returncode == 0
+    assert len(kept) == 1
+    assert finish(arguments).returncode == 0
     assert {name: (target / name).stat().st_ino for name in kept} == kept
+    assert content(target) == content(converted / "out")
     assert not (target / STAGING).exists()
 
 
