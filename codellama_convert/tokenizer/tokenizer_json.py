@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby, islice, starmap, takewhile
+from itertools import groupby, starmap, takewhile
 from typing import Any
 
-from codellama_convert.errors import TokenizerError
-from codellama_convert.formats.sentencepiece import DOWNLOAD_AGAIN, SentencePieceModel
+from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.formats.sentencepiece_message import Piece, PieceType
 from codellama_convert.storage.contents import Chunked
+from codellama_convert.tokenizer.streamed_json import (
+    BETWEEN_MERGES,
+    MERGE_INDENT,
+    count_bytes,
+    json_chunks,
+)
 
 # Source: meta-llama/codellama llama/tokenizer.py. Their ids differ between models.
 INFILLING_PIECES = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
 STEP_PIECE = "<step>"
 
-# Llama 2's has 1.9 MB (61,249 merges), that of Gemma 3's 262,144 pieces (514,906 merges, the most
-# in use) would have 19 MB, and each merge takes what its piece takes: the limit leaves it room, and
-# a vocabulary of all substrings of a text, which would fill a disk, none.
-MAX_JSON_BYTES = 32 << 20
-_CHUNK_ENTRIES = 1024
 _quoted = json.encoder.encode_basestring  # of JSONEncoder.encode, half the time is not this
 
 
@@ -95,60 +95,26 @@ def tokenizer_json(model: SentencePieceModel) -> Chunked:
 # A conversion asks before anything is written, and again when it writes.
 @lru_cache(maxsize=1)
 def _n_bytes(model: SentencePieceModel) -> int:
-    n_bytes = sum(map(len, _chunks(model, ())))
-    n_merges = 0
-    known = frozenset(_joined_texts(model))
+    without_merges = _chunks(model, ())
+    merge_bytes = _merge_bytes(frozenset(_joined_texts(model)))
+    return count_bytes(without_merges, merge_bytes, path=model.path, n_pieces=model.n_pieces)
+
+
+def _merge_bytes(known: Collection[str]) -> Iterator[int]:
+    """Count what the merges of each piece take."""
     for text in known:
         n_splits = 0
         for cut in range(1, len(text)):
             if text[:cut] in known and text[cut:] in known:
                 n_splits += 1
-        n_merges += n_splits
         # An escape stands for one character, so all splits of a piece take the same bytes.
         if n_splits:
-            n_bytes += n_splits * len(f"{_merge_line(text, '')},\n".encode())
-        if n_bytes > MAX_JSON_BYTES:
-            raise TokenizerError(
-                f"its {model.n_pieces} pieces can be put together in so many ways that "
-                f"tokenizer.json would have more than {MAX_JSON_BYTES} bytes",
-                path=model.path,
-                hint=DOWNLOAD_AGAIN,
-            )
-    if n_merges:
-        n_bytes += len("\n" + "\n    ") - len(",\n")  # in the brackets, and not behind the last
-    return n_bytes
+            yield n_splits * len((_merge_line(text, "") + BETWEEN_MERGES).encode())
 
 
 def _chunks(model: SentencePieceModel, merge_lines: Iterable[str]) -> Iterator[bytes]:
-    """Write the frame, and where it is empty the three long lists."""
-    frame = json.dumps(_tokenizer_frame(model), indent=2, ensure_ascii=False)
-    # A quotation mark inside a JSON string is escaped, so these can only be the keys.
-    head, rest = frame.split('"added_tokens": []')
-    middle, rest = rest.split('"vocab": {}')
-    last, tail = rest.split('"merges": []')
-    yield f'{head}"added_tokens": ['.encode()
-    yield from _joined(map(_added_token_lines, _added_tokens(model)), "  ")
-    yield f']{middle}"vocab": {{'.encode()
-    yield from _joined(starmap(_vocabulary_line, enumerate(model.pieces)), "    ")
-    yield f'}}{last}"merges": ['.encode()
-    yield from _joined(merge_lines, "    ")
-    yield f"]{tail}".encode()
-
-
-def _joined(entries: Iterable[str], indent: str) -> Iterator[bytes]:
-    """Join the entries of a list with commas, and end before its closing bracket."""
-    left = iter(entries)
-    between = "\n"
-    while batch := list(islice(left, _CHUNK_ENTRIES)):
-        yield (between + ",\n".join(batch)).encode()
-        between = ",\n"
-    if between != "\n":
-        yield f"\n{indent}".encode()
-
-
-def _added_token_lines(token: dict[str, Any]) -> str:
-    # Not textwrap.indent: to it U+2028 inside of a piece begins a line too.
-    return "    " + json.dumps(token, indent=2, ensure_ascii=False).replace("\n", "\n    ")
+    vocabulary_lines = starmap(_vocabulary_line, enumerate(model.pieces))
+    return json_chunks(_tokenizer_frame(model), _added_tokens(model), vocabulary_lines, merge_lines)
 
 
 def _vocabulary_line(number: int, piece: Piece) -> str:
@@ -156,7 +122,7 @@ def _vocabulary_line(number: int, piece: Piece) -> str:
 
 
 def _merge_line(left: str, right: str) -> str:
-    return f"      {_quoted(f'{left} {right}')}"
+    return MERGE_INDENT + _quoted(f"{left} {right}")
 
 
 def _tokenizer_frame(model: SentencePieceModel) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Own how a tokenizer.json is written line by line, and how large it may be.
+
+Its three long lists never exist whole: a frame is written around them, and the size is counted first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.errors import TokenizerError
+from codellama_convert.formats.sentencepiece import DOWNLOAD_AGAIN
+
+# Llama 2's has 1.9 MB (61,249 merges), Llama 3's 9.1 MB (280,147), that of Gemma 3's 262,144 pieces
+# (514,906 merges, the most in use) would have 19 MB, and each merge takes what its piece takes: the
+# limit leaves it room, and a vocabulary of all substrings of a text, which would fill a disk, none.
+MAX_JSON_BYTES = 32 << 20
+MERGE_INDENT = "      "
+BETWEEN_MERGES = ",\n"
+_AROUND_MERGES = "\n", "\n    "
+_CHUNK_ENTRIES = 1024
+
+
+def json_chunks(
+    frame: dict[str, Any],
+    added_tokens: Iterable[dict[str, Any]],
+    vocabulary_lines: Iterable[str],
+    merge_lines: Iterable[str],
+) -> Iterator[bytes]:
+    """Write a tokenizer.json from its beginning.
+
+    Args:
+        frame: The file with `added_tokens`, `vocab` and `merges` empty; the order of keys is kept.
+        added_tokens: Entries of the first list.
+        vocabulary_lines: Lines of the second, indented, without commas.
+        merge_lines: Lines of the third.
+
+    Yields:
+        Its bytes, UTF-8.
+    """
+    # A quotation mark inside a JSON string is escaped, so these can only be the keys.
+    head, rest = json.dumps(frame, indent=2, ensure_ascii=False).split('"added_tokens": []')
+    middle, rest = rest.split('"vocab": {}')
+    last, tail = rest.split('"merges": []')
+    yield f'{head}"added_tokens": ['.encode()
+    yield from _joined(map(_added_token_lines, added_tokens), "\n  ")
+    yield f']{middle}"vocab": {{'.encode()
+    yield from _joined(vocabulary_lines, "\n    ")
+    yield f'}}{last}"merges": ['.encode()
+    yield from _joined(merge_lines, _AROUND_MERGES[1])
+    yield f"]{tail}".encode()
+
+
+def count_bytes(
+    without_merges: Iterable[bytes], merge_bytes: Iterable[int], *, path: Path, n_pieces: int
+) -> int:
+    """Count the bytes of a tokenizer.json before a merge is written.
+
+    Args:
+        without_merges: The file with an empty list of them.
+        merge_bytes: For each piece, what all its merges take, commas and line ends included.
+        path: The tokenizer.model, for the message.
+        n_pieces: How many it has, for the message.
+
+    Returns:
+        The file's size.
+
+    Raises:
+        TokenizerError: If it were far larger than that of any vocabulary in use.
+    """
+    n_bytes = sum(map(len, without_merges))
+    has_merges = False
+    for more in merge_bytes:
+        n_bytes += more
+        has_merges |= more > 0
+        if n_bytes > MAX_JSON_BYTES:
+            raise TokenizerError(
+                f"its {n_pieces} pieces can be put together in so many ways that "
+                f"tokenizer.json would have more than {MAX_JSON_BYTES} bytes",
+                path=path,
+                hint=DOWNLOAD_AGAIN,
+            )
+    if has_merges:  # none stands behind the last
+        n_bytes += sum(map(len, _AROUND_MERGES)) - len(BETWEEN_MERGES)
+    return n_bytes
+
+
+def _joined(entries: Iterable[str], end: str) -> Iterator[bytes]:
+    """Join the entries of a list with commas, and end before its closing bracket."""
+    left = iter(entries)
+    between = "\n"
+    while batch := list(islice(left, _CHUNK_ENTRIES)):
+        yield (between + BETWEEN_MERGES.join(batch)).encode()
+        between = BETWEEN_MERGES
+    if between != "\n":
+        yield end.encode()
+
+
+def _added_token_lines(token: dict[str, Any]) -> str:
+    # Not textwrap.indent: to it U+2028 inside of a piece begins a line too.
+    return "    " + json.dumps(token, indent=2, ensure_ascii=False).replace("\n", "\n    ")
