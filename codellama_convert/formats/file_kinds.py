@@ -9,7 +9,7 @@ from typing import Literal
 
 from codellama_convert.errors import ConvertError
 
-Wanted = Literal["zip", "JSON", "SentencePiece", "safetensors"]
+Wanted = Literal["zip", "JSON", "SentencePiece", "safetensors", "tiktoken"]
 
 HEAD_BYTES = 512  # tell every kind
 
@@ -65,8 +65,9 @@ KINDS = (
     _kind("is JSON (a tokenizer.json?)", _ORIGINAL, _BLANK + rb"[{\[]", is_right_as="JSON"),
     _kind(
         "is a tiktoken (Llama 3) vocabulary",
-        "Llama 3 is not supported",
+        "of a converted Llama 3, AutoTokenizer of transformers loads the tokenizer",
         rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n",
+        is_right_as="tiktoken",
     ),
 )
 
@@ -83,6 +84,16 @@ def other_kind(head: bytes, wanted: Wanted) -> FileKind | None:
     """
     kinds = (kind for kind in KINDS if kind.is_right_as != wanted)
     return next((kind for kind in kinds if kind.begins.match(head)), None)
+
+
+def is_of_kind(head: bytes, wanted: Wanted) -> bool:
+    """Report whether a file begins as one of a kind does; a SentencePiece model begins anyhow.
+
+    Args:
+        head: Its first `HEAD_BYTES` bytes, or all of it.
+        wanted: The kind.
+    """
+    return any(kind.is_right_as == wanted and kind.begins.match(head) for kind in KINDS)
 
 
 def refuse_other_kind(

@@ -38,6 +38,7 @@ MAX_PIECE_CHARS = 256
 MAX_ALL_CHARS = 1 << 22
 
 DOWNLOAD_AGAIN = "download the model's tokenizer.model again"
+FILE_HINT = "give the tokenizer.model that is downloaded with the weights, or beside them"
 
 BPE = 2
 MODEL_TYPES = ((1, "unigram"), (BPE, "BPE"), (3, "word"), (4, "char"))
@@ -99,7 +100,7 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
     except WireError as error:
         _refuse_other_kind(raw[:HEAD_BYTES], path)
         raise TokenizerError(
-            f"not a SentencePiece model, or a truncated one ({error})",
+            f"not a SentencePiece model, or a truncated one ({error}), nor a tiktoken vocabulary",
             path=path,
             hint=DOWNLOAD_AGAIN,
         ) from error
@@ -117,8 +118,7 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
 
 
 def _read_file(path: Path) -> bytes:
-    hint = "give the tokenizer.model that is downloaded with the weights, or beside them"
-    with InputFile(path, error=TokenizerError, hint=hint) as file:
+    with InputFile(path, error=TokenizerError, hint=FILE_HINT) as file:
         if file.n_bytes > MAX_FILE_BYTES:
             _refuse_other_kind(file.read_exact(0, HEAD_BYTES), path)
         raw = file.read_whole(MAX_FILE_BYTES, hint=DOWNLOAD_AGAIN)

@@ -55,6 +55,9 @@ def test_nothing_is_said_of_unknown_kinds(head: bytes, wanted: Wanted) -> None:
         (SAFETENSORS, "safetensors", None),
         (SAFETENSORS, "zip", "safetensors"),
         (ZIP, "safetensors", "zip"),
+        (b"IQ== 0\n", "tiktoken", None),
+        (b"IQ== 0\n", "zip", "tiktoken"),
+        (JSON, "tiktoken", "JSON"),
     ],
 )
 def test_what_is_wanted_is_no_other_kind(head: bytes, wanted: Wanted, kind: str | None) -> None:

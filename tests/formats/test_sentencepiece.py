@@ -111,7 +111,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
         (json.dumps({"version": "1.0", "model": {}}).encode(), r"JSON \(a tokenizer.json\?\)"),
         (b'\n[\n "a"\n]\n', "JSON"),
         (b"GGUF\x03\0\0\0" + b"\0" * 64, "a GGUF file"),
-        (TIKTOKEN, r"a tiktoken \(Llama 3\) vocabulary.*Llama 3 is not supported"),
+        (TIKTOKEN, r"a tiktoken \(Llama 3\) vocabulary.*AutoTokenizer"),
         (b"\0" * (8 * 1024 * 1024 + 1), "larger than 8388608 bytes"),
         (b"GGUF" + b"\0" * (8 * 1024 * 1024), "a GGUF file"),
     ],

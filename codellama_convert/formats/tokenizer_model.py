@@ -1,0 +1,39 @@
+"""Own which kind of tokenizer.model a file is: its content says it, whatever model it lies beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codellama_convert.errors import TokenizerError
+from codellama_convert.formats.file_kinds import HEAD_BYTES, is_of_kind
+from codellama_convert.formats.sentencepiece import (
+    FILE_HINT,
+    SentencePieceModel,
+    read_sentencepiece_model,
+)
+from codellama_convert.formats.tiktoken import TiktokenModel, read_tiktoken_model
+from codellama_convert.storage.input_file import InputFile
+
+# Llama 1, Llama 2 and Code Llama have the first, Llama 3 the second. Both know `path`, `raw`,
+# `n_pieces`, `bos_id` and `eos_id`.
+TokenizerModel = SentencePieceModel | TiktokenModel
+
+
+def read_tokenizer_model(path: Path) -> TokenizerModel:
+    """Read a tokenizer.model of either kind and refuse what would not give Meta's ids.
+
+    Args:
+        path: A SentencePiece BPE model, or a tiktoken vocabulary.
+
+    Returns:
+        Its pieces and its bytes.
+
+    Raises:
+        TokenizerError: If the file cannot be read, is damaged or of another kind, or has settings
+            that `tokenizer.json` cannot reproduce.
+    """
+    with InputFile(path, error=TokenizerError, hint=FILE_HINT) as file:
+        head = file.read_exact(0, min(HEAD_BYTES, file.n_bytes))
+    if is_of_kind(head, "tiktoken"):
+        return read_tiktoken_model(path)
+    return read_sentencepiece_model(path)
