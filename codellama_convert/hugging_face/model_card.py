@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from codellama_convert import __version__
-from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.recognise import Recognised
 from codellama_convert.tensors import Dtype
@@ -90,7 +90,7 @@ _CHAT = """
 def model_card(
     config: ModelConfig,
     recognised: Recognised,
-    tokenizer: SentencePieceModel | None,
+    tokenizer: TokenizerModel | None,
     *,
     source_dtype: str,
     dtype: Dtype,

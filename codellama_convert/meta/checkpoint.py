@@ -16,7 +16,7 @@ from typing import Any
 from codellama_convert.errors import ConfigError, LayoutError
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.pth.reader import PickleCache, RankIndex, read_rank
-from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
+from codellama_convert.formats.tokenizer_model import TokenizerModel, read_tokenizer_model
 from codellama_convert.meta.find import CheckpointFiles, missing_tokenizer
 from codellama_convert.meta.places import model_name
 from codellama_convert.meta.rank_copies import compare_copies, refuse_copied_ranks
@@ -69,7 +69,7 @@ class Checkpoint:
     layout: tuple[TensorLayout, ...]
     dropped: tuple[str, ...]
     params_sha256: str
-    tokenizer: SentencePieceModel | None
+    tokenizer: TokenizerModel | None
     notes: tuple[str, ...]
 
     @property
@@ -221,14 +221,14 @@ def _read_params(path: Path) -> bytes:
 
 def _open_tokenizer(
     files: CheckpointFiles, config: ModelConfig
-) -> tuple[SentencePieceModel, tuple[str, ...]]:
+) -> tuple[TokenizerModel, tuple[str, ...]]:
     """Read tokenizer.model, and compare it with the embedding."""
     if files.tokenizer is None:
         raise missing_tokenizer(
             files.folder,
             hint="give its path with --tokenizer_model, or convert only the weights with --skip_tokenizer",
         )
-    model = read_sentencepiece_model(files.tokenizer)
+    model = read_tokenizer_model(files.tokenizer)
     notes = check_embedding_rows(model, config.vocab_size, is_released=is_released(config))
     return model, notes
 

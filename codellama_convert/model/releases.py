@@ -7,6 +7,8 @@ from typing import Literal
 
 Family = Literal["Llama 1", "Llama 2", "Code Llama"]
 Flavor = Literal["base", "python", "instruct", "chat"]
+# The names of special tokens changed with Llama 3.1; their ids did not.
+SpecialNames = Literal["3", "3.1"]
 FLAVORS: tuple[Flavor, ...] = ("base", "python", "instruct", "chat")
 
 

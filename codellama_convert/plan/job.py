@@ -15,7 +15,7 @@ from codellama_convert import __version__
 from codellama_convert.arguments import as_path, instance_of
 from codellama_convert.errors import one_line
 from codellama_convert.formats.pth.reader import RankIndex
-from codellama_convert.formats.sentencepiece import read_sentencepiece_model
+from codellama_convert.formats.tokenizer_model import read_tokenizer_model
 from codellama_convert.meta.checklist import ListedSums
 from codellama_convert.meta.checkpoint import open_checkpoint
 from codellama_convert.meta.find import (
@@ -219,6 +219,6 @@ def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
         raise missing_tokenizer(input_dir, hint="give its path with --tokenizer_model")
     files = CheckpointFiles(input_dir, input_dir / "params.json", (), path, ())
     list_notes = _sums(files, options).check_small_files()
-    tokenizer = plan_tokenizer(read_sentencepiece_model(path), options, None)
+    tokenizer = plan_tokenizer(read_tokenizer_model(path), options, None)
     notes = list_notes + tokenizer.check()
     return Job(options, files, None, tokenizer, tuple(map(one_line, notes)))

@@ -6,9 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.errors import ConfigError
+from codellama_convert.formats.tiktoken import TiktokenModel
+from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.model.recognise import Recognised
-from codellama_convert.model.releases import Flavor
+from codellama_convert.model.releases import Flavor, SpecialNames
 from codellama_convert.plan.options import Options
 from codellama_convert.storage.contents import Content
 from codellama_convert.tokenizer.hf_files import (
@@ -16,6 +18,12 @@ from codellama_convert.tokenizer.hf_files import (
     stop_token_ids,
     tokenizer_files,
     tokenizer_notes,
+)
+from codellama_convert.tokenizer.llama3 import (
+    llama3_files,
+    llama3_notes,
+    llama3_stop_ids,
+    llama3_tokenizer_json,
 )
 from codellama_convert.tokenizer.tokenizer_json import tokenizer_json
 
@@ -29,12 +37,14 @@ class TokenizerJob:
         flavor: What the model was tuned for; None where it is not known.
         context: Tokens of context; None for no limit.
         class_name: What tokenizer_config.json names.
+        special_names: What the special tokens are called, if the vocabulary is Llama 3's.
     """
 
-    model: SentencePieceModel
+    model: TokenizerModel
     flavor: Flavor | None
     context: int | None
     class_name: str
+    special_names: SpecialNames = "3.1"
 
     def __repr__(self) -> str:
         # What dataclasses write would be every piece of the vocabulary.
@@ -43,6 +53,8 @@ class TokenizerJob:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The ids at which a text ends; the first ends every text."""
+        if isinstance(self.model, TiktokenModel):
+            return llama3_stop_ids(self.model, flavor=self.flavor, names=self.special_names)
         return stop_token_ids(self.model, flavor=self.flavor)
 
     def options(self) -> dict[str, Any]:
@@ -59,6 +71,13 @@ class TokenizerJob:
 
     def small_files(self) -> dict[str, Content]:
         """Build the tokenizer files, by name."""
+        if isinstance(self.model, TiktokenModel):
+            return llama3_files(
+                self.model,
+                flavor=self.flavor,
+                names=self.special_names,
+                model_max_length=self.context,
+            )
         return tokenizer_files(
             self.model,
             flavor=self.flavor,
@@ -75,12 +94,15 @@ class TokenizerJob:
         Raises:
             TokenizerError: If it were far larger than that of any vocabulary in use.
         """
+        if isinstance(self.model, TiktokenModel):
+            llama3_tokenizer_json(self.model, self.special_names)
+            return llama3_notes(self.model)
         tokenizer_json(self.model)
         return tokenizer_notes(self.model, tokenizer_class=self.class_name)
 
 
 def plan_tokenizer(
-    model: SentencePieceModel, options: Options, recognised: Recognised | None
+    model: TokenizerModel, options: Options, recognised: Recognised | None
 ) -> TokenizerJob:
     """Decide what the tokenizer files say: what the checkpoint was recognised as, or the options.
 
@@ -88,7 +110,16 @@ def plan_tokenizer(
         model: tokenizer.model.
         options: What is asked for.
         recognised: The checkpoint that is converted too; None where the tokenizer is alone.
+
+    Raises:
+        ConfigError: If a class is asked for that reads another kind of tokenizer.
     """
     source: Options | Recognised = options if recognised is None else recognised
     class_name = options.tokenizer_class or DEFAULT_TOKENIZER_CLASS
+    if isinstance(model, TiktokenModel) and class_name != DEFAULT_TOKENIZER_CLASS:
+        raise ConfigError(
+            f"tokenizer_class {class_name} is of SentencePiece models: it gives Llama 3's tokenizer "
+            "an id beyond the embedding",
+            hint="leave it out",
+        )
     return TokenizerJob(model, source.flavor, source.max_position_embeddings, class_name)

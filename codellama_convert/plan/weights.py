@@ -8,7 +8,7 @@ from typing import Any
 
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.safetensors import INDEX_NAME
-from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.hugging_face.config_json import config_json, generation_config_json
 from codellama_convert.hugging_face.model_card import model_card
 from codellama_convert.meta.checkpoint import Checkpoint
@@ -93,7 +93,7 @@ class WeightsJob:
             content[INDEX_NAME] = self.plan.index
         return content
 
-    def model_card(self, tokenizer: SentencePieceModel | None) -> bytes:
+    def model_card(self, tokenizer: TokenizerModel | None) -> bytes:
         """Write the model card of a folder with this tokenizer, or without one."""
         return model_card(
             self.checkpoint.config,

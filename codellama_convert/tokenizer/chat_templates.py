@@ -6,6 +6,7 @@ Meta starts a new call without a special token between, the template writes that
 
 Sources:
     meta-llama/codellama llama/generation.py: `chat_completion`, `dialog_prompt_tokens`.
+    meta-llama/llama-models models/llama3/chat_format.py: `encode_dialog_prompt`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,26 @@ STEP_TEMPLATE = (
     "{% if dialog[-1]['role'] != 'user' %}"
     "{{ raise_exception('the last message must be from user') }}{% endif %}"
     "{{ ' Source: assistant\\nDestination: user \\n\\n ' }}{% endif %}"
+)
+
+# Meta encodes the header's line breaks and the content apart, which is the same if the content does
+# not begin with white space. Llama 3's code strips it, that of later ones takes it as it is.
+# Tool calls have other forms (JSON, or code behind a token): better none than a wrong one.
+HEADER_TEMPLATE = (
+    "{% if tools is defined and tools %}"
+    "{{ raise_exception('tools are not written: put them into the system message') }}{% endif %}"
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% set role = 'ipython' if message['role'] == 'tool' else message['role'] %}"
+    "{% if role not in ['system', 'user', 'assistant', 'ipython'] %}"
+    "{{ raise_exception('roles must be system, user, assistant or ipython') }}{% endif %}"
+    "{% if message['tool_calls'] is defined and message['tool_calls'] %}"
+    "{{ raise_exception('tool calls are not written: put them into the content') }}{% endif %}"
+    "{{ '<|start_header_id|>' + role + '<|end_header_id|>\n\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from codellama_convert.errors import TokenizerError
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.formats.sentencepiece_message import PieceType
+from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.model.releases import Flavor
 from codellama_convert.storage.contents import Content
 from codellama_convert.tokenizer.chat_templates import chat_template
@@ -79,8 +80,8 @@ def tokenizer_files(
     return {
         "tokenizer.model": model.raw,
         "tokenizer.json": tokenizer_json(model),
-        "tokenizer_config.json": _small_json(config),
-        "special_tokens_map.json": _small_json(_special_tokens(model)),
+        "tokenizer_config.json": small_json(config),
+        "special_tokens_map.json": small_json(_special_tokens(model)),
     }
 
 
@@ -102,7 +103,7 @@ def stop_token_ids(model: SentencePieceModel, *, flavor: Flavor | None) -> tuple
 
 
 def check_embedding_rows(
-    model: SentencePieceModel, n_rows: int, *, is_released: bool
+    model: TokenizerModel, n_rows: int, *, is_released: bool
 ) -> tuple[str, ...]:
     """Refuse a tokenizer that does not belong to the weights.
 
@@ -135,9 +136,11 @@ def check_embedding_rows(
     return (note,)
 
 
-def has_infilling(model: SentencePieceModel) -> bool:
-    """Return whether the model has all four infilling pieces."""
-    return all(model.id_of(name) is not None for name in INFILLING_PIECES)
+def has_infilling(model: TokenizerModel) -> bool:
+    """Return whether the model has all four infilling pieces; Llama 3's has none."""
+    return isinstance(model, SentencePieceModel) and all(
+        model.id_of(name) is not None for name in INFILLING_PIECES
+    )
 
 
 def tokenizer_notes(
@@ -215,5 +218,6 @@ def _special_tokens(model: SentencePieceModel) -> dict[str, str]:
     return {f"{role}_token": model.pieces[number].text for role, number in roles}
 
 
-def _small_json(content: dict[str, Any]) -> bytes:
+def small_json(content: dict[str, Any]) -> bytes:
+    """Write a small file: sorted keys, two spaces, a final line break."""
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from codellama_convert.arguments import FLAG, FUNCTION, as_path, instance_of, or_none
 from codellama_convert.formats.safetensors import INDEX_NAME
+from codellama_convert.formats.tiktoken import TiktokenModel
 from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.model.asked import Asked, AskedRanks
 from codellama_convert.plan.job import Job
@@ -26,6 +27,7 @@ from codellama_convert.verify.against_record import Measured, check_record, veri
 from codellama_convert.verify.config import META_MARKS, check_config, check_generation_config
 from codellama_convert.verify.folder_reader import StoredOutput, read_output
 from codellama_convert.verify.job import asked_of, class_named, job_as_asked, shown_by
+from codellama_convert.verify.llama3_tokenizer import check_llama3_tokenizer
 from codellama_convert.verify.output_files import (
     CONFIG_NAMES,
     TOKENIZER_NAMES,
@@ -171,11 +173,22 @@ def _check_configs(
 def _check_tokenizer(
     output_dir: Path, tokenizer: TokenizerJob, tokenizer_class: str | None, problems: Problems
 ) -> None:
+    context, chat = tokenizer.context, tokenizer.flavor in _CHAT_FLAVORS
+    if isinstance(tokenizer.model, TiktokenModel):
+        check_llama3_tokenizer(
+            output_dir,
+            tokenizer.model,
+            context=context,
+            chat=chat,
+            names=tokenizer.special_names,
+            problems=problems,
+        )
+        return
     check_tokenizer(
         output_dir,
         tokenizer.model,
-        context=tokenizer.context,
-        chat=tokenizer.flavor in _CHAT_FLAVORS,
+        context=context,
+        chat=chat,
         tokenizer_class=tokenizer_class,
         problems=problems,
     )

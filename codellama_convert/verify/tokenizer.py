@@ -15,6 +15,8 @@ from typing import Any
 from codellama_convert.errors import VerifyError, shown
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.formats.sentencepiece_message import PieceType
+from codellama_convert.formats.tiktoken import TiktokenModel
+from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tokenizer.chat_templates import chat_template
 from codellama_convert.verify.config import Marks
@@ -52,7 +54,7 @@ def check_tokenizer(
         tokenizer_class: What tokenizer_config.json names, if anything.
         problems: Gets what differs.
     """
-    for check in (_check_copy, _check_tokenizer_json):
+    for check in (check_copy, _check_tokenizer_json):
         try:
             check(folder, model, problems)
         except VerifyError as problem:  # noqa: PERF203 - the other files are still worth reading
@@ -62,12 +64,15 @@ def check_tokenizer(
     check_json(folder / "special_tokens_map.json", _special_tokens(model), problems)
 
 
-def marks_of(model: SentencePieceModel) -> Marks:
+def marks_of(model: TokenizerModel) -> Marks:
     """Find the ids that begin and end a text."""
+    if isinstance(model, TiktokenModel):
+        return Marks(len(model.tokens), len(model.tokens) + 1)
     return Marks(model.bos_id, model.eos_id, model.id_of(_STEP))
 
 
-def _check_copy(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
+def check_copy(folder: Path, model: TokenizerModel, problems: Problems) -> None:
+    """Compare tokenizer.model with the source's, byte for byte."""
     with InputFile(folder / "tokenizer.model", error=VerifyError) as file:
         # The sizes first: what lies there may be of any size.
         if file.n_bytes != len(model.raw) or file.read_exact(0, file.n_bytes) != model.raw:
@@ -80,9 +85,9 @@ def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Pro
     settings = _bpe_settings(model)
     with InputFile(folder / name, error=VerifyError) as file:
         if file.n_bytes > _MAX_PARSED_BYTES:
-            whole = _frame(model) | {"model": settings | {"vocab": model.ids}}
+            whole = _frame(model) | {"model": settings | {"vocab": {}}}
             wrong_pair = partial(_wrong_pair, model=model, n_expected=sum(cuts.values()))
-            wrong = what_differs(file, whole, wrong_pair)
+            wrong = what_differs(file, whole, model.pieces.texts, wrong_pair)
             if wrong is not None:
                 problems.add(wrong, file=name)
             return

@@ -23,7 +23,8 @@ HEAVY = {"torch", "numpy", "click", "tqdm", "safetensors", "sentencepiece"}
 # What writes an output. The proof spells what it expects a second time.
 WRITERS = {
     "hugging_face.config_json", "hugging_face.model_card", "storage.output_file",
-    "tokenizer.hf_files", "tokenizer.tokenizer_json",
+    "tokenizer.hf_files", "tokenizer.llama3", "tokenizer.llama3_json", "tokenizer.streamed_json",
+    "tokenizer.tokenizer_json",
 }  # fmt: skip
 WRITING_NAMES = {
     "config_json", "encode_header", "encode_index", "generation_config_json", "json_bytes",

@@ -19,7 +19,7 @@ from codellama_convert.arguments import (
 )
 from codellama_convert.errors import ConfigError, TokenizerError, one_line
 from codellama_convert.formats.pth.saved_rank import TorchLayout
-from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
+from codellama_convert.formats.tokenizer_model import TokenizerModel, read_tokenizer_model
 from codellama_convert.meta.find import PARAMS_NAME, TOKENIZER_NAME
 from codellama_convert.model.asked import MAX_RANKS, RECORD_NAME
 from codellama_convert.model.config import ModelConfig
@@ -50,7 +50,7 @@ class ReverseJob:
 
     options: ReverseOptions
     weights: RanksJob
-    tokenizer: SentencePieceModel | None
+    tokenizer: TokenizerModel | None
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -191,7 +191,7 @@ def plan_reverse(
     return ReverseJob(options, weights, tokenizer, notes)
 
 
-def _tokenizer(source: Source, options: ReverseOptions) -> SentencePieceModel | None:
+def _tokenizer(source: Source, options: ReverseOptions) -> TokenizerModel | None:
     if options.skip_tokenizer:
         return None
     named = options.tokenizer_model
@@ -202,11 +202,11 @@ def _tokenizer(source: Source, options: ReverseOptions) -> SentencePieceModel | 
             path=source.folder,
             hint="give its path with --tokenizer_model, or leave it out with --skip_tokenizer",
         )
-    return read_sentencepiece_model(path)
+    return read_tokenizer_model(path)
 
 
 def _vocabulary_rows(
-    source: Source, tokenizer: SentencePieceModel | None, options: ReverseOptions
+    source: Source, tokenizer: TokenizerModel | None, options: ReverseOptions
 ) -> int:
     """Choose how many rows are written: Meta's loader takes as many as there are pieces."""
     n_rows, wanted = source.config.vocab_size, options.vocab_rows

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from codellama_convert.formats.pth.saved_rank import SavedRank, TorchLayout, own_storages
-from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.model.asked import AskedRanks
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.tensor_table import (
@@ -100,7 +100,7 @@ class ExpectedRanks:
     dtype: Dtype
     layout: TorchLayout
     frequencies: bytes | None
-    tokenizer: SentencePieceModel | None
+    tokenizer: TokenizerModel | None
     checklist: bool
     original: Original | None
 

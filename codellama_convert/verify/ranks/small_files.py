@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codellama_convert.errors import ConvertError, VerifyError, shown
-from codellama_convert.formats.sentencepiece import SentencePieceModel
+from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.model.config import DEFAULT_ROPE_THETA, ModelConfig, parse_params
 from codellama_convert.model.releases import PARAMS_TEXTS
 from codellama_convert.storage.digests import file_digest
@@ -89,7 +89,7 @@ def check_params(folder: Path, config: ModelConfig, problems: Problems) -> None:
 
 
 def check_tokenizer_model(
-    folder: Path, model: SentencePieceModel, n_rows: int, problems: Problems
+    folder: Path, model: TokenizerModel, n_rows: int, problems: Problems
 ) -> None:
     """Compare tokenizer.model with the source's, byte for byte, and its pieces with the rows.
 

@@ -1,0 +1,209 @@
+"""Own tokenizer.json of Llama 3, byte for byte the hub's, without any library.
+
+tiktoken joins whatever pair of tokens makes the token of the lowest rank; a list of pairs says the
+same if it holds every split of every token. One split of each, as training finds them, gave other
+ids to 1,178 of 16,500 random texts.
+
+Sources:
+    meta-llama/llama-models models/llama3/tokenizer.py: the pattern.
+    meta-llama/Llama-3.1-8B-Instruct tokenizer.json: every value around the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+from codellama_convert.formats.tiktoken import TiktokenModel
+from codellama_convert.storage.contents import Chunked
+from codellama_convert.tokenizer.streamed_json import (
+    BETWEEN_MERGES,
+    MERGE_INDENT,
+    count_bytes,
+    json_chunks,
+)
+
+_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _spelled_bytes() -> dict[int, str]:
+    """Spell each byte as JSON text: itself where Latin-1 prints it, else a character from U+0100 on.
+
+    Source: openai/gpt-2 src/encoder.py, `bytes_to_unicode`.
+    """
+    printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = (byte for byte in range(256) if byte not in printed)
+    spelled = {byte: chr(byte) for byte in printed}
+    spelled |= {byte: chr(256 + number) for number, byte in enumerate(others)}
+    return spelled | {ord('"'): '\\"', ord("\\"): "\\\\"}
+
+
+_SPELLED_BYTES = _spelled_bytes()
+
+
+@dataclass(slots=True)
+class Merges:
+    """The pairs that BPE joins, the earliest first: for each token, where it is cut into them.
+
+    Two bytes for a token and one for a cut: lists of them, which stay while weights are converted,
+    would take 20 MB.
+    """
+
+    _n_cuts: bytearray = field(default_factory=bytearray)
+    _cuts: bytearray = field(default_factory=bytearray)
+
+    def append(self, cuts: Sequence[int]) -> None:
+        """Add the cuts of the next token, none of which has more than 256 bytes."""
+        self._n_cuts.append(len(cuts))
+        self._cuts.extend(cuts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield, of each token, the lengths of its left halves."""
+        start = 0
+        for n_cuts in self._n_cuts:
+            yield bytes(self._cuts[start : start + n_cuts])
+            start += n_cuts
+
+
+def merges_of(tokens: Iterable[bytes]) -> Merges:
+    """Find all splits of all tokens into two others.
+
+    Args:
+        tokens: The vocabulary, by rank.
+
+    Returns:
+        The splits, by the rank of the token, then of the left half, then of the right one.
+    """
+    merges, ranks = Merges(), {token: rank for rank, token in enumerate(tokens)}
+
+    def halves(token: bytes, cut: int) -> tuple[int, int]:
+        return ranks[token[:cut]], ranks[token[cut:]]
+
+    for token in ranks:
+        cuts = [n for n in range(1, len(token)) if token[:n] in ranks and token[n:] in ranks]
+        if len(cuts) > 1:
+            cuts.sort(key=partial(halves, token))
+        merges.append(cuts)
+    return merges
+
+
+# A conversion asks before anything is written, and again when it writes.
+@lru_cache(maxsize=1)
+def build_json(model: TiktokenModel, special: tuple[str, ...]) -> Chunked:
+    """Write tokenizer.json as the hub has it, with merges as strings, not pairs.
+
+    Args:
+        model: The tokenizer.model of the checkpoint.
+        special: The special tokens behind its own, the one that begins a text first.
+
+    Returns:
+        The file's size and its bytes, UTF-8.
+
+    Raises:
+        TokenizerError: If it were far larger than that of any vocabulary in use.
+    """
+    merges = merges_of(model.tokens)
+    around_pair = len(f'{MERGE_INDENT}" "{BETWEEN_MERGES}')
+    merge_bytes = (
+        len(cuts) * (around_pair + len(_spelled(token).encode()))
+        for token, cuts in zip(model.tokens, merges, strict=True)
+        if cuts
+    )
+    n_bytes = count_bytes(
+        _chunks(model, special, ()), merge_bytes, path=model.path, n_pieces=len(model.tokens)
+    )
+    return Chunked(n_bytes, lambda: _chunks(model, special, merges))
+
+
+def _chunks(
+    model: TiktokenModel, special: Sequence[str], merges: Iterable[bytes]
+) -> Iterator[bytes]:
+    vocabulary_lines = (
+        f'      "{_spelled(token)}": {rank}' for rank, token in enumerate(model.tokens)
+    )
+    merge_lines = (
+        f'{MERGE_INDENT}"{_spelled(token[:n])} {_spelled(token[n:])}"'
+        for token, cuts in zip(model.tokens, merges, strict=False)
+        for n in cuts
+    )
+    added_tokens = _added_tokens(special, model.bos_id)
+    return json_chunks(
+        _frame(special[0], model.bos_id), added_tokens, vocabulary_lines, merge_lines
+    )
+
+
+def _added_tokens(special: Sequence[str], first_id: int) -> Iterator[dict[str, Any]]:
+    for number, content in enumerate(special, first_id):
+        yield {
+            "id": number,
+            "content": content,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+
+
+def _spelled(token: bytes) -> str:
+    return token.decode("latin-1").translate(_SPELLED_BYTES)
+
+
+def _frame(bos: str, bos_id: int) -> dict[str, Any]:
+    """Build tokenizer.json without its three long lists; the order of keys is the library's."""
+    first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
+    bos_first, bos_second = ({"SpecialToken": {"id": bos, "type_id": n}} for n in (0, 1))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": _PATTERN},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                _byte_level(add_prefix_space=False, trim_offsets=True, use_regex=False),
+            ],
+        },
+        "post_processor": {
+            "type": "Sequence",
+            "processors": [
+                _byte_level(add_prefix_space=True, trim_offsets=False, use_regex=True),
+                {
+                    "type": "TemplateProcessing",
+                    "single": [bos_first, first],
+                    "pair": [bos_first, first, bos_second, second],
+                    "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+                },
+            ],
+        },
+        "decoder": _byte_level(add_prefix_space=True, trim_offsets=True, use_regex=True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            # tiktoken looks for a whole word first; 588 tokens are not what their own parts make.
+            "ignore_merges": True,
+            "vocab": {},
+            "merges": [],
+        },
+    }
+
+
+def _byte_level(**settings: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", **settings}
