@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 # The public names, by the module that owns them. Each is loaded when it is first asked for:
 # importing the package must not import sentencepiece, numpy or torch.
 _EXPORTS = {
-    "convert.run": ("ConversionReport", "convert_checkpoint", "reverse_checkpoint"),
+    "convert.report": ("ConversionReport",),
+    "convert.run": ("convert_checkpoint", "reverse_checkpoint"),
     "errors": (
         "CastError", "CheckpointError", "ConfigError", "ConvertError", "Interrupted", "LayoutError",
         "OutputError", "TokenizerError", "VerifyError",
@@ -29,7 +30,7 @@ __all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604 - they are strings
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the same once more, as type checkers read it; a test compares the two
-    from codellama_convert.convert.run import ConversionReport as ConversionReport
+    from codellama_convert.convert.report import ConversionReport as ConversionReport
     from codellama_convert.convert.run import convert_checkpoint as convert_checkpoint
     from codellama_convert.convert.run import reverse_checkpoint as reverse_checkpoint
     from codellama_convert.errors import CastError as CastError

@@ -24,7 +24,7 @@ from codellama_convert.cli.options import (
     RUN_OPTIONS,
     SPEED_OPTIONS,
 )
-from codellama_convert.cli.printing import print_finished, print_notes, print_plan, print_report
+from codellama_convert.cli.printing import print_notes, print_plan, print_report
 from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
 from codellama_convert.cli.reverse import reverse
@@ -98,7 +98,6 @@ def convert(
       codellama-convert --input_dir CodeLlama-7b --model_size 7B
     """  # noqa: D301
     check_memory()
-    from codellama_convert.cli.finished import clear_up, describe_if_finished
     from codellama_convert.convert.run import run
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.run_options import RunOptions, refuse_unused
@@ -119,14 +118,6 @@ def convert(
     job = read_job(input_dir, options)
     output_dir = output_dir or default_output_dir(job.files.folder)
     started = time.monotonic()
-    if not (overwrite or restart):
-        done = describe_if_finished(output_dir, job, with_sha256=sha256, with_card=model_card)
-        if done is not None:
-            if verify_too:
-                verify_staged(job, output_dir, Watch(), hidden=quiet, hint="convert it again")
-            clear_up(output_dir)
-            print_finished(done, as_json=as_json, quiet=quiet)
-            return
     with (
         stop_on_signals() as stop,
         progress_bar("converting", weight_bytes(job), hidden=quiet) as progress,

@@ -11,7 +11,7 @@ from codellama_convert.cli.words import load_line
 from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 
 if TYPE_CHECKING:
-    from codellama_convert.convert.run import ConversionReport
+    from codellama_convert.convert.report import ConversionReport
     from codellama_convert.plan.job import Job
     from codellama_convert.plan.ranks.job import ReverseJob
     from codellama_convert.plan.target import TargetFile
@@ -38,12 +38,15 @@ def describe_job(job: Job, output: OutputState, *, is_finished: bool = False) ->
     return described | _describe_output(output, is_finished=is_finished)
 
 
-def describe_ranks(job: ReverseJob, output: OutputState) -> dict[str, Any]:
+def describe_ranks(
+    job: ReverseJob, output: OutputState, *, is_finished: bool = False
+) -> dict[str, Any]:
     """Describe which ranks a job will write, for machines.
 
     Args:
         job: The job.
         output: What stands where it goes.
+        is_finished: Whether that is the result of the same conversion, so that nothing is to do.
 
     Returns:
         Plain values; sizes in bytes.
@@ -66,7 +69,7 @@ def describe_ranks(job: ReverseJob, output: OutputState) -> dict[str, Any]:
         "buffer_bytes": plan.buffer_bytes,
         "total_size": plan.tensor_bytes,
         "files": [_describe_file(file) for file in plan.files],
-        **_describe_output(output, is_finished=False),
+        **_describe_output(output, is_finished=is_finished),
     }
 
 
@@ -75,6 +78,7 @@ def _describe_output(output: OutputState, *, is_finished: bool) -> dict[str, Any
         "output_dir": str(output.path),
         "output_finished": is_finished,
         "output_refusal": None if is_finished else output.refusal,
+        "output_replaced": [] if is_finished else list(output.replaced),
         "staged_bytes": output.space.staged,
         "disk_needed_bytes": 0 if is_finished else output.space.needed,
         "disk_free_bytes": output.space.free,
@@ -132,22 +136,19 @@ def _describe_tensor(tensor: TensorPlan) -> dict[str, Any]:
     }
 
 
-def describe_report(
-    report: ConversionReport, seconds: float, *, already_converted: bool = False
-) -> dict[str, Any]:
+def describe_report(report: ConversionReport, seconds: float) -> dict[str, Any]:
     """Describe what a conversion did, for machines.
 
     Args:
         report: What it did.
         seconds: How long it took.
-        already_converted: Whether an earlier run had done all of it, and nothing was to do.
 
     Returns:
         Plain values; sizes in bytes.
     """
     return {
         "output_dir": str(report.output_dir),
-        "already_converted": already_converted,
+        "already_converted": report.already_converted,
         "files": list(report.files),
         "tensor_bytes": report.tensor_bytes,
         "kept_bytes": report.kept_bytes,

@@ -34,16 +34,6 @@ def print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) ->
         say(described["load"])
 
 
-def print_finished(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
-    """Print that a conversion was done before; takes the arguments of `print_report`."""
-    if as_json:
-        say_json(described)
-    elif not quiet:
-        where = described["output_dir"]
-        say(f"{where}: already converted, nothing to do; --overwrite converts it again")
-        say(described["load"])
-
-
 def print_plan(described: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
     """Print a plan; end with status 1 if it would be refused there, or the disk is too small.
 

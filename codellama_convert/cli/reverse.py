@@ -96,16 +96,17 @@ def reverse(
     job = plan_reverse(input_dir, options)
     print_notes(job.notes)
     output_dir = output_dir or default_output_dir(job.input_dir, "-meta")
-    if only_plan:
-        described = describe_ranks(job, state_of(output_dir, job))
-        print_plan(described, ranks_plan_lines(described), as_json=as_json)
-        return
     run_options = RunOptions(
         overwrite=overwrite,
         restart=restart,
         sha256=sha256,
         check_staged=partial(verify_staged, hidden=quiet) if verify_too else None,
     )
+    if only_plan:
+        output, is_finished = state_of(output_dir, job, run_options)
+        described = describe_ranks(job, output, is_finished=is_finished)
+        print_plan(described, ranks_plan_lines(described), as_json=as_json)
+        return
     _run(job, output_dir, run_options, quiet=quiet, as_json=as_json)
 
 

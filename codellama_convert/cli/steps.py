@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from codellama_convert.plan.job import Job
     from codellama_convert.plan.options import Options
     from codellama_convert.plan.ranks.job import ReverseJob
+    from codellama_convert.plan.run_options import RunOptions
     from codellama_convert.staging.output_state import OutputState
     from codellama_convert.storage.watch import Watch
 
@@ -36,15 +37,17 @@ def verify_staged(
     watch: Watch,
     *,
     hidden: bool,
-    hint: str = "nothing was published",
 ) -> None:
     """Compare what is staged, or was published before, with its source; refuse what differs."""
     from codellama_convert.errors import VerifyError
+    from codellama_convert.staging.staged import STAGING_NAME
     from codellama_convert.verify.run import verify_output
 
     with progress_bar("verifying", weight_bytes(job), hidden=hidden) as bar:
         report = verify_output(staged, job, progress=replace(watch, progress=bar).advance)
     if report.problems:
+        is_staged = staged.name == STAGING_NAME
+        hint = "nothing was published" if is_staged else "convert it again with --overwrite"
         raise VerifyError(report.problems[0], path=staged, hint=hint)
 
 
@@ -90,27 +93,39 @@ def plan_and_check(input_dir: Path, options: Options, *, hidden: bool) -> Job:
 def look_ahead(job: Job, output_dir: Path | None) -> dict[str, Any]:
     """Describe what a conversion would do, and what stands where its output would go."""
     from codellama_convert.meta.places import default_output_dir
+    from codellama_convert.plan.run_options import RunOptions
 
     folder = output_dir or default_output_dir(job.files.folder)
-    output = state_of(folder, job)
-    return describe_job(job, output, is_finished=folder.is_dir() and _is_finished(folder, job))
+    output, is_finished = state_of(folder, job, RunOptions())
+    return describe_job(job, output, is_finished=is_finished)
 
 
-def state_of(output_dir: Path, job: Job | ReverseJob) -> OutputState:
-    """Look at what stands where the output of a job would go."""
+def state_of(
+    output_dir: Path, job: Job | ReverseJob, chosen: RunOptions
+) -> tuple[OutputState, bool]:
+    """Look at what stands where the output of a job would go, and whether it is its result."""
     from codellama_convert.convert.record import file_sizes
     from codellama_convert.staging.output_state import look_at_output
+    from codellama_convert.staging.resume import Wanted
+    from codellama_convert.storage.watch import Watch
 
-    sizes = file_sizes(job, job.small_files())
-    return look_at_output(output_dir, job.fingerprint(), sizes, job.side)
+    wanted = Wanted(
+        job.fingerprint(),
+        file_sizes(job, job.small_files()),
+        overwrite=chosen.overwrite,
+        restart=chosen.restart,
+        side=job.side,
+        watch=Watch(),
+    )
+    is_finished = output_dir.is_dir() and _is_finished(output_dir, job, chosen)
+    return look_at_output(output_dir, wanted), is_finished
 
 
-def _is_finished(output_dir: Path, job: Job) -> bool:
+def _is_finished(output_dir: Path, job: Job | ReverseJob, chosen: RunOptions) -> bool:
     # Reading ranks needs numpy, which planning alone does without.
-    from codellama_convert.cli.finished import describe_if_finished
+    from codellama_convert.convert.finished import find_finished
 
-    done = describe_if_finished(output_dir, job, with_sha256=False, with_card=False)
-    return done is not None
+    return find_finished(output_dir, job, chosen) is not None
 
 
 def weight_bytes(job: Job | ReverseJob | None) -> int | None:

@@ -29,11 +29,7 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         Lines.
     """
     yield f"checkpoint  {described['input_dir']}"
-    yield f"output      {described['output_dir']}"
-    if described["output_finished"]:
-        yield "finished    already converted, nothing to do"
-    if described["output_refusal"] is not None:
-        yield f"refused     {described['output_refusal']}"
+    yield from _output_lines(described)
     if "files" in described:
         yield from _model_lines(described)
         yield ""
@@ -57,9 +53,7 @@ def ranks_plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         Lines.
     """
     yield f"input       {described['input_dir']}"
-    yield f"output      {described['output_dir']}"
-    if described["output_refusal"] is not None:
-        yield f"refused     {described['output_refusal']}"
+    yield from _output_lines(described)
     yield f"model       {described['variant'] or 'not a released one'}"
     yield from _weights_lines(described)
     yield f"vocabulary  {described['vocab_size']}, rope_theta {described['rope_theta']:g}"
@@ -69,6 +63,18 @@ def ranks_plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _memory_lines(described)
     yield from _disk_lines(described)
+
+
+def _output_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    yield f"output      {described['output_dir']}"
+    if described["output_finished"]:
+        yield "finished    already converted, nothing to do"
+    if described["output_refusal"] is not None:
+        yield f"refused     {described['output_refusal']}"
+    if described["output_replaced"]:
+        first, *others = described["output_replaced"]
+        more = f" and {count(len(others), 'other file')}" if others else ""
+        yield f"replaced    {first}{more}"
 
 
 def _memory_lines(described: Mapping[str, Any]) -> Iterator[str]:
@@ -208,6 +214,9 @@ def summary_line(described: Mapping[str, Any]) -> str:
     Returns:
         Such as "wrote CodeLlama-7b-hf: 13.5 GB in 18.2 s (0.74 GB/s), peak memory 61.3 MB".
     """
+    if described["already_converted"]:
+        where = described["output_dir"]
+        return f"{where}: already converted, nothing to do; --overwrite converts it again"
     what = format_size(described["tensor_bytes"])
     if not described["tensor_bytes"]:
         what = f"the tokenizer, {count(len(described['files']), 'file')}"

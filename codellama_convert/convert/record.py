@@ -7,7 +7,7 @@ workers or buffers.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -38,8 +38,8 @@ def record_json(
     small_files: Mapping[str, FileSum],
     source_crcs: Sequence[int],
     *,
-    sha256_of: Path | None = None,
-    watch: Watch,
+    notes: Sequence[str],
+    sha256s: Mapping[str, str] | None,
 ) -> bytes:
     """Build conversion.json.
 
@@ -48,36 +48,51 @@ def record_json(
         sealed: The safetensors files, by name.
         small_files: What the other files are, by name.
         source_crcs: CRC-32 of each file that was read, in order.
-        sha256_of: The folder whose files are to be hashed; None leaves SHA-256 out.
-        watch: May stop the hashing.
+        notes: What the user should know, wherever the input was found.
+        sha256s: SHA-256 of each of those files by name; None leaves it out.
 
     Returns:
         The file's bytes.
-
-    Raises:
-        OutputError: If a file to be hashed cannot be read.
     """
     written: dict[str, SealedFile | FileSum] = {**sealed, **small_files}
     files: dict[str, dict[str, Any]] = {
         name: {"size": one.n_bytes, "crc32": f"{one.crc32:08x}"} for name, one in written.items()
     }
-    if sha256_of is not None:
+    if sha256s is not None:
         for name, entry in files.items():
-            entry["sha256"] = file_digest(
-                sha256_of / name, "sha256", error=OutputError, watch=replace(watch, progress=None)
-            )
+            entry["sha256"] = sha256s[name]
     return _with_own_sum(
         {
             "converter": {"name": "codellama-convert", "version": __version__},
             "files": files,
             "model": job.model_name,
-            "notes": list(job.lasting_notes),
+            "notes": list(notes),
             "options": job.fingerprint()["options"],
             "source": _source(job, source_crcs),
             "tensors": _tensors(job, sealed),
             **_original(job),
         }
     )
+
+
+def hash_files(folder: Path, names: Iterable[str], watch: Watch) -> dict[str, str]:
+    """Take the SHA-256 of files.
+
+    Args:
+        folder: Where they are.
+        names: Their names.
+        watch: May stop the reading.
+
+    Returns:
+        Hexadecimal digits by name.
+
+    Raises:
+        OutputError: If one cannot be read.
+    """
+    watch = replace(watch, progress=None)
+    return {
+        name: file_digest(folder / name, "sha256", error=OutputError, watch=watch) for name in names
+    }
 
 
 def _with_own_sum(content: dict[str, Any]) -> bytes:

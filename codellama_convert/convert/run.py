@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
-from codellama_convert.convert.record import file_sizes, record_json
+from codellama_convert.convert.finished import clear_up, find_finished
+from codellama_convert.convert.record import file_sizes, hash_files, record_json
+from codellama_convert.convert.report import ConversionReport, report_on
 from codellama_convert.convert.weights import WeightWriter, Written
 from codellama_convert.hugging_face.model_card import CARD_NAME
 from codellama_convert.meta.checklist import CHECKLIST_NAME, checklist
@@ -25,35 +27,6 @@ from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.folders import refuse_inputs
 from codellama_convert.storage.watch import Progress, Watch
-
-
-@dataclass(frozen=True, slots=True)
-class ConversionReport:
-    """What a conversion did.
-
-    Attributes:
-        output_dir: The converted model.
-        files: Names of all files that were written.
-        tensor_bytes: Bytes of the written tensors.
-        kept_bytes: Bytes of those that an earlier run had written, and that were kept.
-        direct: Whether the page cache was passed by, on both sides.
-        dropped: Names of tensors that were left out.
-        cast: Both dtypes where the elements were cast, such as "bfloat16 to float16".
-        became_zero: By tensor, how many values a cast made zero.
-        nonfinite: By tensor, how many values are infinities or NaNs; they are kept.
-        notes: What the user should know.
-    """
-
-    output_dir: Path
-    files: tuple[str, ...]
-    tensor_bytes: int
-    kept_bytes: int
-    direct: bool
-    dropped: tuple[str, ...]
-    cast: str | None
-    became_zero: dict[str, int]
-    nonfinite: dict[str, int]
-    notes: tuple[str, ...]
 
 
 def convert_checkpoint(
@@ -140,7 +113,7 @@ def run(
         watch: Whom each tile that was written is reported to, and what may stop the run.
 
     Returns:
-        What was done.
+        What was done, which is nothing where the folder holds the result of the same conversion.
 
     Raises:
         Interrupted: If the watch asked to stop; what is whole is kept.
@@ -154,6 +127,18 @@ def run(
     refuse_inputs(output_dir, job.input_dir, job.input_files)
     hint = f"run the same command again to resume, or delete {output_dir / STAGING_NAME}"
     watch = replace(watch or Watch(), hint=hint)
+    finished = find_finished(output_dir, job, chosen)
+    if finished is None:
+        return _convert(job, output_dir, chosen, watch)
+    if chosen.check_staged is not None:
+        chosen.check_staged(job, output_dir, watch)
+    clear_up(output_dir)
+    return finished
+
+
+def _convert(
+    job: Job | ReverseJob, output_dir: Path, chosen: RunOptions, watch: Watch
+) -> ConversionReport:
     small_files = job.small_files()
     sizes = file_sizes(job, small_files, with_card=chosen.model_card)
     wanted = Wanted(
@@ -174,16 +159,13 @@ def run(
     notes = (*job.notes, *_restored_notes(job, written))
     if isinstance(job, Job):  # ranks have no card
         notes = (*notes, *_old_card_notes(output_dir, names))
-    return ConversionReport(
-        output_dir=output_dir,
-        files=names,
-        tensor_bytes=job.tensor_bytes,
+    return report_on(
+        job,
+        output_dir,
+        names,
+        written.sealed,
         kept_bytes=written.kept_bytes,
         direct=written.direct,
-        dropped=job.dropped,
-        cast=job.cast,
-        became_zero=_by_tensor(one.became_zero for one in written.sealed.values()),
-        nonfinite=_by_tensor(one.nonfinite for one in written.sealed.values()),
         notes=notes,
     )
 
@@ -225,9 +207,10 @@ def _stage(
         small_sums[CHECKLIST_NAME] = folder.add(
             CHECKLIST_NAME, checklist(folder.staging, listed, watch=replace(watch, progress=None))
         )
+    names = {*written.sealed, *small_sums}
     record = record_json(
-        job, written.sealed, small_sums, written.rank_crcs,
-        sha256_of=folder.staging if chosen.sha256 else None, watch=watch,
+        job, written.sealed, small_sums, written.rank_crcs, notes=job.lasting_notes,
+        sha256s=hash_files(folder.staging, names, watch) if chosen.sha256 else None,
     )  # fmt: skip
     folder.add(RECORD_NAME, record)
     if chosen.check_staged is not None:
@@ -238,8 +221,3 @@ def _stage(
 
 def _check_ranks(job: Job | ReverseJob, watch: Watch) -> tuple[str, ...]:
     return job.check_ranks(replace(watch, progress=None).advance)  # nothing is written yet
-
-
-def _by_tensor(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Join the counts of several files; a tensor lies in one of them."""
-    return {name: n for one in counts for name, n in one.items()}

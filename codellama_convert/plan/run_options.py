@@ -24,8 +24,9 @@ class RunOptions:
         check_source: Called before any weight is read, when nothing stands in the way of writing, and
             with what it is to report its work to, which may stop it; it returns notes. None
             compares the ranks with Meta's list where the job's options ask for it.
-        check_staged: Called with the staged folder before anything is published, and with what it
-            is to report its work to, which may stop it.
+        check_staged: Called with the staged folder before anything is published, or with the output
+            folder where all was done before; and with what it is to report its work to, which may
+            stop it.
 
     Raises:
         ConfigError: With the field's name, its value, and what is allowed.

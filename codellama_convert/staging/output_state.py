@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from codellama_convert.errors import OutputError
-from codellama_convert.plan.side import TargetSide
-from codellama_convert.staging.occupied import refuse_content
+from codellama_convert.staging.occupied import may_be_ours
 from codellama_convert.staging.records import Journal
+from codellama_convert.staging.resume import Wanted, to_resume
 from codellama_convert.staging.space import Space, space_for
-from codellama_convert.staging.staged import STAGING_NAME, look_at_staged, refuse_other_work
+from codellama_convert.staging.staged import STAGING_NAME, look_at_staged
 from codellama_convert.storage.folders import names_in, refuse_unwritable
 
 
@@ -24,24 +22,22 @@ class OutputState:
     Attributes:
         path: The folder.
         refusal: Why a conversion into it would be refused; None where it would not be.
+        replaced: The names in it that a conversion with `overwrite` would remove or replace.
         space: What is still to be written, what an earlier run has left whole, and what is free.
     """
 
     path: Path
     refusal: str | None
+    replaced: tuple[str, ...]
     space: Space
 
 
-def look_at_output(
-    folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int], side: TargetSide
-) -> OutputState:
-    """Look at an output folder as a conversion without `overwrite` and `restart` would.
+def look_at_output(folder: Path, wanted: Wanted) -> OutputState:
+    """Look at an output folder as a conversion would.
 
     Args:
         folder: It need not exist.
-        fingerprint: The inputs and options of the conversion.
-        sizes: Bytes of each file that it may write, by name; 0 for one that it does not this time.
-        side: Who loads from the folder.
+        wanted: The conversion.
 
     Returns:
         What it would find.
@@ -49,29 +45,26 @@ def look_at_output(
     Raises:
         OutputError: If the free space cannot be looked up.
     """
-    staged, moved, refusal = None, set[str](), None
+    staged, moved, replaced, refusal = None, set[str](), list[str](), None
+    fingerprint = json.loads(json.dumps(wanted.fingerprint))  # as a journal gives it back
+    wanted = replace(wanted, fingerprint=fingerprint)
     try:
         refuse_unwritable(folder)
-        staged = _staged_work(folder, fingerprint, sizes)
+        found = look_at_staged(folder, restart=wanted.restart)
+        staged = to_resume(folder / STAGING_NAME, found, wanted)
         moved = _moved_by_size(folder, staged)
         if folder.exists():
-            resumed = staged is not None
-            written = [name for name, n_bytes in sizes.items() if n_bytes]
-            refuse_content(
-                folder, written, side=side, overwrite=False, moved=moved, resumed=resumed
-            )
+            wanted.refuse_content(folder, moved, resumed=staged is not None)
+            replaced = [
+                name
+                for name in sorted(names_in(folder) - moved)
+                if may_be_ours(name, wanted.written, wanted.side)
+            ]
     except OutputError as problem:
         refusal = str(problem)
-    return OutputState(folder, refusal, space_for(folder, sizes, staged, moved))
-
-
-def _staged_work(
-    folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int]
-) -> Journal | None:
-    found = look_at_staged(folder)
-    if found is not None:
-        refuse_other_work(folder / STAGING_NAME, found, json.loads(json.dumps(fingerprint)), sizes)
-    return found
+    return OutputState(
+        folder, refusal, tuple(replaced), space_for(folder, wanted.sizes, staged, moved)
+    )
 
 
 def _moved_by_size(folder: Path, staged: Journal | None) -> set[str]:

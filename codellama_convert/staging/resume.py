@@ -50,14 +50,18 @@ class Wanted:
     side: TargetSide
     watch: Watch
 
+    @property
+    def written(self) -> list[str]:
+        """The names of the files that it writes."""
+        return [name for name, n_bytes in self.sizes.items() if n_bytes]
+
     def refuse_content(
         self, folder: Path, moved: Collection[str] = (), *, resumed: bool = False
     ) -> None:
         """Refuse a folder for what it holds; as `occupied.refuse_content`."""
-        written = [name for name, n_bytes in self.sizes.items() if n_bytes]
         refuse_content(
             folder,
-            written,
+            self.written,
             side=self.side,
             overwrite=self.overwrite,
             moved=moved,
@@ -88,7 +92,7 @@ def resume_or_begin(
         to_close.enter_context(held)
         held.keep_private()
         staged = read_staged(held, restart=wanted.restart)
-    found = _to_resume(folder.path / STAGING_NAME, staged, wanted)
+    found = to_resume(folder.path / STAGING_NAME, staged, wanted)
     if held is not None and staged is None:
         with suppress(OSError):  # an empty one is the trace of a kill at the very end
             folder.remove_folder(STAGING_NAME)
@@ -123,8 +127,20 @@ def _save(folder: HeldFolder, held: HeldFolder, journal: Journal, *, is_new: boo
     step("journal begun")
 
 
-def _to_resume(staging: Path, staged: Journal | None, wanted: Wanted) -> Journal | None:
-    """Choose what of the staged work is wanted: this conversion's, unless it is to be dropped."""
+def to_resume(staging: Path, staged: Journal | None, wanted: Wanted) -> Journal | None:
+    """Choose what of the staged work is wanted: this conversion's, unless it is to be dropped.
+
+    Args:
+        staging: The staging folder.
+        staged: What its journal says; None where there is none.
+        wanted: The conversion.
+
+    Returns:
+        The journal, if its work is resumed.
+
+    Raises:
+        OutputError: If it is another's, which is to be dropped only if that is asked for.
+    """
     if staged is None or wanted.restart:
         return None
     if wanted.overwrite and staged.fingerprint != wanted.fingerprint:

@@ -59,11 +59,12 @@ def hold_staging(folder: HeldFolder) -> HeldFolder | None:
     return staging
 
 
-def look_at_staged(folder: Path) -> Journal | None:
+def look_at_staged(folder: Path, *, restart: bool = False) -> Journal | None:
     """Read what an earlier run has left, and leave all as it is.
 
     Args:
         folder: The output folder; it need not exist.
+        restart: As of `read_staged`.
 
     Returns:
         What its journal says, or None where there is none.
@@ -82,7 +83,7 @@ def look_at_staged(folder: Path) -> Journal | None:
         if staging is None:
             return None
         with staging:
-            return read_staged(staging, restart=False)
+            return read_staged(staging, restart=restart)
 
 
 def begin_staging(folder: HeldFolder) -> HeldFolder:

@@ -236,11 +236,17 @@ def test_the_tokenizer_alone_and_the_sums_are_known_again(tmp_path: Path) -> Non
         assert "already converted" in CliRunner().invoke(main, both).stdout
 
 
-def test_ranks_without_sums_tell_nothing(tmp_path: Path) -> None:
-    """Their directories do not change with the weights, so equal ones prove nothing."""
+def test_ranks_without_sums_must_not_have_changed_since(tmp_path: Path) -> None:
+    """Their directories do not change with the weights; the same command was always refused."""
     with sums_computed(by_torch=False):
         save_checkpoint(tmp_path / "in", GQA)
     assert convert(tmp_path).exit_code == 0
+    assert "already converted" in convert(tmp_path).stdout
+    made = max(path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir())
+    rank = tmp_path / "in" / "consolidated.00.pth"
+    while rank.stat().st_ctime_ns <= made:  # a file system's clock may tick 100 times a second
+        with sums_computed(by_torch=False):
+            save_checkpoint(tmp_path / "in", GQA, random_model(GQA, torch.bfloat16, 4))
     refused = convert(tmp_path)
     assert refused.exit_code == 1
     assert "not empty" in refused.stderr

@@ -27,7 +27,7 @@ def test_a_conversion_below_a_tenth_of_a_gigabyte_each_second_tells_megabytes(
     described = {
         "output_dir": "out", "files": ["model.safetensors"], "tensor_bytes": n_bytes,
         "kept_bytes": 0, "seconds": seconds, "peak_rss_bytes": 61_300_000, "cast": None,
-        "dropped": [], "notes": [],
+        "dropped": [], "notes": [], "already_converted": False,
     }  # fmt: skip
     assert summary_line(described) == f"wrote out: {shown}, peak memory 61.3 MB"
 

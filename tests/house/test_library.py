@@ -127,13 +127,34 @@ def test_a_planned_job_is_sent_to_another_process_as_it_is(
     assert verify_output(tmp_path / "out", job).problems == ()
 
 
+def test_the_same_call_twice_does_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """It was refused, where the command line said that all is done."""
+    first = convert_checkpoint(checkpoint, tmp_path / "out")
+    again = convert_checkpoint(checkpoint, tmp_path / "out")
+    assert (first.already_converted, again.already_converted) == (False, True)
+    assert (first.kept_bytes, again.kept_bytes) == (0, again.tensor_bytes)
+    assert again.files == first.files
+    with pytest.raises(ConvertError, match="not empty"):
+        convert_checkpoint(checkpoint, tmp_path / "out", options=Options(dtype="float32"))
+
+
+def test_a_check_before_publishing_looks_at_what_was_published_before_too(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    looked_at = []
+    how = RunOptions(check_staged=lambda _, folder, __: looked_at.append(folder.name))
+    for _ in range(2):
+        convert_checkpoint(checkpoint, tmp_path / "out", run_options=how)
+    assert looked_at == [".codellama-convert.partial", "out"]
+
+
 def test_overwriting_is_asked_for_in_the_run_options(checkpoint: Path, tmp_path: Path) -> None:
     """It had a second place, an argument of `convert_checkpoint`."""
     over = RunOptions(overwrite=True, sha256=True)
     for _ in range(2):
         convert_checkpoint(checkpoint, tmp_path / "out", run_options=over)
     with pytest.raises(ConvertError, match="not empty"):
-        convert_checkpoint(checkpoint, tmp_path / "out", run_options=RunOptions(sha256=True))
+        convert_checkpoint(checkpoint, tmp_path / "out")
     with pytest.raises(TypeError, match="overwrite"):
         convert_checkpoint(checkpoint, tmp_path / "out", overwrite=True)
 

@@ -247,7 +247,7 @@ def test_a_plan_says_what_the_model_needs_to_run(tmp_path, name, shape, ranks, l
 
 
 def with_space(folder: Path, needed: int, free: int | None) -> OutputState:
-    return OutputState(folder, None, Space(needed, 0, free))
+    return OutputState(folder, None, (), Space(needed, 0, free))
 
 
 def test_a_disk_that_does_not_say_what_is_free_is_not_too_small(tmp_path):

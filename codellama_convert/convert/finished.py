@@ -1,0 +1,250 @@
+"""Own the question whether a conversion was done before: answered without reading any weights.
+
+The output's own record says the sums of the weights. With these, the record and every byte around
+the weights must be what the conversion would write now. Whoever changed the weights themselves, on
+either side, and left all else as it was, is found by `verify` only.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.convert.record import file_sizes, record_json
+from codellama_convert.convert.report import ConversionReport, report_on
+from codellama_convert.errors import ConvertError, OutputError
+from codellama_convert.formats.pth.reader import RankIndex
+from codellama_convert.formats.source_sums import TensorFile
+from codellama_convert.formats.strict_json import parse_object
+from codellama_convert.hugging_face.model_card import CARD_NAME
+from codellama_convert.meta.checklist import CHECKLIST_NAME
+from codellama_convert.meta.rank_reader import RankReader
+from codellama_convert.model.asked import RECORD_NAME
+from codellama_convert.plan.job import Job
+from codellama_convert.plan.ranks.job import ReverseJob
+from codellama_convert.plan.run_options import RunOptions
+from codellama_convert.plan.target import TargetFile, file_crc
+from codellama_convert.staging.record_values import FileSum, SealedFile, sealed_file_in
+from codellama_convert.staging.staged import STAGING_NAME
+from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.contents import Content, chunks_of
+from codellama_convert.storage.folders import names_in
+from codellama_convert.storage.input_file import InputFile
+from codellama_convert.storage.lock import LOCK_NAME, FolderLock
+
+_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a record says that does not follow from the job."""
+
+    sealed: dict[str, SealedFile]
+    source_crcs: tuple[int, ...]
+    sha256s: dict[str, str] | None
+    notes: tuple[str, ...]
+
+
+def find_finished(
+    output_dir: Path, job: Job | ReverseJob, chosen: RunOptions
+) -> ConversionReport | None:
+    """Report on a folder that holds what a conversion would write, of the same files.
+
+    Sizes, headers and all small files are compared; of the source's weights, the sums that the zip
+    directories of .pth files state are compared with those of the record. Files that state none
+    must not have changed since the output was written.
+
+    Args:
+        output_dir: Where the output would go; it need not exist.
+        job: What is asked for.
+        chosen: How; whether SHA-256 sums and a model card are asked for counts.
+
+    Returns:
+        The report of a run that kept all of it; None where anything is missing or differs, or it is
+        to be written all the same.
+    """
+    if chosen.overwrite or chosen.restart:
+        return None
+    try:
+        if not output_dir.is_dir() or _has_staged_work(output_dir):
+            return None
+        return _finished(output_dir, job, chosen)
+    except (ConvertError, OSError):
+        return None  # the conversion itself says what is in its way
+
+
+def clear_up(output_dir: Path) -> None:
+    """Remove what a run leaves that dies at its very end: an empty staging folder, and the lock.
+
+    Args:
+        output_dir: Of a finished conversion. If another run works there, nothing is removed.
+    """
+    if not {STAGING_NAME, LOCK_NAME}.intersection(names_in(output_dir)):
+        return
+    lock = FolderLock(output_dir)
+    with suppress(OSError, OutputError):
+        lock.take()
+        try:
+            (output_dir / STAGING_NAME).rmdir()
+        finally:
+            lock.release()
+
+
+def _has_staged_work(output_dir: Path) -> bool:
+    return STAGING_NAME in names_in(output_dir) and bool(names_in(output_dir / STAGING_NAME))
+
+
+def _finished(
+    output_dir: Path, job: Job | ReverseJob, chosen: RunOptions
+) -> ConversionReport | None:
+    small_files = job.small_files()
+    largest = file_sizes(job, small_files)[RECORD_NAME]
+    with InputFile(output_dir / RECORD_NAME) as file:
+        raw = file.read_whole(largest)
+    small_sums = {name: _sum_of(content) for name, content in small_files.items()}
+    if isinstance(job, ReverseJob) and job.options.checklist:  # it holds sums of the weights
+        small_sums[CHECKLIST_NAME] = _sum_of(_small_file(output_dir / CHECKLIST_NAME))
+    names = {*small_sums, *(file.name for file in job.weight_files)}
+    try:
+        said = _read(parse_object(raw), job, names if chosen.sha256 else None)
+    except (KeyError, TypeError, ValueError):
+        return None
+    record = record_json(
+        job, said.sealed, small_sums, said.source_crcs, notes=said.notes, sha256s=said.sha256s
+    )
+    written = {*names, RECORD_NAME}
+    card = job.model_card() if chosen.model_card else None
+    expected = small_files if card is None else {**small_files, CARD_NAME: card}
+    if not (
+        record == raw
+        and not any(map(job.side.is_taken, names_in(output_dir).difference(written)))
+        and all(_is_equal(output_dir / name, content) for name, content in expected.items())
+        and all(
+            _is_of_plan(output_dir / file.name, file, said.sealed[file.name].tensors)
+            for file in job.weight_files
+        )
+        and _is_of_source(job, said.source_crcs, _written_since(output_dir, written))
+    ):
+        return None
+    return report_on(
+        job,
+        output_dir,
+        {*written, *expected},
+        said.sealed,
+        kept_bytes=job.tensor_bytes,
+        notes=job.notes,
+        already_converted=True,
+    )
+
+
+def _read(
+    record: Mapping[str, Any], job: Job | ReverseJob, hashed: Collection[str] | None
+) -> _Said:
+    """Take from a record what cannot be known without the weights; `hashed` have a SHA-256."""
+    files, source, tensors = (record[key] for key in ("files", "source", "tensors"))
+    notes = tuple(record["notes"])
+    if not all(isinstance(note, str) for note in notes):
+        raise ValueError("a note is not a text")
+    sealed = {file.name: _sealed(file, tensors) for file in job.weight_files}
+    source_files = () if job.weights is None else job.weights.source_files
+    return _Said(
+        sealed=sealed,
+        source_crcs=tuple(int(_hex(source[one.path.name]["crc32"], 8), 16) for one in source_files),
+        sha256s=None
+        if hashed is None
+        else {name: _hex(files[name]["sha256"], 64) for name in hashed},
+        notes=notes,
+    )
+
+
+def _sealed(file: TargetFile, tensors: Mapping[str, Any]) -> SealedFile:
+    """Spell what a journal would say of a file, by what the record says of its tensors."""
+    said = {tensor.spec.name: tensors[tensor.spec.name] for tensor in file.tensors}
+    crcs = {name: _crc_in(one["crc32"], file.number) for name, one in said.items()}
+    counts = {
+        kind: {name: one[kind] for name, one in said.items() if kind in one}
+        for kind in ("became_zero", "nonfinite")
+    }
+    crc32 = file_crc(file, crcs)
+    return sealed_file_in(
+        {"name": file.name, "n_bytes": file.n_bytes, "crc32": crc32, "tensors": crcs, "source": []}
+        | counts
+    )
+
+
+def _crc_in(said: object, number: int) -> int:
+    """Read a tensor's sum, which is one for each rank where ranks were written."""
+    if isinstance(said, list):
+        said = said[number] if number < len(said) else None
+    return int(_hex(said, 8), 16)
+
+
+def _hex(value: object, n_digits: int) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{n_digits}}}", value):
+        raise ValueError("no sum")
+    return value
+
+
+def _sum_of(content: Content) -> FileSum:
+    crc = 0
+    for chunk in chunks_of(content):
+        crc = zlib.crc32(chunk, crc)
+    return FileSum(len(content), crc)
+
+
+def _small_file(path: Path) -> bytes:
+    with InputFile(path) as file:
+        return file.read_whole(_BUFFER_BYTES)
+
+
+def _is_equal(path: Path, content: Content) -> bool:
+    with InputFile(path) as file:
+        if file.n_bytes != len(content):
+            return False
+        at = 0
+        for chunk in chunks_of(content):
+            if file.read_exact(at, len(chunk)) != chunk:
+                return False
+            at += len(chunk)
+    return True
+
+
+def _is_of_plan(path: Path, wanted: TargetFile, crcs: Mapping[str, int]) -> bool:
+    """Compare everything in a file but its tensors' data."""
+    with InputFile(path) as file:
+        return file.n_bytes == wanted.n_bytes and all(
+            file.read_exact(at, len(piece)) == piece
+            for at, piece in (*wanted.body(crcs), *wanted.seal(crcs))
+        )
+
+
+def _written_since(output_dir: Path, names: Iterable[str]) -> int:
+    """Report when the first of the files was written; the small ones are, before weights are read."""
+    return min((output_dir / name).stat().st_mtime_ns for name in names)
+
+
+def _is_of_source(job: Job | ReverseJob, crcs: Iterable[int], made_ns: int) -> bool:
+    """Compare the source's weights with what was read: by the sums that it states, or by time."""
+    files = () if job.weights is None else job.weights.source_files
+    for file, crc in zip(files, crcs, strict=True):
+        stated = _stated_crc(file)
+        if stated is None:
+            status = file.path.stat()
+            # Copying with the times kept changes the second one.
+            if max(status.st_mtime_ns, status.st_ctime_ns) > made_ns:
+                return False
+        elif stated != crc:
+            return False
+    return True
+
+
+def _stated_crc(file: TensorFile) -> int | None:
+    if not isinstance(file, RankIndex):
+        return None  # safetensors has no sums
+    with RankReader(file, ()) as reader:
+        return reader.stated_crc(aligned_buffer(_BUFFER_BYTES))
