@@ -85,7 +85,10 @@ def reverse_checkpoint(
     """
     or_none(FUNCTION).check("progress", progress)
     target, chosen = _check_run(output_dir, run_options)
-    return run(plan_reverse(input_dir, options), target, chosen, watch=Watch(progress))
+    asked = ReverseOptions() if options is None else options
+    instance_of(ReverseOptions).check("options", asked)
+    refuse_unused(asked, chosen)
+    return run(plan_reverse(input_dir, asked), target, chosen, watch=Watch(progress))
 
 
 def _check_run(
@@ -122,8 +125,7 @@ def run(
     instance_of(Job, ReverseJob).check("job", job)
     or_none(instance_of(Watch)).check("watch", watch)
     output_dir, chosen = _check_run(output_dir, run_options)
-    if isinstance(job.options, Options):
-        refuse_unused(job.options, chosen)
+    refuse_unused(job.options, chosen)
     refuse_inputs(output_dir, job.input_dir, job.input_files)
     hint = f"run the same command again to resume, or delete {output_dir / STAGING_NAME}"
     watch = replace(watch or Watch(), hint=hint)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.arguments import FLAG, FUNCTION, check_fields, or_none
+from codellama_convert.errors import ConfigError
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options, refuse_contradictions
+from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.storage.watch import Watch
 
 
@@ -53,12 +55,19 @@ _RULES = {
 }
 
 
-def refuse_unused(options: Options, run_options: RunOptions) -> None:
+def refuse_unused(options: Options | ReverseOptions, run_options: RunOptions) -> None:
     """Refuse to ask for what such a conversion does not write.
 
     Raises:
         ConfigError: If one of the options would be ignored.
     """
+    if isinstance(options, ReverseOptions):
+        if run_options.model_card:
+            raise ConfigError(
+                "model_card describes a Hugging Face folder, and ranks are written",
+                hint="leave it out",
+            )
+        return
     alone = options.model_size == TOKENIZER_ONLY
     refuse_contradictions(
         (alone and run_options.model_card, "model_size tokenizer_only", "model_card")

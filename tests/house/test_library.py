@@ -14,6 +14,7 @@ import pytest
 
 import codellama_convert
 from codellama_convert import (
+    ConfigError,
     ConversionReport,
     ConvertError,
     Options,
@@ -22,6 +23,7 @@ from codellama_convert import (
     convert_checkpoint,
     plan_conversion,
     plan_reverse,
+    reverse_checkpoint,
     verify_output,
 )
 from codellama_convert.convert.run import run
@@ -146,6 +148,20 @@ def test_a_check_before_publishing_looks_at_what_was_published_before_too(
     for _ in range(2):
         convert_checkpoint(checkpoint, tmp_path / "out", run_options=how)
     assert looked_at == [".codellama-convert.partial", "out"]
+
+
+def test_ranks_have_no_model_card(checkpoint: Path, tmp_path: Path) -> None:
+    """It was passed over in silence."""
+    how = RunOptions(model_card=True)
+    for call in (
+        lambda: reverse_checkpoint(tmp_path / "not read", tmp_path / "out", run_options=how),
+        lambda: run(plan_reverse(checkpoint), tmp_path / "out", how),
+    ):
+        with pytest.raises(ConfigError, match=r"model_card .* and ranks are written"):
+            call()
+    assert not (tmp_path / "out").exists()
+    assert reverse_checkpoint(checkpoint, tmp_path / "out").files
+    assert "README.md" in convert_checkpoint(checkpoint, tmp_path / "hf", run_options=how).files
 
 
 def test_overwriting_is_asked_for_in_the_run_options(checkpoint: Path, tmp_path: Path) -> None:
