@@ -30,11 +30,19 @@ class TargetSide:
     smaller_files: str
 
 
+def _is_taken_beside_shards(name: str) -> bool:
+    """Return whether a file of this name would make a Hugging Face folder another model's too.
+
+    Ranks are not removed with older shards, as they may be the only ones, so they must not stay.
+    """
+    return loader_names.is_taken_by_loaders(name) or target_names.is_of_weights(name)
+
+
 HUGGING_FACE = TargetSide(
     loader_names.is_entrance,
     loader_names.is_of_weights,
     loader_names.is_saved_by_libraries,
-    loader_names.is_taken_by_loaders,
+    _is_taken_beside_shards,
     "set a smaller --max_shard_size",
 )
 

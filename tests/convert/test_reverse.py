@@ -226,6 +226,20 @@ def test_a_checklist_on_request_is_one_that_md5sum_accepts(folder, tmp_path):
     assert any("checklist.chk" in one for one in verify_output(tmp_path / "out").problems)
 
 
+def test_ranks_are_not_mixed_with_a_hugging_face_model(folder, splits, tmp_path):
+    """They stayed beside what replaced nothing, and the folder was both."""
+    reverse_checkpoint(folder, tmp_path / "out", options=ReverseOptions(n_ranks=2))
+    over = RunOptions(overwrite=True)
+    for name in ("consolidated.00.pth", "consolidated.01.pth", "params.json"):
+        before = content(tmp_path / "out")
+        with refused(OutputError, f"holds '{name}'", "loaders take it", "move it away"):
+            convert_checkpoint(splits / "1", tmp_path / "out", run_options=over)
+        assert content(tmp_path / "out") == before
+        (tmp_path / "out" / name).unlink()
+    convert_checkpoint(splits / "1", tmp_path / "out", run_options=over)
+    assert verify_output(tmp_path / "out").problems == ()
+
+
 def test_a_hugging_face_model_is_not_mixed_with_ranks(folder, tmp_path):
     """Its config.json stayed beside the ranks, and each command took the folder for the other."""
     shutil.copytree(folder, tmp_path / "out")
