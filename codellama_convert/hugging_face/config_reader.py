@@ -95,6 +95,7 @@ def parse_config(content: bytes, path: Path) -> HuggingFaceConfig:
     n_heads = said.whole("num_attention_heads")
     n_kv_heads = said.optional_whole("num_key_value_heads") or n_heads
     _require_heads(said, hidden_size, n_heads, n_kv_heads)
+    _refuse_partial(said, "")
     theta = _rope_theta(said)
     model = ModelConfig(
         hidden_size=hidden_size,
@@ -200,13 +201,24 @@ def _rope_settings(said: Settings, key: str) -> Iterator[Settings]:
         )
 
 
+def _refuse_partial(said: Settings, place: str) -> None:
+    """Refuse heads of which a part is rotated; transformers 4 has the key at the top level."""
+    factor = said.optional_real("partial_rotary_factor")
+    if factor not in (None, 1.0):
+        raise ConfigError(
+            f"has 'partial_rotary_factor': {factor!r}{place}, and Meta's code rotates whole heads",
+            path=said.path,
+            hint=SUPPORTED_HINT,
+        )
+
+
 def _refuse_scaling(key: str, inner: Settings) -> None:
     """Refuse frequencies that follow from more than their base."""
     kinds = [inner.found[name] for name in ("rope_type", "type") if name in inner.found]
     # What transformers reads under another name than these is of a layer's kind.
     plain = kinds or set(inner.found) <= {"rope_theta"}
-    partial = inner.optional_real("partial_rotary_factor")
-    if not plain or any(kind != "default" for kind in kinds) or partial not in (None, 1.0):
+    _refuse_partial(inner, f" in {key!r}")
+    if not plain or any(kind != "default" for kind in kinds):
         raise ConfigError(
             f"has {key!r}: {shown(inner.found, 120)}, and Meta's code scales no rotary frequencies",
             path=inner.path,

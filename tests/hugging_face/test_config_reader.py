@@ -125,7 +125,9 @@ def test_what_a_file_leaves_out_is_what_transformers_takes():
         ({"rope_scaling": {"rope_type": "default", "type": "yarn"}}, ["'rope_scaling'", "yarn"]),
         ({"rope_scaling": 2.0}, ["'rope_scaling' is 2.0", "not an object"]),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "dynamic"}}, ["'rope_parameters'", "dynamic"]),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["'rope_parameters'", "0.5"]),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["'partial_rotary_factor': 0.5 in 'rope_parameters'", "whole heads"]),
+        ({"partial_rotary_factor": 0.25}, ["'partial_rotary_factor': 0.25", "whole heads"]),  # as transformers 4 spells it
+        ({"partial_rotary_factor": "half"}, ["'partial_rotary_factor' is 'half'"]),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, ["'rope_parameters'", "full_attention"]),
         ({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}, ["rope_theta 1000000.0", "in rope_parameters 10000.0", "keep the one"]),
         ({"dtype": "float16"}, ["'torch_dtype': 'bfloat16'", "'dtype': 'float16'", "keep the one"]),
@@ -161,6 +163,7 @@ def test_what_metas_code_cannot_run_is_refused_with_key_and_value(change, facts)
         {"rope_scaling": {"rope_type": "default", "factor": 1.0, "partial_rotary_factor": 1.0}},
         {"rope_scaling": {"rope_theta": 1000000}},
         {"rope_parameters": {"rope_theta": 1e6, "type": "default"}},
+        {"partial_rotary_factor": 1.0},
         {"attention_bias": None, "mlp_bias": None, "rope_interleaved": False},
         {"quantization_config": None, "sliding_window": None, "num_experts": 0},
         {"architectures": ["LLaMAForCausalLM"], "_name_or_path": "somewhere", "unknown": 7},
