@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from codellama_convert.errors import ConfigError, shown
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
@@ -25,7 +24,6 @@ CONFIG_NAME = "config.json"
 _MAX_BYTES = 1 << 20
 _HINT = "is it the config.json of a Llama model, as transformers saves it?"
 _ONE_VALUE = "keep the one that the model was trained with"
-_LARGEST_ID = 1 << 31
 
 # As transformers spells them in `model_type`; any other is refused too, by that spelling.
 _FAMILIES = {
@@ -52,16 +50,10 @@ class HuggingFaceConfig:
     Attributes:
         model: The model.
         dtype: Of the weights, as the file says it; None where it says none that a model has.
-        max_position_embeddings: The context length; None where it says nothing.
-        bos_token_id: What begins a text; None where it says nothing.
-        eos_token_ids: What ends one; empty where it says nothing.
     """
 
     model: ModelConfig
     dtype: Dtype | None
-    max_position_embeddings: int | None
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
 
 
 def read_config(path: Path) -> tuple[HuggingFaceConfig, bytes]:
@@ -108,13 +100,7 @@ def parse_config(content: bytes, path: Path) -> HuggingFaceConfig:
         vocab_size=said.whole("vocab_size"),
         tie_word_embeddings=_flag(said, "tie_word_embeddings"),
     )
-    return HuggingFaceConfig(
-        model=model,
-        dtype=_dtype(said),
-        max_position_embeddings=said.optional_whole("max_position_embeddings"),
-        bos_token_id=next(iter(_ids(said, "bos_token_id")), None),
-        eos_token_ids=_ids(said, "eos_token_id"),
-    )
+    return HuggingFaceConfig(model, _dtype(said))
 
 
 def _refuse_other_models(said: Settings) -> None:
@@ -244,14 +230,3 @@ def _dtype(said: Settings) -> Dtype | None:
             hint=_ONE_VALUE,
         )
     return next((dtype for dtype in DTYPES if dtype.name in (old, new)), None)
-
-
-def _ids(said: Settings, key: str) -> tuple[int, ...]:
-    """Read one id or a list of them; a negative one means that there is none."""
-    value: Any = said.found.get(key)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(type(one) is not int or one >= _LARGEST_ID for one in ids):
-        raise ConfigError(
-            f"{key!r} is {shown(value, 40)}, not an id", path=said.path, hint=said.hint
-        )
-    return tuple(one for one in ids if one >= 0)

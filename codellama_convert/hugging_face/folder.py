@@ -50,12 +50,10 @@ class SourceTensor:
     Attributes:
         spec: Hugging Face's name, the dtype that it is stored in, and its shape.
         file: The number of its file.
-        offset: Its first element's position in the file; in a torch file, the others may lie apart.
     """
 
     spec: TensorSpec
     file: int
-    offset: int
 
     @property
     def placement(self) -> Placement:
@@ -69,7 +67,7 @@ class HuggingFaceCheckpoint:
 
     Attributes:
         folder: Where it lies.
-        said: What config.json says.
+        config: The model.
         files: The files that hold the weights, read up to their tensors.
         tensors: All that the model has, in the order of Hugging Face's state dict; where
             `config.tie_word_embeddings` is true, the head is the embedding, and not among them.
@@ -81,7 +79,7 @@ class HuggingFaceCheckpoint:
     """
 
     folder: Path
-    said: HuggingFaceConfig
+    config: ModelConfig
     files: tuple[Shard, ...]
     tensors: tuple[SourceTensor, ...]
     dtype: Dtype
@@ -89,16 +87,6 @@ class HuggingFaceCheckpoint:
     config_sha256: str
     tokenizer: Path | None
     notes: tuple[str, ...]
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model."""
-        return self.said.model
-
-    @property
-    def dtypes(self) -> tuple[Dtype, ...]:
-        """The dtypes that its tensors are stored in, the embedding's first."""
-        return tuple(dict.fromkeys(tensor.spec.dtype for tensor in self.tensors))
 
     def inputs(self) -> dict[str, Any]:
         """Return what tells the files from others, as plain values."""
@@ -131,7 +119,7 @@ def open_folder(folder: Path, *, dtype: Dtype | None = None) -> HuggingFaceCheck
     tokenizer = folder / _TOKENIZER_NAME
     return HuggingFaceCheckpoint(
         folder=folder,
-        said=said,
+        config=said.model,
         files=found.files,
         tensors=tensors,
         dtype=dtype or _common_dtype(found.files, tensors),
@@ -207,8 +195,7 @@ def _source(found: ModelFiles, tensor: TensorLayout) -> SourceTensor:
             hint=_SAME_FOLDER_HINT,
         )
     spec = replace(tensor.spec, dtype=stored.dtype)
-    offset = stored.storage.offset + stored.extent[0]
-    return SourceTensor(spec, found.file_of[stored.name], offset)
+    return SourceTensor(spec, found.file_of[stored.name])
 
 
 def _check_dropped(

@@ -97,7 +97,7 @@ def open_source(folder: Path, *, dtype: Dtype | None) -> Source:
 
 def _of_hugging_face(checkpoint: HuggingFaceCheckpoint) -> Source:
     found = {tensor.spec.name: tensor for tensor in checkpoint.tensors}
-    config, files = checkpoint.said.model, list(checkpoint.files)
+    config, files = checkpoint.config, list(checkpoint.files)
     if config.tie_word_embeddings:
         embedding = found[hf_name_of("embedding")]
         head, number = hf_name_of("head"), embedding.file

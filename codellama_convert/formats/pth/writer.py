@@ -12,26 +12,13 @@ from dataclasses import dataclass
 
 from codellama_convert.formats.pth.pickle_writer import encode_pickle
 from codellama_convert.formats.pth.saved_rank import (
-    TORCH_LAYOUTS,
     SavedRank,
-    SavedTensor,
     TorchLayout,
-    own_storages,
     storage_dtypes,
 )
 from codellama_convert.formats.pth.serialization_id import serialization_id
 from codellama_convert.formats.zip_writer import PlacedEntry, end_of_archive
 from codellama_convert.storage.contents import Piece
-
-__all__ = [
-    "TORCH_LAYOUTS",
-    "RankFilePlan",
-    "SavedRank",
-    "SavedTensor",
-    "TorchLayout",
-    "lay_out",
-    "own_storages",
-]
 
 # Source: torch's serialization.py, `_save`, and caffe2/serialize/versions.h.
 _VERSION = "version", b"3\n"

@@ -7,8 +7,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from codellama_convert.formats.pth.saved_rank import SavedRank, own_storages, spare_spans
-from codellama_convert.formats.pth.writer import RankFilePlan, TorchLayout, lay_out
+from codellama_convert.formats.pth.saved_rank import (
+    SavedRank,
+    TorchLayout,
+    own_storages,
+    spare_spans,
+)
+from codellama_convert.formats.pth.writer import RankFilePlan, lay_out
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.rope import rope_freqs
 from codellama_convert.model.tensor_table import FREQUENCIES_NAME

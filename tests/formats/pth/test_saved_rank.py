@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from codellama_convert.errors import CheckpointError
-from codellama_convert.formats.pth.saved_rank import spare_spans
-from codellama_convert.formats.pth.writer import SavedRank, SavedTensor, lay_out
+from codellama_convert.formats.pth.saved_rank import SavedRank, SavedTensor, spare_spans
+from codellama_convert.formats.pth.writer import lay_out
 from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32, Dtype, TensorSpec
 
 

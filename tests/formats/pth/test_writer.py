@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth.reader import read_rank
-from codellama_convert.formats.pth.writer import (
+from codellama_convert.formats.pth.saved_rank import (
     TORCH_LAYOUTS,
     SavedRank,
     SavedTensor,
     TorchLayout,
-    lay_out,
     own_storages,
 )
+from codellama_convert.formats.pth.writer import lay_out
 from codellama_convert.tensors import BFLOAT16, FLOAT32, TensorSpec
 from tests.formats.pth.saved_ranks import (
     State,
