@@ -185,7 +185,7 @@ def plan_reverse(
     weights, notes = plan_restored(source, config, options, dtype)
     if weights is None:
         n_ranks = options.n_ranks or _released_ranks(config)
-        _refuse_uneven_split(config, n_ranks)
+        refuse_uneven_split(config, n_ranks)
         weights = plan_standard(source, config, n_ranks, options, dtype)
     notes = tuple(map(one_line, (*source.notes, *notes)))
     return ReverseJob(options, weights, tokenizer, notes)
@@ -259,7 +259,12 @@ def _released_ranks(config: ModelConfig) -> int:
     return 1
 
 
-def _refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
+def refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
+    """Refuse a number of ranks that does not divide a model.
+
+    Raises:
+        ConfigError: With what cannot be split, and the numbers that do.
+    """
     sizes = {
         "key and value heads": config.num_key_value_heads,
         "hidden_size": config.hidden_size,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from codellama_convert.errors import ConfigError
 from codellama_convert.formats.pth.saved_rank import SavedRank, TorchLayout, own_storages
 from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.model.asked import AskedRanks
@@ -17,7 +18,7 @@ from codellama_convert.model.tensor_table import (
     build_layout,
     names_in_meta_order,
 )
-from codellama_convert.plan.ranks.job import ReverseJob
+from codellama_convert.plan.ranks.job import ReverseJob, refuse_uneven_split
 from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.plan.ranks.original import Original
 from codellama_convert.plan.source import Source
@@ -67,11 +68,11 @@ def reverse_options_for(
     n_rows, said = said.vocab_rows, said.or_else(recorded)
     return replace(
         options,
-        n_ranks=said.ranks,
+        n_ranks=recorded.ranks or said.ranks,
         dtype=None if said.dtype is None else dtype_named(said.dtype),
         torch_layout=said.torch_layout or options.torch_layout,
         rope_freqs=said.rope_freqs is not False,
-        # Rows that do not fit the tokenizer are a difference, and no reason not to open the source.
+        # What does not fit is a difference, and no reason not to open the source.
         vocab_rows=recorded.vocab_rows or n_rows,
         skip_tokenizer=bool(said.skip_tokenizer) and options.tokenizer_model is None,
         checklist=bool(said.checklist),
@@ -169,6 +170,36 @@ class ExpectedRanks:
         parts |= {spec.name: spec for spec in self.others}
         specs = [parts[name] for name in names_in_meta_order(n_layers) if name in parts]
         return own_storages(specs, root=rank_name(number).removesuffix(".pth"))
+
+
+def without_impossible(asked: AskedRanks, job: ReverseJob, problems: Problems) -> AskedRanks:
+    """Report what no ranks of a source can be, and take it out of what is said of them.
+
+    Args:
+        asked: What is said of the output, by the user or its record.
+        job: The source, from `plan_reverse`.
+        problems: Gets what cannot be.
+
+    Returns:
+        What can be.
+    """
+    source = job.weights.source.config
+    n_rows = asked.vocab_rows or job.weights.config.vocab_size
+    what = _impossible(source, n_rows, asked.ranks or len(job.weight_files))
+    if what is None:
+        return asked
+    problems.add(f"no such ranks can be written of the source: {what}")
+    return replace(asked, ranks=None, vocab_rows=None)
+
+
+def _impossible(config: ModelConfig, n_rows: int, n_ranks: int) -> str | None:
+    if n_rows > config.vocab_size:
+        return f"{n_rows} rows are more than its {config.vocab_size}"
+    try:
+        refuse_uneven_split(replace(config, vocab_size=n_rows), n_ranks)
+    except ConfigError as problem:
+        return problem.message
+    return None
 
 
 def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:

@@ -21,7 +21,12 @@ from codellama_convert.verify.ranks.folder import (
     read_ranks,
     shown_by,
 )
-from codellama_convert.verify.ranks.job import ExpectedRanks, asked_of_ranks, expected_ranks
+from codellama_convert.verify.ranks.job import (
+    ExpectedRanks,
+    asked_of_ranks,
+    expected_ranks,
+    without_impossible,
+)
 from codellama_convert.verify.ranks.parts import (
     compare_frequencies,
     compare_layouts,
@@ -66,7 +71,7 @@ def verify_ranks(
     shown = shown_by(ranks, job.weights.source.config)
     told = shown if record is None or record.asked_ranks is None else record.asked_ranks
     asked = (asked_of_ranks(job.options) if asked is None else asked).or_else(told)
-    expected = expected_ranks(job, asked)
+    expected = expected_ranks(job, without_impossible(asked, job, problems))
     _compare_forms(expected, shown, problems)
     plan = job.weights.plan
     tensors = expected.tensors(plan.tile_bytes)
