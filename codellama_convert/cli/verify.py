@@ -107,7 +107,7 @@ def verify(
     print_notes(report.notes)
     seconds = time.monotonic() - started
     if as_json:
-        notes = () if job is None else job.notes
+        notes = () if job is None else job.source_notes
         say_json(describe_verification(report, seconds, notes))
     else:
         for line in verify_lines(report, seconds):
@@ -164,7 +164,7 @@ def _job_of_ranks(
     if input_dir is None:
         return None, asked
     job = plan_reverse(input_dir, reverse_options_for(output_dir, options, asked))
-    print_notes(job.notes)
+    print_notes(job.source_notes)
     return job, asked
 
 

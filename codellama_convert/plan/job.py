@@ -94,6 +94,11 @@ class Job:
         return tuple(note for note in self.notes if note not in self.files.place_notes)
 
     @property
+    def source_notes(self) -> tuple[str, ...]:
+        """The notes on what is read, which are all."""
+        return self.notes
+
+    @property
     def weight_files(self) -> tuple[FilePlan, ...]:
         """The safetensors files; empty where only the tokenizer is converted."""
         return () if self.weights is None else self.weights.plan.files

@@ -65,6 +65,40 @@ def test_an_option_that_says_otherwise_is_a_difference(place, said, fact, with_s
     assert "DIFFERS from" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("said", "fact"),
+    [
+        (["--vocab_rows", 319], "319 vocab_size cannot be split over 4 ranks"),
+        (["--vocab_rows", 640], "640 rows are more than its 320"),
+        (["--ranks", 3], "4 key and value heads cannot be split over 3 ranks"),
+    ],
+)
+def test_what_cannot_be_is_a_difference_too(place, said, fact):
+    """It ended in an error, as if the source could not be read, and nothing was compared."""
+    done = run("verify", place / "hf", place / "out", *said)
+    assert done.exit_code == 1
+    assert "Error" not in done.stderr
+    said_line, last = done.stdout.splitlines()
+    assert said_line == f"no such ranks can be written of the source: {fact}"
+    assert "DIFFERS from its source: 21 tensors" in last
+
+
+def test_notes_are_on_the_source_and_not_on_what_would_be_written(place, tmp_path):
+    """It said which layout the ranks get, as if they were written now."""
+    assert "note: the ranks get the layout" in run("reverse", place / "hf", tmp_path / "out").stderr
+    assert run("verify", place / "hf", tmp_path / "out").stderr == ""
+    told = json.loads(run("verify", place / "hf", tmp_path / "out", "--json").stdout)
+    assert told["notes"] == []
+    (place / "hf" / "pytorch_model.bin").touch()  # a note on the source stays
+    try:
+        assert (
+            "note: passed over pytorch_model.bin"
+            in run("verify", place / "hf", tmp_path / "out").stderr
+        )
+    finally:
+        (place / "hf" / "pytorch_model.bin").unlink()
+
+
 def test_frequencies_that_should_not_be_there_are_a_difference(place, tmp_path):
     done = run("reverse", place / "hf", tmp_path / "out", "--quiet")
     assert done.exit_code == 0, done.output

@@ -88,6 +88,11 @@ class ReverseJob:
         return self.notes
 
     @property
+    def source_notes(self) -> tuple[str, ...]:
+        """The notes on what is read; the others are on what is written of it."""
+        return tuple(map(one_line, self.weights.source.notes))
+
+    @property
     def weight_files(self) -> tuple[RankPlan, ...]:
         """The ranks."""
         return self.weights.plan.files
