@@ -281,6 +281,28 @@ def test_what_is_asked_for_comes_first(source, tmp_path, asked):
         assert plan_reverse(tmp_path / "hf", ReverseOptions(**same)).original is not None
 
 
+@pytest.mark.parametrize(
+    ("asked", "layout"),
+    [({}, "1.13"), ({"n_ranks": 2}, "1.13"), ({"torch_layout": "2.13"}, "2.13")],
+)
+def test_a_record_that_cannot_be_used_is_said_whatever_is_asked_for(
+    source, tmp_path, asked, layout
+):
+    """With --ranks or --torch_layout it was passed over in silence."""
+    path = there(source, tmp_path) / RECORD
+    for content_, fact in (
+        (path.read_bytes()[:-9], "is not JSON"),
+        (path.read_bytes() + b" ", "was changed after it was written"),
+        (b'{"converter": {"name": "another"}}', "another program wrote it"),
+        (b"{}", "another program wrote it"),
+    ):
+        path.write_bytes(content_)
+        (note,) = plan_reverse(path.parent, ReverseOptions(**asked)).notes
+        assert f"{RECORD} cannot be used (" in note
+        assert fact in note
+        assert note.endswith(f"as PyTorch {layout} writes them")
+
+
 def test_without_a_record_the_layout_is_the_usual_one(source, tmp_path):
     folder = there(source, tmp_path)
     (folder / RECORD).unlink()

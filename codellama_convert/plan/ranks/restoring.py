@@ -91,6 +91,7 @@ def read_recorded(folder: Path, config: ModelConfig) -> Recorded:
     with InputFile(path, error=ConfigError) as file:
         raw = file.read_whole(_MAX_RECORD_BYTES)
     content = parse_object(raw)
+    _require_ours(content.get("converter"))
     crc32 = f"{zlib.crc32(json_bytes({**content, 'crc32': '0' * 8})):08x}"
     if content.get("crc32") != crc32 or json_bytes(content) != raw:
         raise ValueError("it was changed after it was written")
@@ -108,6 +109,12 @@ def read_recorded(folder: Path, config: ModelConfig) -> Recorded:
         raise ValueError("it holds a params.json of another model")
     files = _rank_sums(content.get("source"), len(original.roots))
     return Recorded(original, files, hashlib.sha256(raw).hexdigest())
+
+
+def _require_ours(converter: object) -> None:
+    name = converter.get("name") if isinstance(converter, dict) else None
+    if name != "codellama-convert":
+        raise ValueError("another program wrote it")
 
 
 def _rank_sums(source: Any, n_ranks: int) -> tuple[tuple[int, str], ...]:

@@ -78,11 +78,10 @@ def plan_restored(
             return None, ()
         weights = _as_recorded(source, recorded, options, dtype)
     except (ValueError, ConvertError) as problem:
-        if options.n_ranks is not None or options.torch_layout is not None:
-            return None, ()
+        layout = options.torch_layout or DEFAULT_TORCH_LAYOUT
         note = (
             f"{RECORD_NAME} cannot be used ({one_line(str(problem))}): the ranks are laid out as "
-            f"PyTorch {DEFAULT_TORCH_LAYOUT} writes them"
+            f"PyTorch {layout} writes them"
         )
         return None, (note,)
     return weights, (f"the ranks get the layout that is recorded in {RECORD_NAME}",)
