@@ -57,7 +57,7 @@ class Checkpoint:
         ranks: What each rank holds.
         layout: Where every output tensor comes from.
         dropped: Names that are left out.
-        params_sha256: SHA-256 of params.json.
+        params: The bytes of params.json.
         tokenizer: tokenizer.model, or None where it is not wanted.
         notes: What the user should know.
     """
@@ -68,7 +68,7 @@ class Checkpoint:
     ranks: tuple[RankIndex, ...]
     layout: tuple[TensorLayout, ...]
     dropped: tuple[str, ...]
-    params_sha256: str
+    params: bytes
     tokenizer: TokenizerModel | None
     notes: tuple[str, ...]
 
@@ -85,7 +85,7 @@ class Checkpoint:
     def inputs(self) -> dict[str, Any]:
         """Return what tells the files from others, as plain values."""
         ranks = {rank.path.name: rank.fingerprint for rank in self.ranks}
-        return {"params.json": self.params_sha256, **ranks}
+        return {"params.json": hashlib.sha256(self.params).hexdigest(), **ranks}
 
     def common_dtype(self) -> Dtype:
         """Return the one dtype of all tensors.
@@ -148,7 +148,6 @@ def open_checkpoint(
         flavor=wanted_flavor(model_size, flavor),
         max_position_embeddings=max_position_embeddings,
     )
-    digest = hashlib.sha256(content).hexdigest()
     notes = (
         *files.place_notes,
         *files.notes,
@@ -162,7 +161,7 @@ def open_checkpoint(
         *((size_note,) if size_note else ()),
         *recognised.notes,
     )
-    return Checkpoint(files, config, recognised, ranks, layout, dropped, digest, tokenizer, notes)
+    return Checkpoint(files, config, recognised, ranks, layout, dropped, content, tokenizer, notes)
 
 
 def _measured_config(params: MetaParams, ranks: Sequence[RankIndex], path: Path) -> ModelConfig:

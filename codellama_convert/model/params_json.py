@@ -24,17 +24,25 @@ from codellama_convert.model.recognise import fitting_releases
 from codellama_convert.model.releases import PARAMS_TEXTS
 
 _PATH = Path("params.json")
+# meta-llama/codellama llama/model.py, `ModelArgs`, without what its loader passes itself.
+_METAS_KEYS = frozenset({
+    "dim", "ffn_dim_multiplier", "multiple_of", "n_heads", "n_kv_heads", "n_layers", "norm_eps",
+    "rope_theta", "vocab_size",
+})  # fmt: skip
+_MAX_BYTES = 1 << 12  # Meta's has 200
 _MOST_DIGITS = 17  # tell any two floating-point numbers apart
 
 
-def params_json(config: ModelConfig) -> bytes:
+def params_json(config: ModelConfig, own: bytes | None = None) -> bytes:
     """Write params.json so that Meta's code builds the model.
 
     Args:
         config: The model; whether its head is tied is not said, as Meta's code has no such thing.
+        own: The file that the model came with, if any.
 
     Returns:
-        The file's bytes: of a released model its own text where that is known; else `n_kv_heads`
+        The file's bytes: its own where they say all of it, and nothing else. Else of a released
+        model the text that Meta released, where that is known; else `n_kv_heads`
         only where it is not `n_heads`, `rope_theta` only where it is not 10000, and
         `ffn_dim_multiplier` only where the width cannot be had without it. `vocab_size` is the true
         number, as some readers take none, or -1, for 32000.
@@ -42,9 +50,11 @@ def params_json(config: ModelConfig) -> bytes:
     Raises:
         ConfigError: If no numbers make Meta's formula give the width of the feed-forward network.
     """
+    if own is not None and _has_metas_keys(own) and _describes(own, config):
+        return own
     for release in fitting_releases(config):
         text = PARAMS_TEXTS.get((release.family, release.size), "").encode()
-        if text and _says(text, config):
+        if text and _describes(text, config):
             return text
     multiple_of, multiplier = feed_forward_rule(config.hidden_size, config.intermediate_size)
     content: dict[str, Any] = {"dim": config.hidden_size, "multiple_of": multiple_of}
@@ -58,7 +68,7 @@ def params_json(config: ModelConfig) -> bytes:
         content["rope_theta"] = _plain(config.rope_theta)
     content["vocab_size"] = config.vocab_size
     text = (json.dumps(content) + "\n").encode()
-    assert _says(text, config), text
+    assert _describes(text, config), text
     return text
 
 
@@ -110,7 +120,16 @@ def _multipliers(hidden_size: int, intermediate_size: int) -> tuple[float, ...]:
     return (*filter(None, short), ratio, nextafter(ratio, 2 * ratio))
 
 
-def _says(text: bytes, config: ModelConfig) -> bool:
+def _has_metas_keys(text: bytes) -> bool:
+    """Report whether Meta's code takes all keys of a file."""
+    try:
+        found = json.loads(text.decode())  # as Meta's code does, which stops at a byte order mark
+    except ValueError:
+        return False
+    return len(text) <= _MAX_BYTES and found.keys() <= _METAS_KEYS
+
+
+def _describes(text: bytes, config: ModelConfig) -> bool:
     """Read a text back, and report whether it describes a model."""
     params, notes = parse_params(text, _PATH)
     if notes or params.vocab_size not in (None, config.vocab_size):

@@ -43,6 +43,7 @@ class Source:
         paths: Every file that is read, tokenizer.model apart.
         inputs: What tells them from others, as plain values.
         tokenizer: tokenizer.model, or None where there is none.
+        params: The bytes of params.json; None where there is none.
         notes: What the user should know.
     """
 
@@ -55,6 +56,7 @@ class Source:
     paths: tuple[Path, ...]
     inputs: Mapping[str, Any]
     tokenizer: Path | None
+    params: bytes | None
     notes: tuple[str, ...]
 
     @property
@@ -119,6 +121,7 @@ def _of_hugging_face(checkpoint: HuggingFaceCheckpoint) -> Source:
         paths=(checkpoint.folder / CONFIG_NAME, *(file.path for file in checkpoint.files)),
         inputs=checkpoint.inputs(),
         tokenizer=checkpoint.tokenizer,
+        params=None,
         notes=checkpoint.notes,
     )
 
@@ -140,6 +143,7 @@ def _of_meta(checkpoint: Checkpoint) -> Source:
         paths=(checkpoint.files.params, *checkpoint.files.ranks),
         inputs=checkpoint.inputs(),
         tokenizer=checkpoint.files.tokenizer,
+        params=checkpoint.params,
         notes=checkpoint.notes,
     )
 

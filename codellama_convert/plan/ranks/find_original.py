@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from codellama_convert.errors import ConfigError
 from codellama_convert.formats.pth.as_saved import find_saved
 from codellama_convert.formats.pth.saved_rank import (
     SavedRank,
@@ -18,7 +16,6 @@ from codellama_convert.formats.pth.saved_rank import (
 )
 from codellama_convert.formats.pth.writer import RankFilePlan
 from codellama_convert.meta.checkpoint import Checkpoint
-from codellama_convert.meta.find import PARAMS_NAME
 from codellama_convert.plan.ranks.original import (
     MAX_PARAMS_CHARACTERS,
     MAX_REST_BYTES,
@@ -126,15 +123,11 @@ def _described(checkpoint: Checkpoint, saved: _Saved, params: str) -> Original |
 
 
 def _params(checkpoint: Checkpoint) -> str | None:
-    """Read params.json as a text; None where it is none, or long."""
-    path = checkpoint.files.params
-    with InputFile(path, error=ConfigError) as file:
-        n_bytes = min(file.n_bytes, MAX_PARAMS_CHARACTERS + 1)
-        content = file.read_exact(0, n_bytes)
-    if path.name != PARAMS_NAME or hashlib.sha256(content).hexdigest() != checkpoint.params_sha256:
+    """Return params.json as a text; None where it is not one, or long."""
+    if len(checkpoint.params) > MAX_PARAMS_CHARACTERS:
         return None
     try:
-        text = content.decode()
+        text = checkpoint.params.decode()
     except UnicodeDecodeError:
         return None
     return text if len(json.dumps(text)) <= MAX_PARAMS_CHARACTERS else None

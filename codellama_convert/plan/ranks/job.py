@@ -154,7 +154,10 @@ class ReverseJob:
     def small_files(self) -> dict[str, Content]:
         """Build every file beside the weights, by name."""
         original = self.original
-        params = params_json(self.weights.config) if original is None else original.params.encode()
+        if original is not None:
+            params = original.params.encode()
+        else:
+            params = params_json(self.weights.config, self.weights.source.params)
         content: dict[str, Content] = {PARAMS_NAME: params}
         if self.tokenizer is not None:
             content[TOKENIZER_NAME] = self.tokenizer.raw

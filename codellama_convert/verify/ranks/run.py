@@ -118,7 +118,7 @@ def _compare_forms(expected: ExpectedRanks, shown: AskedRanks, problems: Problem
 def _check_other_files(output_dir: Path, expected: ExpectedRanks, problems: Problems) -> None:
     """Compare the files beside the ranks, and name those that do not belong there."""
     if expected.original is None:
-        check_params(output_dir, expected.config, problems)
+        check_params(output_dir, expected.config, expected.source.params, problems)
     else:
         check_original_params(output_dir, expected.original.params, problems)
     names = {*expected.names, PARAMS_NAME}

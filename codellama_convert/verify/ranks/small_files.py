@@ -41,12 +41,13 @@ def check_original_params(folder: Path, text: str, problems: Problems) -> None:
         problems.add(f"is not as it was: {other}", file=PARAMS_NAME)
 
 
-def check_params(folder: Path, config: ModelConfig, problems: Problems) -> None:
+def check_params(folder: Path, config: ModelConfig, own: bytes | None, problems: Problems) -> None:
     """Compare params.json with the model: what Meta's code builds of it, and how it is spelled.
 
     Args:
         folder: The output.
         config: The model, from the source.
+        own: The source's file, where it is one of Meta's side.
         problems: Gets what differs.
     """
     path = folder / PARAMS_NAME
@@ -57,9 +58,9 @@ def check_params(folder: Path, config: ModelConfig, problems: Problems) -> None:
     except ConvertError as problem:
         problems.add_error(problem)
         return
-    # Only a release's own text leaves the number of rows to the tokenizer.
-    is_release = raw in (text.encode() for text in PARAMS_TEXTS.values())
-    n_rows = config.vocab_size if is_release and params.vocab_size is None else params.vocab_size
+    # Only a text of Meta's side leaves the number of rows to the tokenizer.
+    is_metas = raw in (own, *(text.encode() for text in PARAMS_TEXTS.values()))
+    n_rows = config.vocab_size if is_metas and params.vocab_size is None else params.vocab_size
     said = {
         "dim": params.dim,
         "n_heads": params.n_heads,
@@ -84,7 +85,7 @@ def check_params(folder: Path, config: ModelConfig, problems: Problems) -> None:
     unknown = sorted(found.keys() - _KEYS)
     for key in unknown:
         problems.add(f"has {shown(key)}, which Meta's code does not know", file=PARAMS_NAME)
-    if not wrong and not unknown and not is_release:
+    if not wrong and not unknown and not is_metas:
         problems.add_spelling(PARAMS_NAME, raw, [json.dumps(found).encode() + b"\n"])
 
 
