@@ -6,6 +6,7 @@ written without regard to them loads, and computes something else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -58,6 +59,12 @@ class HuggingFaceConfig:
 
 def read_config(path: Path) -> tuple[HuggingFaceConfig, bytes]:
     """Read a config.json; the result and errors of `parse_config`, and the file's bytes."""
+    if not os.path.lexists(path):
+        raise ConfigError(
+            "No such file",
+            path=path,
+            hint="it comes with the weights; download it from the same place",
+        )
     with InputFile(path, error=ConfigError, hint=_HINT) as file:
         content = file.read_whole(_MAX_BYTES, hint=_HINT)
     refuse_other_kind(content[:HEAD_BYTES], "JSON", path=path, error=ConfigError)

@@ -21,6 +21,8 @@ _RENAMED = (
     "was the download finished, or a file renamed?"
 )
 
+_HINT = "--input_dir is the folder that Meta's download script made, such as CodeLlama-7b"
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
@@ -54,6 +56,7 @@ def find_files(
     model_size: str | None = None,
     flavor: Flavor | None = None,
     tokenizer_model: str | os.PathLike[str] | None = None,
+    hint: str = _HINT,
 ) -> CheckpointFiles:
     """Find the files of a checkpoint.
 
@@ -62,6 +65,7 @@ def find_files(
         model_size: Such as "7B"; chooses among several models.
         flavor: What the model was tuned for; chooses among several models.
         tokenizer_model: Where tokenizer.model is, if elsewhere.
+        hint: What to do where nothing is found that looks like a model.
 
     Returns:
         The files.
@@ -71,7 +75,7 @@ def find_files(
             download is unfinished.
         ConfigError: If there is no params.json.
     """
-    listing = _find_folder(open_listing(input_dir), model_size, flavor)
+    listing = _find_folder(open_listing(input_dir), model_size, flavor, hint)
     folder = listing.path
     # A folder of such a name is in a file's place, and refused as what it is when it is opened.
     names = [n for n in listing.names if n in listing.files or n == PARAMS_NAME or is_meta_name(n)]
@@ -94,7 +98,9 @@ def find_files(
     return files
 
 
-def _find_folder(given: Listing, model_size: str | None, flavor: Flavor | None) -> Listing:
+def _find_folder(
+    given: Listing, model_size: str | None, flavor: Flavor | None, hint: str
+) -> Listing:
     """Find the folder that holds the checkpoint: the given one, or one below it."""
     if _has_params_or_ranks(given):
         return given
@@ -110,9 +116,7 @@ def _find_folder(given: Listing, model_size: str | None, flavor: Flavor | None) 
         f"holds no consolidated.NN.pth and no {PARAMS_NAME}"
         + (f", but {other[0]}" if other else ""),
         path=given.path,
-        hint=other[1]
-        if other
-        else "--input_dir is the folder that Meta's download script made, such as CodeLlama-7b",
+        hint=other[1] if other else hint,
     )
 
 

@@ -30,7 +30,10 @@ def _row(names: str, what: str, hint: str) -> OtherLayout:
 
 
 _PTH = "get the model's consolidated.NN.pth files, as Meta releases them"
-_AS_IT_IS = "a Hugging Face folder needs no conversion: load it as it is"
+_AS_IT_IS = (
+    "a Hugging Face folder needs no conversion: load it as it is, or write Meta's ranks of it with "
+    "codellama-convert reverse"
+)
 # The first that fits is told, so what says more stands first.
 _LAYOUTS = (
     _row(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.safetensors_reader import SafetensorsIndex
 from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.hugging_face.config_reader import CONFIG_NAME
 from codellama_convert.hugging_face.folder import HuggingFaceCheckpoint, open_folder
+from codellama_convert.hugging_face.loader_names import is_of_weights
 from codellama_convert.meta.checkpoint import Checkpoint, open_checkpoint
 from codellama_convert.meta.find import find_files
 from codellama_convert.meta.rank_copies import read_copy
+from codellama_convert.meta.rank_names import is_meta_name
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.placement import Placement
 from codellama_convert.model.tensor_table import (
@@ -23,8 +26,13 @@ from codellama_convert.model.tensor_table import (
     hf_name_of,
     meta_name_of,
 )
+from codellama_convert.storage.folders import names_in
 from codellama_convert.tensors import Dtype
 
+_HINT = (
+    "--input_dir is a Hugging Face folder, which holds config.json, or the one that Meta's download "
+    "script made"
+)
 _EMBEDDING, _HEAD = meta_name_of("embedding"), meta_name_of("head")
 
 
@@ -88,13 +96,35 @@ def open_source(folder: Path, *, dtype: Dtype | None) -> Source:
     Raises:
         ConvertError: If anything is missing, damaged, hostile or contradicts the rest.
     """
-    if (folder / CONFIG_NAME).exists():
-        return _of_hugging_face(open_folder(folder, dtype=dtype))
+    names = names_in(folder, error=CheckpointError)
+    ranks = sorted(filter(is_meta_name, names))
+    signs = (CONFIG_NAME in names, _holds_weights(names))
+    if all(signs) or (any(signs) and not ranks):
+        source = _of_hugging_face(open_folder(folder, dtype=dtype))
+        return replace(source, notes=(*source.notes, *_passed_over(ranks)))
+    files = find_files(folder, hint=_HINT)
     # A context length is not written, so none is asked for.
-    checkpoint = open_checkpoint(find_files(folder), max_position_embeddings=1, skip_tokenizer=True)
+    checkpoint = open_checkpoint(files, max_position_embeddings=1, skip_tokenizer=True)
     if dtype is None:
         checkpoint.common_dtype()
     return _of_meta(checkpoint)
+
+
+def _holds_weights(names: Iterable[str]) -> bool:
+    """Report whether one of a folder's files is of a Hugging Face model's weights."""
+    return any(
+        (is_of_weights(name) and not name.endswith(CONFIG_NAME))
+        or (name.endswith(".safetensors") and not name.startswith("consolidated"))
+        for name in names
+    )
+
+
+def _passed_over(ranks: Sequence[str]) -> tuple[str, ...]:
+    """Say that Meta's ranks lie beside what is read, as some downloads have both."""
+    if not ranks:
+        return ()
+    others = f" and {len(ranks) - 1} more" if len(ranks) > 1 else ""
+    return (f"passed over {ranks[0]}{others}: the Hugging Face model in the folder is read",)
 
 
 def _of_hugging_face(checkpoint: HuggingFaceCheckpoint) -> Source:

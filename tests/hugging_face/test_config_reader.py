@@ -189,5 +189,5 @@ def test_what_is_not_a_config_is_named(tmp_path, content, fact):
 
 
 def test_a_missing_file_is_one():
-    with refused(ConfigError, "config.json", "No such file", "transformers saves it"):
+    with refused(ConfigError, "config.json", "No such file", "comes with the weights"):
         read_config(PATH)

@@ -37,10 +37,13 @@ def holding(folder: Path, *names: str) -> Path:
         (["pytorch_model.bin"], ["pytorch_model.bin", "Hugging Face model"]),
         (["weights.bin"], ["weights.bin", ".bin file"]),
         (["__0_0.distcp", ".metadata"], ["__0_0.distcp", "distributed checkpoint", "dcp_to_torch"]),
-        (["model-00001-of-00002.safetensors"], ["Hugging Face model", "load it as it is"]),
+        (
+            ["model-00001-of-00002.safetensors"],
+            ["Hugging Face model", "load it as it is, or", "codellama-convert reverse"],
+        ),
         (["adapter_model.safetensors"], ["adapter_model.safetensors", "LoRA"]),
         (["adapter_0.pt"], ["adapter_0.pt", "LoRA"]),
-        (["config.json"], ["config.json", "Hugging Face"]),
+        (["config.json"], ["config.json", "Hugging Face", "codellama-convert reverse"]),
     ],
 )
 @pytest.mark.parametrize("params", [["params.json"], []])
