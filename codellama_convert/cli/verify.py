@@ -87,10 +87,11 @@ def verify(
     from codellama_convert.verify.run import verify_output
 
     if input_dir is None:
-        _refuse_given((*OF_THE_SOURCE, "weights_only"), "without the checkpoint: verify IN OUT")
+        _refuse_given((*OF_THE_SOURCE, "weights_only"), "without the source: verify IN OUT")
     job: Job | ReverseJob | None
     asked: Asked | AskedRanks
-    if holds_ranks(output_dir):
+    is_of_ranks = holds_ranks(output_dir)
+    if is_of_ranks:
         _refuse_given(NOT_OF_RANKS, "where OUT holds ranks")
         job, asked = _job_of_ranks(input_dir, output_dir, choices)
     else:
@@ -110,7 +111,8 @@ def verify(
         notes = () if job is None else job.source_notes
         say_json(describe_verification(report, seconds, notes))
     else:
-        for line in verify_lines(report, seconds):
+        source = "its source" if is_of_ranks else "the checkpoint"
+        for line in verify_lines(report, seconds, source=source):
             say(line)
     if report.problems:
         raise SystemExit(1)

@@ -274,18 +274,21 @@ def ranks_load_line(output_dir: str, n_ranks: int, *, has_tokenizer: bool) -> st
     )
 
 
-def verify_lines(report: VerifyReport, seconds: float) -> Iterator[str]:
+def verify_lines(
+    report: VerifyReport, seconds: float, *, source: str = "the checkpoint"
+) -> Iterator[str]:
     """Say what a verification found.
 
     Args:
         report: What it found.
         seconds: How long it took.
+        source: What the output was made of.
 
     Yields:
         One line for each problem, and a last one.
     """
     yield from report.problems
-    against = {"source": "the checkpoint", "record": "conversion.json", "ranks": "Meta's ranks"}
+    against = {"source": source, "record": "conversion.json", "ranks": "Meta's ranks"}
     verdict = "DIFFERS from" if report.problems else "equals"
     rate = f" ({_format_rate(report.n_bytes / seconds)})" if seconds else ""
     what = count(report.n_tensors, "tensor") if report.n_tensors else "no weights"

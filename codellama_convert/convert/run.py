@@ -1,4 +1,4 @@
-"""Own the running of a plan: tiles from the ranks into the output files; print nothing."""
+"""Own the running of a plan: tiles from the source's files into the output's; print nothing."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def job_as_asked(job: Job, asked: Asked) -> Job:
 
     Args:
         job: From `plan_conversion`.
-        asked: What is said of the output, by whomever.
+        asked: What is said of the output, by the user or its record.
 
     Returns:
         The conversion whose output is to be expected.

@@ -57,7 +57,7 @@ def test_a_folder_in_use_is_json_too(checkpoint, tmp_path):
         (["convert", "--dtype", "int8"], "'int8' is not one of"),
         (["plan"], "IN is missing"),
         (["--bogus"], "--bogus"),
-        (["verify", ".", "--max_ram", "5GB"], "--max_ram is of no use without the checkpoint"),
+        (["verify", ".", "--max_ram", "5GB"], "--max_ram is of no use without the source"),
         (["--max_shard_size", "5"], "5 bytes? write 5GB"),
     ],
 )

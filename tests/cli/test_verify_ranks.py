@@ -34,7 +34,7 @@ def out(place, tmp_path):
 
 def test_what_was_asked_for_need_not_be_said_again(place):
     for words, against in (
-        ([place / "hf", place / "out"], "the checkpoint"),
+        ([place / "hf", place / "out"], "its source"),
         ([place / "out"], "conversion.json"),
     ):
         done = run("verify", *words)
@@ -123,7 +123,7 @@ def test_how_the_source_is_read_is_used_with_it_and_refused_without(place, tmp_p
         assert fact in done.output
         refused = run("verify", place / "out", *words)
         assert refused.exit_code == 2
-        assert f"{words[0]} is of no use without the checkpoint" in refused.stderr
+        assert f"{words[0]} is of no use without the source" in refused.stderr
     how = ["--io", "buffered", "--workers", 3, "--max_ram", "1MB"]
     assert run("verify", place / "hf", place / "out", *how).exit_code == 0
     assert run("verify", place / "out", *how[:4]).exit_code == 0

@@ -179,7 +179,7 @@ def test_what_says_nothing_of_the_weights_is_a_wrong_use(place, one, more):
 def test_without_the_checkpoint_it_is_a_wrong_use(one):
     result = run("verify", one, "--weights_only")
     assert result.exit_code == 2
-    assert "--weights_only is of no use without the checkpoint" in result.stderr
+    assert "--weights_only is of no use without the source" in result.stderr
 
 
 def test_the_library_does_it_too(place, job, one):

@@ -1,4 +1,4 @@
-"""Own the question how torch.save was given a file: answered only where the answer makes every byte."""
+"""Own the question what torch.save was given: answered only where it would write the same file again."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _batches(rank: SavedRank) -> Iterator[tuple[Sequence[SavedTensor], bool]]:
         alone = n_tensors if rank.container == "dict" else len(batch)
         yield batch, alone == 1
     if rank.container == "dict" and n_tensors % _BATCH_ITEMS == 0:
-        yield (), False  # a full batch is followed by another one, be it empty
+        yield (), False  # a full batch is followed by another one, even an empty one
 
 
 def _add_tensor(pickle: _Pickle, rank: SavedRank, tensor: SavedTensor) -> None:

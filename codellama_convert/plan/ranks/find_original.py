@@ -1,4 +1,4 @@
-"""Own the finding out of how a checkpoint's ranks were saved; only what was proven is told."""
+"""Own the question how a checkpoint's ranks were saved; the answer is given only where it is proven."""
 
 from __future__ import annotations
 

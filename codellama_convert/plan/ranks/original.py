@@ -57,7 +57,7 @@ class Original:
         places: In that order, each tensor's storage and the elements before it; None where each has
             a storage of its own.
         storages: Elements of each storage; None with `places`.
-        rest: Of each rank, all bytes of its storages that are of no tensor of the model.
+        rest: Of each rank, all bytes of its storages that belong to no tensor of the model.
     """
 
     params: str
@@ -192,39 +192,39 @@ def _one_of(found: Mapping[str, Any], key: str, known: Sequence[_Item]) -> _Item
 
 def _params(value: object) -> str:
     if type(value) is not str or len(value) > MAX_PARAMS_CHARACTERS:
-        raise ValueError("original: params is no text of that file")
+        raise ValueError("original: params is not the text of such a file")
     value.encode()  # a lone surrogate is a ValueError
     return value
 
 
 def _text(value: object) -> str:
     if type(value) is not str or not 0 < len(value) <= _MAX_NAME_LENGTH:
-        raise ValueError(f"original: {shown(value)} is no name")
+        raise ValueError(f"original: {shown(value)} is not a name")
     return value
 
 
 def _bytes(value: object) -> bytes:
     if type(value) is not str or len(value) > 2 * MAX_REST_BYTES or not _HEX.fullmatch(value):
-        raise ValueError("original: rest is too long, or no hexadecimal digits")
+        raise ValueError("original: rest is too long, or not hexadecimal")
     return bytes.fromhex(value)
 
 
 def _place(value: object) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,5})\+([0-9]{1,13})", value) if type(value) is str else None
     if found is None:
-        raise ValueError(f"original: {shown(value)} is no place of a tensor")
+        raise ValueError(f"original: {shown(value)} is not the place of a tensor")
     return int(found[1]), int(found[2])
 
 
 def _elements(value: object) -> int:
     if type(value) is not int or not 0 < value <= _MAX_ELEMENTS:
-        raise ValueError(f"original: {shown(value)} is no size of a storage")
+        raise ValueError(f"original: {shown(value)} is not the size of a storage")
     return value
 
 
 def _others(value: object) -> tuple[TensorSpec, ...]:
     if not isinstance(value, dict) or len(value) > _MAX_TENSORS:
-        raise ValueError("original: others is no object of tensors")
+        raise ValueError("original: others is not an object of tensors")
     return tuple(_other(name, one) for name, one in value.items())
 
 
@@ -235,7 +235,7 @@ def _other(name: str, value: object) -> TensorSpec:
         and value.keys() == {"dtype", "shape"}
         and type(value["dtype"]) is str
     ):
-        raise ValueError(f"original: {shown(name)} is no tensor that was left out")
+        raise ValueError(f"original: {shown(name)} is not a tensor that was left out")
     shape = _items(value, "shape", _elements, 0, _MAX_DIMENSIONS)
     if prod(shape) > MAX_REST_BYTES:
         raise ValueError(f"original: {shown(name)} is too large")

@@ -207,7 +207,7 @@ def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:
 
     Args:
         job: From `plan_reverse`.
-        asked: What is said of the output, by whomever.
+        asked: What is said of the output, by the user or its record.
 
     Returns:
         What must be there.

@@ -172,7 +172,7 @@ def compare_restored(
             pieces = (*file.body(known), *file.seal(known))
             other = _first_other(opened, file.n_bytes, pieces)
         if other is not None:
-            what = f"is not as the file was that its source was converted from: {other}"
+            what = f"differs from the file that its source was converted from: {other}"
             problems.add(what, file=file.name)
 
 

@@ -111,7 +111,7 @@ def check_tokenizer_model(
     if model.n_pieces != n_rows:
         problems.add(
             f"has {model.n_pieces} pieces, and the ranks {n_rows} rows of the embedding: Meta's "
-            "loader wants as many",
+            "loader needs the same number",
             file=TOKENIZER_NAME,
         )
 
