@@ -231,8 +231,8 @@ RANK_OPTIONS = _options(
         "--ranks",
         "n_ranks",
         type=click.IntRange(min=1, max=MAX_RANKS),
-        help="Number of files; by default as many as the folder was converted from, as the "
-        "released model of this shape has, or else 1.",
+        help="Number of ranks. By default that of the checkpoint which the folder was converted from, "
+        "else that of the released model of this shape, else 1.",
     ),
     click.option(
         "--dtype",
@@ -244,18 +244,19 @@ RANK_OPTIONS = _options(
     click.option(
         "--torch_layout",
         type=OneOf(TORCH_LAYOUTS),
-        help="Version of PyTorch whose files the ranks equal byte for byte; by default that of "
-        "those that the folder was converted from, or else 1.13, as Meta's are.",
+        help="Write the files that this version of PyTorch would, byte for byte. By default the one "
+        "that saved the checkpoint which the folder was converted from, else 1.13, which saved Meta's.",
     ),
     click.option(
         "--no_rope_freqs",
         is_flag=True,
-        help="Leave out rope.freqs, which Meta's ranks have and strict loaders refuse.",
+        help="Leave out rope.freqs: Meta's ranks have it, and some strict loaders refuse it.",
     ),
     click.option(
         "--vocab_rows",
         type=click.IntRange(min=1),
-        help="Write the first rows of the vocabulary only: as many as tokenizer.model has pieces.",
+        help="Write only the first rows of the embedding and the head: as many as tokenizer.model has "
+        "pieces.",
     ),
     click.option(
         "--tokenizer_model",
@@ -264,7 +265,7 @@ RANK_OPTIONS = _options(
     ),
     click.option("--skip_tokenizer", is_flag=True, help="Write no tokenizer.model."),
     click.option(
-        "--checklist", is_flag=True, help="Write checklist.chk too, Meta's list of MD5 sums."
+        "--checklist", is_flag=True, help="Also write checklist.chk, a list of MD5 sums as Meta's."
     ),
 )
 # What was asked of a conversion into ranks, as `ASKED_OPTIONS` are of the other.

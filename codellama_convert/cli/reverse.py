@@ -40,12 +40,13 @@ if TYPE_CHECKING:
 @click.option(
     "--input_dir",
     type=FOLDER,
-    help="A Hugging Face folder (IN), or one of Meta's, which gets another number of ranks.",
+    help="A Hugging Face folder (IN), or one of Meta's that gets another number of ranks.",
 )
 @click.option(
     "--output_dir",
     type=NEW_FOLDER,
-    help="The new folder (OUT); by default the input's name with -meta in the place of -hf.",
+    help="The new folder (OUT); by default beside the input, with -meta at the end of its name in place "
+    "of -hf.",
 )
 @RANK_OPTIONS
 @SPEED_OPTIONS
@@ -69,7 +70,10 @@ def reverse(
     as_json: bool,
     **choices: Any,
 ) -> None:
-    """Write consolidated.NN.pth, params.json and tokenizer.model, as Meta's code reads them.
+    """Write Meta's layout: consolidated.NN.pth (the ranks), params.json and tokenizer.model.
+
+    IN is a Hugging Face folder of any writer. It may also be a folder of Meta's, whose weights are
+    split over another number of ranks. After a stop or a crash the same command resumes.
 
     \b
     Example:

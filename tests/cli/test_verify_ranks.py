@@ -68,7 +68,7 @@ def test_an_option_that_says_otherwise_is_a_difference(place, said, fact, with_s
 @pytest.mark.parametrize(
     ("said", "fact"),
     [
-        (["--vocab_rows", 319], "319 vocab_size cannot be split over 4 ranks"),
+        (["--vocab_rows", 319], "vocab_size 319 cannot be split over 4 ranks"),
         (["--vocab_rows", 640], "640 rows are more than its 320"),
         (["--ranks", 3], "4 key and value heads cannot be split over 3 ranks"),
     ],

@@ -221,15 +221,15 @@ def _vocabulary_rows(
     is_split = any(placement.split == 0 for placement, _ in source.placements.values())
     if wanted not in (None, n_rows) and is_split:
         raise ConfigError(
-            "--vocab_rows leaves out rows of a Hugging Face folder only",
+            "--vocab_rows can leave out rows of a Hugging Face folder only",
             path=source.folder,
-            hint="convert it into one first",
+            hint="convert these ranks into one first",
         )
     if wanted is not None and wanted > n_rows:
         raise ConfigError(
             f"--vocab_rows {wanted} is more than the {n_rows} rows of the embedding",
             path=source.folder,
-            hint="give at most as many",
+            hint=f"give {n_rows} or fewer",
         )
     if tokenizer is not None and (wanted or n_rows) != tokenizer.n_pieces:
         n_more = n_rows - tokenizer.n_pieces
@@ -274,12 +274,12 @@ def refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
         ConfigError: With what cannot be split, and the numbers that do.
     """
     sizes = {
-        "key and value heads": config.num_key_value_heads,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "vocab_size": config.vocab_size,
+        f"{config.num_key_value_heads} key and value heads": config.num_key_value_heads,
+        f"hidden_size {config.hidden_size}": config.hidden_size,
+        f"intermediate_size {config.intermediate_size}": config.intermediate_size,
+        f"vocab_size {config.vocab_size}": config.vocab_size,
     }
-    uneven = [f"{size} {what}" for what, size in sizes.items() if size % n_ranks]
+    uneven = [what for what, size in sizes.items() if size % n_ranks]
     if uneven:
         common = gcd(*sizes.values())
         counts = [str(n) for n in range(1, MAX_RANKS + 1) if common % n == 0]
