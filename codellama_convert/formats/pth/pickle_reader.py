@@ -131,9 +131,7 @@ class _Machine:
         return self._stack.pop()
 
     def _pop_many(self, count: int) -> list[Any]:
-        values = [self._pop() for _ in range(count)]
-        values.reverse()
-        return values
+        return [self._pop() for _ in range(count)][::-1]
 
     def _pop_to_mark(self) -> list[Any]:
         values: list[Any] = []
@@ -262,9 +260,6 @@ class _Machine:
             )
         self._stack.append(target)
 
-    def push_mark(self, _: Any) -> None:
-        self._stack.append(_MARK)
-
 
 _NO_OPERATION = frozenset({"PROTO", "FRAME"})
 _PUSH_ARGUMENT = frozenset(
@@ -274,12 +269,12 @@ _PUSH_ARGUMENT = frozenset(
     }
 )  # fmt: skip
 _PUSH_CONSTANT: dict[str, Any] = {
-    "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), **INERT_OPCODES,
+    "MARK": _MARK, "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (),
+    **INERT_OPCODES,
 }  # fmt: skip
 _PUSH_NEW: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 _TUPLE_SIZES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _METHODS: dict[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine.push_mark,
     "TUPLE": _Machine.tuple_to_mark,
     "BINPUT": _Machine.memo_put,
     "LONG_BINPUT": _Machine.memo_put,
