@@ -44,6 +44,14 @@ def whole(low: int, high: int) -> Rule:
     )
 
 
+def real(low: float, high: float) -> Rule:
+    """Allow numbers of a range, whole ones too."""
+    return Rule(
+        f"a number from {low:g} to {high:g}",
+        lambda value: type(value) in (int, float) and low <= value <= high,  # type: ignore[operator]
+    )
+
+
 def one_of(*texts: str) -> Rule:
     """Allow these texts."""
     return Rule(

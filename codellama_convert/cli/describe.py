@@ -105,6 +105,7 @@ def _describe_model(weights: WeightsJob) -> dict[str, Any]:
         "dtype": plan.dtype.name,
         "max_position_embeddings": checkpoint.recognised.max_position_embeddings,
         "rope_theta": checkpoint.config.rope_theta,
+        "rope_scaling_factor": checkpoint.recognised.rope_scaling_factor,
         "vocab_size": checkpoint.config.vocab_size,
         "dropped": list(checkpoint.dropped),
         "largest_tile_bytes": max(plan.read_tile_bytes, plan.write_tile_bytes),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS
-from codellama_convert.model.asked import MAX_RANKS
+from codellama_convert.model.asked import LARGEST_SCALING, MAX_RANKS
 from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
 from codellama_convert.plan.budget import DEFAULT_MAX_RAM_BYTES
 from codellama_convert.plan.options import (
@@ -142,6 +142,12 @@ MODEL_OPTIONS = _options(
         help="Context length, where the model does not say.",
     ),
     click.option(
+        "--rope_scaling_factor",
+        type=click.FloatRange(min=1, max=LARGEST_SCALING),
+        help="By how much Llama 3.1 and later scales its rotary frequencies (8, or 32 in 3.2), where "
+        "the model does not say.",
+    ),
+    click.option(
         "--tokenizer_model",
         type=NamedPath(path_type=Path),
         help="Path of tokenizer.model, if it is neither in the folder nor beside it.",
@@ -163,6 +169,11 @@ ASKED_OPTIONS = _options(
     click.option("--dtype", type=OneOf(DTYPE_NAMES), help="Of the written weights."),
     click.option("--max_shard_size", type=Size(), help="Most bytes of tensors in one file."),
     click.option("--max_position_embeddings", type=click.IntRange(min=1), help="Context length."),
+    click.option(
+        "--rope_scaling_factor",
+        type=click.FloatRange(min=1, max=LARGEST_SCALING),
+        help="By how much rotary frequencies are scaled.",
+    ),
     click.option("--skip_tokenizer", is_flag=True, help="The weights were converted alone."),
     click.option(
         "--tokenizer_class",
@@ -189,8 +200,8 @@ SOURCE_OPTIONS = _options(
 OF_THE_SOURCE = ("model_size", "tokenizer_model", "checksums", "max_ram")
 # What says nothing of the weights' values.
 NOT_OF_WEIGHTS = (
-    "variant", "max_shard_size", "max_position_embeddings", "skip_tokenizer", "tokenizer_class",
-    "tokenizer_model",
+    "variant", "max_shard_size", "max_position_embeddings", "rope_scaling_factor", "skip_tokenizer",
+    "tokenizer_class", "tokenizer_model",
 )  # fmt: skip
 _IO = click.option(
     "--io",
@@ -279,8 +290,8 @@ ASKED_OF_RANKS = _options(
 )
 ONLY_OF_RANKS = ("ranks", "torch_layout", "no_rope_freqs", "vocab_rows")
 NOT_OF_RANKS = (
-    "variant", "max_shard_size", "max_position_embeddings", "tokenizer_class", "model_size",
-    "checksums", "weights_only",
+    "variant", "max_shard_size", "max_position_embeddings", "rope_scaling_factor",
+    "tokenizer_class", "model_size", "checksums", "weights_only",
 )  # fmt: skip
 READING_OPTIONS = _options(
     _IO,

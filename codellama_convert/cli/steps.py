@@ -63,6 +63,7 @@ def to_options(choices: Mapping[str, Any]) -> Options:
             dtype=None if choices["dtype"] == "auto" else choices["dtype"],
             max_shard_bytes=DEFAULT_MAX_SHARD_BYTES if shard_size is None else shard_size,
             max_position_embeddings=choices["max_position_embeddings"],
+            rope_scaling_factor=choices["rope_scaling_factor"],
             tokenizer_model=choices["tokenizer_model"],
             skip_tokenizer=choices["skip_tokenizer"],
             tokenizer_class=choices["tokenizer_class"],

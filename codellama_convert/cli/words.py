@@ -108,6 +108,8 @@ def _model_lines(described: Mapping[str, Any]) -> Iterator[str]:
         f"context     {described['max_position_embeddings']} positions, rope_theta "
         f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
     )
+    if described["rope_scaling_factor"] is not None:
+        yield f"scaling     rotary frequencies as Llama 3.1's, by {described['rope_scaling_factor']:g}"
     if described["dropped"]:
         yield f"dropped     {_dropped(described['dropped'])}"
 

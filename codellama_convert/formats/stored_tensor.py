@@ -103,6 +103,12 @@ class StoredTensor:
         return True
 
     @property
+    def crc(self) -> int | None:
+        """The CRC-32 of its elements in order; None where its file has none of them alone."""
+        fills = self.row_major and self.extent == (0, self.storage.n_bytes)
+        return self.storage.crc if fills else None
+
+    @property
     def segment(self) -> tuple[int, int]:
         """How many rows and columns are read at once where they do not lie in order."""
         n_rows, n_columns = rows_and_columns(self.shape)

@@ -1,22 +1,22 @@
 """Own config.json of any writer: the model that it describes, or why Meta's code cannot run it.
 
-Meta's code has neither biases nor scaled frequencies, and no key of params.json to say so: what is
-written without regard to them loads, and computes something else.
+Meta's code has no biases, and one way of scaling frequencies; params.json has no key for others:
+what is written without regard to them loads, and computes something else.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from codellama_convert.errors import ConfigError, shown
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.strict_json import identical
-from codellama_convert.model.config import DEFAULT_ROPE_THETA, ModelConfig
+from codellama_convert.hugging_face.rope_settings import read_rope
+from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.foreign_params import SUPPORTED_HINT, refuse_other_families
+from codellama_convert.model.generations import generation_of
 from codellama_convert.model.settings import Settings, parse_settings, require_heads
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tensors import DTYPES, Dtype
@@ -25,16 +25,18 @@ CONFIG_NAME = "config.json"
 _MAX_BYTES = 1 << 20
 _HINT = "is it the config.json of a Llama model, as transformers saves it?"
 _ONE_VALUE = "keep the one that the model was trained with"
+_DEFAULT_ROPE_THETA = 10000.0  # transformers', of every Llama
 
 # As transformers spells them in `model_type`; any other is refused too, by that spelling.
 _FAMILIES = {
     "mistral": "Mistral", "mixtral": "Mixtral", "qwen2": "Qwen2", "qwen2_moe": "Qwen2",
     "qwen3": "Qwen3", "qwen3_moe": "Qwen3", "gemma": "Gemma", "gemma2": "Gemma 2",
     "gemma3": "Gemma 3", "gemma3_text": "Gemma 3", "phi": "Phi", "phi3": "Phi-3",
-    "llama4": "Llama 4", "llama4_text": "Llama 4", "mllama": "Llama 3.2 Vision",
+    "llama4": "Llama 4 or Llama Guard 4", "llama4_text": "Llama 4 or Llama Guard 4", "mllama": "Llama 3.2 Vision",
     "llava": "LLaVA", "deepseek_v2": "DeepSeek", "deepseek_v3": "DeepSeek", "granite": "Granite",
     "falcon": "Falcon", "gpt2": "GPT-2", "gpt_neox": "GPT-NeoX", "starcoder2": "StarCoder2",
     "olmo2": "OLMo 2", "cohere": "Command R", "stablelm": "StableLM", "internlm2": "InternLM2",
+    "deberta-v2": "DeBERTa, such as Prompt Guard",
 }  # fmt: skip
 # The second is what the first conversions called it.
 _ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
@@ -51,10 +53,13 @@ class HuggingFaceConfig:
     Attributes:
         model: The model.
         dtype: Of the weights, as the file says it; None where it says none that a model has.
+        rope_scaling_factor: By which the lowest rotary frequencies are divided; None where they are
+            not scaled.
     """
 
     model: ModelConfig
     dtype: Dtype | None
+    rope_scaling_factor: float | None = None
 
 
 def read_config(path: Path) -> tuple[HuggingFaceConfig, bytes]:
@@ -94,8 +99,8 @@ def parse_config(content: bytes, path: Path) -> HuggingFaceConfig:
     n_heads = said.whole("num_attention_heads")
     n_kv_heads = said.optional_whole("num_key_value_heads") or n_heads
     _require_heads(said, hidden_size, n_heads, n_kv_heads)
-    _refuse_partial(said, "")
-    theta = _rope_theta(said)
+    rope, vocab_size = read_rope(said), said.whole("vocab_size")
+    scaled_rope = rope.scaling_factor is not None
     model = ModelConfig(
         hidden_size=hidden_size,
         intermediate_size=said.whole("intermediate_size"),
@@ -103,11 +108,15 @@ def parse_config(content: bytes, path: Path) -> HuggingFaceConfig:
         num_attention_heads=n_heads,
         num_key_value_heads=n_kv_heads,
         rms_norm_eps=said.real("rms_norm_eps"),
-        rope_theta=DEFAULT_ROPE_THETA if theta is None else theta,
-        vocab_size=said.whole("vocab_size"),
-        tie_word_embeddings=_flag(said, "tie_word_embeddings"),
+        rope_theta=_DEFAULT_ROPE_THETA if rope.theta is None else rope.theta,
+        vocab_size=vocab_size,
+        tie_word_embeddings=said.flag("tie_word_embeddings"),
+        scaled_rope=scaled_rope,
+        generation=generation_of(
+            scaled_rope=scaled_rope, rope_theta=rope.theta, vocab_size=vocab_size
+        ),
     )
-    return HuggingFaceConfig(model, _dtype(said))
+    return HuggingFaceConfig(model, _dtype(said), rope.scaling_factor)
 
 
 def _refuse_other_models(said: Settings) -> None:
@@ -135,7 +144,7 @@ def _refuse_other_models(said: Settings) -> None:
                 hint="use the weights that were quantised, in bfloat16, float16 or float32",
             )
     for key in ("attention_bias", "mlp_bias"):
-        if _flag(said, key):
+        if said.flag(key):
             raise ConfigError(
                 f"has {key!r}: true, and Meta's code has no biases", path=path, hint=SUPPORTED_HINT
             )
@@ -165,67 +174,6 @@ def _require_heads(said: Settings, hidden_size: int, n_heads: int, n_kv_heads: i
             path=said.path,
             hint=SUPPORTED_HINT,
         )
-
-
-def _rope_theta(said: Settings) -> float | None:
-    """Find the base of the rotary frequencies at the two places that it may have; None for none."""
-    found = [("rope_theta", said.optional_real("rope_theta"))]
-    for key in ("rope_parameters", "rope_scaling"):
-        for inner in _rope_settings(said, key):
-            _refuse_scaling(key, inner)
-            found.append((f"rope_theta in {key}", inner.optional_real("rope_theta")))
-    stated = [(place, theta) for place, theta in found if theta is not None]
-    for (place, theta), (other, value) in pairwise(stated):
-        if value != theta:
-            raise ConfigError(
-                f"has {place} {theta!r} and {other} {value!r}", path=said.path, hint=_ONE_VALUE
-            )
-    return stated[0][1] if stated else None
-
-
-def _rope_settings(said: Settings, key: str) -> Iterator[Settings]:
-    """Yield the object that is the value of a key; nothing where there is none."""
-    value = said.found.get(key)
-    if isinstance(value, dict):
-        yield Settings(value, said.path, said.hint)
-    elif value is not None:
-        raise ConfigError(
-            f"{key!r} is {shown(value, 40)}, not an object", path=said.path, hint=said.hint
-        )
-
-
-def _refuse_partial(said: Settings, place: str) -> None:
-    """Refuse heads of which a part is rotated; transformers 4 has the key at the top level."""
-    factor = said.optional_real("partial_rotary_factor")
-    if factor not in (None, 1.0):
-        raise ConfigError(
-            f"has 'partial_rotary_factor': {factor!r}{place}, and Meta's code rotates whole heads",
-            path=said.path,
-            hint=SUPPORTED_HINT,
-        )
-
-
-def _refuse_scaling(key: str, inner: Settings) -> None:
-    """Refuse frequencies that follow from more than their base."""
-    kinds = [inner.found[name] for name in ("rope_type", "type") if name in inner.found]
-    # What transformers reads under another name than these is of a layer's kind.
-    plain = kinds or set(inner.found) <= {"rope_theta"}
-    _refuse_partial(inner, f" in {key!r}")
-    if not plain or any(kind != "default" for kind in kinds):
-        raise ConfigError(
-            f"has {key!r}: {shown(inner.found, 120)}, and Meta's code scales no rotary frequencies",
-            path=inner.path,
-            hint=SUPPORTED_HINT,
-        )
-
-
-def _flag(said: Settings, key: str) -> bool:
-    value = said.found.get(key)
-    if value is not None and type(value) is not bool:
-        raise ConfigError(
-            f"{key!r} is {shown(value, 40)}, not true or false", path=said.path, hint=said.hint
-        )
-    return bool(value)
 
 
 def _dtype(said: Settings) -> Dtype | None:

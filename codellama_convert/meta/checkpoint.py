@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.pth.reader import PickleCache, RankIndex, read_rank
 from codellama_convert.formats.tokenizer_model import TokenizerModel, read_tokenizer_model
 from codellama_convert.meta.find import CheckpointFiles, missing_tokenizer
+from codellama_convert.meta.held_twice import distinct_heads, head_equals_embedding
 from codellama_convert.meta.places import model_name
 from codellama_convert.meta.rank_copies import compare_copies, refuse_copied_ranks
 from codellama_convert.meta.rank_tensors import (
@@ -29,6 +30,7 @@ from codellama_convert.meta.rank_tensors import (
 )
 from codellama_convert.meta.state_dict import find_state_dict
 from codellama_convert.model.config import MetaParams, ModelConfig, build_config, parse_params
+from codellama_convert.model.generations import LLAMA_3
 from codellama_convert.model.lagging import lagging_notes
 from codellama_convert.model.recognise import (
     Recognised,
@@ -111,6 +113,7 @@ def open_checkpoint(
     model_size: str | None = None,
     flavor: Flavor | None = None,
     max_position_embeddings: int | None = None,
+    rope_scaling_factor: float | None = None,
     skip_tokenizer: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint's structure and check that all of it belongs together.
@@ -120,6 +123,7 @@ def open_checkpoint(
         model_size: What the user says it is.
         flavor: What the user says it was tuned for.
         max_position_embeddings: The context length that the user says it has.
+        rope_scaling_factor: By which the user says that its rotary frequencies are scaled.
         skip_tokenizer: Whether to do without tokenizer.model.
 
     Returns:
@@ -133,7 +137,10 @@ def open_checkpoint(
     cache: PickleCache = {}
     ranks = tuple(read_rank(path, choose=find_state_dict, cache=cache) for path in files.ranks)
     config = _measured_config(params, ranks, files.params)
-    layout, dropped = _check_weights(config, ranks)
+    require_layers(ranks[0], config.num_hidden_layers, tied=config.tie_word_embeddings)
+    heads = distinct_heads(config, ranks)
+    config = heads.config
+    layout, dropped = _check_weights(config, ranks, heads.copies)
     lagging = lagging_notes(
         params,
         intermediate_size=config.intermediate_size,
@@ -147,13 +154,15 @@ def open_checkpoint(
         folder_name=model_name(files.folder),
         flavor=wanted_flavor(model_size, flavor),
         max_position_embeddings=max_position_embeddings,
+        rope_scaling_factor=rope_scaling_factor,
     )
     notes = (
         *files.place_notes,
         *files.notes,
         *param_notes,
         *dict.fromkeys(note for rank in ranks for note in rank.notes),
-        *_kind_notes(config, layout, dropped),
+        *_kind_notes(config, layout, ranks[0]),
+        *heads.notes,
         *lagging,
         *row_notes,
         *_unsummed_notes(ranks),
@@ -166,27 +175,34 @@ def open_checkpoint(
 
 def _measured_config(params: MetaParams, ranks: Sequence[RankIndex], path: Path) -> ModelConfig:
     """Join what params.json says with what the tensors show."""
-    intermediate_size, vocab_size = measure(ranks, hidden_size=params.dim)
-    return build_config(
+    measured = measure(ranks, hidden_size=params.dim)
+    config = build_config(
         params,
-        intermediate_size=intermediate_size,
-        vocab_size=vocab_size,
+        intermediate_size=measured.intermediate_size,
+        vocab_size=measured.vocab_size,
         path=path,
-        tie_word_embeddings=is_tied(ranks),
+        generation=measured.generation,
     )
+    # Of older models, a head with the embedding's numbers was never tied, and stays as it is.
+    tied = is_tied(ranks) or (config.generation == LLAMA_3 and head_equals_embedding(ranks))
+    return replace(config, tie_word_embeddings=tied)
 
 
 def _check_weights(
-    config: ModelConfig, ranks: Sequence[RankIndex]
+    config: ModelConfig, ranks: Sequence[RankIndex], head_copies: int
 ) -> tuple[tuple[TensorLayout, ...], tuple[str, ...]]:
     """Compare the ranks with the table and with each other.
 
     Returns:
         Where every output tensor comes from, and the names that are left out.
     """
-    require_layers(ranks[0], config.num_hidden_layers, tied=config.tie_word_embeddings)
-    dtype = ranks[0].tensors[meta_name_of("embedding")].dtype
-    layout = build_layout(config, n_ranks=len(ranks), dtype=dtype, path=ranks[0].path.parent)
+    layout = build_layout(
+        config,
+        n_ranks=len(ranks),
+        dtype=ranks[0].tensors[meta_name_of("embedding")].dtype,
+        path=ranks[0].path.parent,
+        head_copies=head_copies,
+    )
     layout = with_dtypes(layout, ranks[0])
     dropped = check_ranks(layout, ranks)
     refuse_copied_ranks(ranks)
@@ -195,14 +211,19 @@ def _check_weights(
 
 
 def _kind_notes(
-    config: ModelConfig, layout: Sequence[TensorLayout], dropped: Sequence[str]
+    config: ModelConfig, layout: Sequence[TensorLayout], rank: RankIndex
 ) -> tuple[str, ...]:
     """Say that the head is the embedding, and that tensors are of several dtypes."""
     notes = []
     if config.tie_word_embeddings:
-        head = meta_name_of("head")
-        why = "is the embedding itself" if head in dropped else "is missing, so it is the embedding"
-        notes.append(f"{head} {why}: tie_word_embeddings is true, and no lm_head is written")
+        head, embedding = (rank.tensors.get(meta_name_of(role)) for role in ("head", "embedding"))
+        why = "is missing, so it is the embedding"
+        if head is not None and embedding is not None:
+            is_view = head.place == embedding.place
+            why = "is the embedding itself" if is_view else "equals the embedding, bit for bit"
+        notes.append(
+            f"{meta_name_of('head')} {why}: tie_word_embeddings is true, and no lm_head is written"
+        )
     counts = Counter(tensor.spec.dtype.name for tensor in layout)
     if len(counts) > 1:
         parts = [f"{n} {'is' if n == 1 else 'are'} {name}" for name, n in counts.items()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codellama_convert.errors import LayoutError, shown
@@ -17,6 +17,7 @@ from codellama_convert.meta.rank_names import listed
 from codellama_convert.meta.state_dict import head_size_of, is_meta_tensor
 from codellama_convert.model.config import SAME_FOLDER_HINT
 from codellama_convert.model.foreign_params import SUPPORTED_HINT
+from codellama_convert.model.generations import LLAMA_2, LLAMA_3, Generation
 from codellama_convert.model.tensor_table import (
     DROPPED_SUFFIX,
     MERGE_HINT,
@@ -28,7 +29,22 @@ from codellama_convert.model.tensor_table import (
 _LAYER = re.compile(r"^layers\.[0-9]+\.")
 
 
-def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the tensors show of a model.
+
+    Attributes:
+        intermediate_size: Width of the feed-forward network.
+        vocab_size: Rows of the embedding.
+        generation: Whose code such ranks are for; None where there is one rank, which shows nothing.
+    """
+
+    intermediate_size: int
+    vocab_size: int
+    generation: Generation | None
+
+
+def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> Measured:
     """Measure what params.json may leave out or get wrong, and the number of ranks.
 
     Args:
@@ -36,7 +52,7 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
         hidden_size: From params.json.
 
     Returns:
-        intermediate_size and vocab_size.
+        The sizes.
 
     Raises:
         LayoutError: If a tensor that tells it is missing or no matrix, or ranks are missing.
@@ -58,17 +74,24 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> tuple[int, int]:
                 path=ranks[0].path,
                 hint=hint,
             )
-    if len(ranks) > 1 and embedding.shape[1] == hidden_size:
+    intermediate_size, n_rows = gate.shape[0] * len(ranks), embedding.shape[0]
+    if len(ranks) == 1:
+        return Measured(intermediate_size, n_rows, None)
+    if embedding.shape[1] != hidden_size:
+        return Measured(intermediate_size, n_rows, LLAMA_2)
+    head = ranks[0].tensors.get(meta_name_of("head"))
+    # A head is split by its rows: beside one of fewer, the embedding has all of them.
+    if head is None or head.shape != embedding.shape:
         raise _whole_columns(embedding, ranks)
-    return gate.shape[0] * len(ranks), embedding.shape[0]
+    return Measured(intermediate_size, n_rows * len(ranks), LLAMA_3)
 
 
 def _whole_columns(embedding: StoredTensor, ranks: Sequence[RankIndex]) -> LayoutError:
-    """Say that the embedding is not split as Llama 1, 2 and Code Llama split it."""
+    """Say that the embedding is split neither by its columns nor as the head is."""
     return LayoutError(
         f"tensor {embedding.name!r} has shape {embedding.shape}, all of the {embedding.shape[1]} "
-        f"columns: {len(ranks)} ranks of Llama 1, 2 or Code Llama split its columns; these split "
-        "its rows, as Llama 3 does, or each has a copy",
+        f"columns: {len(ranks)} ranks of Llama 1, 2 or Code Llama split its columns, and those of "
+        "Llama 3 its rows, as they split the head's; here each may have a copy",
         path=ranks[0].path,
         hint=MERGE_HINT,
     )

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from codellama_convert.arguments import FLAG, SIZE, Rule, check_fields, one_of, or_none, whole
+from codellama_convert.arguments import (
+    FLAG,
+    SIZE,
+    Rule,
+    check_fields,
+    one_of,
+    or_none,
+    real,
+    whole,
+)
 from codellama_convert.errors import shown
 from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.model.releases import FLAVORS, Flavor
@@ -22,6 +31,7 @@ TOKENIZER_CLASSES = (
 MAX_RANKS = 64  # the key and value heads of Llama 1 65B; no model has more
 _MAX_ROWS = (1 << 31) - 1
 _MAX_CONTEXT = (1 << 31) - 1  # positions are counted in 32 bits by many a runtime
+LARGEST_SCALING = 1024.0  # 8 and 32 in releases; below 1, transformers 4 warns
 
 _Kind = TypeVar("_Kind", bound="_Asking")
 
@@ -48,6 +58,7 @@ class Asked(_Asking):
         dtype: Name of the tensors' dtype.
         max_position_embeddings: Tokens of context.
         max_shard_size: Largest sum of one file's tensors, in bytes.
+        rope_scaling_factor: By which the lowest rotary frequencies are divided.
         skip_tokenizer: Whether the weights are alone.
         tokenizer_class: What tokenizer_config.json names.
         variant: What the model was tuned for.
@@ -59,6 +70,7 @@ class Asked(_Asking):
     dtype: str | None = None
     max_position_embeddings: int | None = None
     max_shard_size: int | None = None
+    rope_scaling_factor: float | None = None
     skip_tokenizer: bool | None = None
     tokenizer_class: str | None = None
     variant: Flavor | None = None
@@ -100,6 +112,7 @@ RULES = {
     "dtype": or_none(one_of(*(dtype.name for dtype in DTYPES))),
     "max_position_embeddings": or_none(whole(1, _MAX_CONTEXT)),
     "max_shard_size": or_none(SIZE),
+    "rope_scaling_factor": or_none(real(1, LARGEST_SCALING)),
     "skip_tokenizer": or_none(FLAG),
     "tokenizer_class": or_none(one_of(*TOKENIZER_CLASSES)),
     "variant": or_none(one_of(*FLAVORS)),

@@ -16,9 +16,9 @@ from codellama_convert.model.foreign_params import (
     refuse_other_families,
     refuse_other_heads,
 )
+from codellama_convert.model.generations import LLAMA_2, LLAMA_3, Generation, generation_of
 from codellama_convert.model.settings import Settings, parse_settings, require_heads
 
-DEFAULT_ROPE_THETA = 10000.0  # meta-llama/codellama llama/model.py, ModelArgs
 DEFAULT_MULTIPLE_OF = 256
 SAME_FOLDER_HINT = "params.json and the .pth files must come from the same model directory"
 _META_HINT = "is it Meta's params.json?"
@@ -36,10 +36,11 @@ class MetaParams:
         multiple_of: The feed-forward width is rounded up to a multiple of it.
         ffn_dim_multiplier: Scales the feed-forward width; None means 1.
         norm_eps: Epsilon of RMSNorm.
-        rope_theta: Base of the rotary frequencies; None means 10000.
+        rope_theta: Base of the rotary frequencies; None means what the generation's code takes.
         vocab_size: Rows of the embedding; None where the file says -1 or nothing.
         hidden_dim: The feed-forward width itself, as some reimplementations write it; or None.
         tie_word_embeddings: Whether it says that the head is the embedding.
+        use_scaled_rope: Whether the rotary frequencies are scaled; by how much, it does not say.
     """
 
     dim: int
@@ -53,6 +54,7 @@ class MetaParams:
     vocab_size: int | None = None
     hidden_dim: int | None = None
     tie_word_embeddings: bool = False
+    use_scaled_rope: bool = False
 
     def key_value_heads(self) -> int:
         """Return the key and value heads; as many as query heads where the file says nothing."""
@@ -95,6 +97,8 @@ class ModelConfig:
         rope_theta: Base of the rotary frequencies.
         vocab_size: Rows of the embedding.
         tie_word_embeddings: Whether the head is the embedding, and not stored a second time.
+        scaled_rope: Whether the rotary frequencies are scaled, as Llama 3.1 scales them.
+        generation: Whose code runs it.
     """
 
     hidden_size: int
@@ -106,6 +110,8 @@ class ModelConfig:
     rope_theta: float
     vocab_size: int
     tie_word_embeddings: bool = False
+    scaled_rope: bool = False
+    generation: Generation = LLAMA_2
 
     @property
     def head_dim(self) -> int:
@@ -166,6 +172,7 @@ def parse_params(content: bytes, path: Path) -> tuple[MetaParams, tuple[str, ...
         vocab_size=None if n_rows == -1 else said.optional_whole("vocab_size"),
         hidden_dim=said.optional_whole("hidden_dim"),
         tie_word_embeddings=any((beside | found).get(key) is True for key in _TIED_KEYS),
+        use_scaled_rope=said.flag("use_scaled_rope"),
     )
     refuse_other_heads(beside | found, params.dim, params.n_heads, path)
     return params, (*_ignored(found), *_ignored(beside, " beside 'model'"))
@@ -195,6 +202,7 @@ def build_config(
     vocab_size: int,
     path: Path,
     tie_word_embeddings: bool = False,
+    generation: Generation | None = None,
 ) -> ModelConfig:
     """Join params.json with what the tensors show.
 
@@ -204,12 +212,14 @@ def build_config(
         vocab_size: Rows of the embedding.
         path: params.json, for messages.
         tie_word_embeddings: Whether the head is the embedding.
+        generation: Whose code the ranks are split for; None where their shapes do not tell.
 
     Returns:
         The model.
 
     Raises:
-        ConfigError: If the heads do not divide the width.
+        ConfigError: If the heads do not divide the width, or it is not known which rope_theta is
+            meant.
     """
     require_heads(
         ("dim", params.dim),
@@ -218,6 +228,18 @@ def build_config(
         path=path,
         hint=_META_HINT,
     )
+    usual = generation_of(
+        scaled_rope=params.use_scaled_rope, rope_theta=params.rope_theta, vocab_size=vocab_size
+    )
+    generation = generation or usual
+    if params.rope_theta is None and generation != usual:
+        raise ConfigError(
+            f"says no 'rope_theta': the code of {LLAMA_2.name} then takes {LLAMA_2.rope_theta:g}, "
+            f"that of {LLAMA_3.name} {LLAMA_3.rope_theta:g}; the ranks are split as those of "
+            f"{generation.name}, and the vocabulary is not",
+            path=path,
+            hint="write the right one into it",
+        )
     return ModelConfig(
         hidden_size=params.dim,
         intermediate_size=intermediate_size,
@@ -225,7 +247,9 @@ def build_config(
         num_attention_heads=params.n_heads,
         num_key_value_heads=params.key_value_heads(),
         rms_norm_eps=params.norm_eps,
-        rope_theta=DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
+        rope_theta=generation.rope_theta if params.rope_theta is None else params.rope_theta,
         vocab_size=vocab_size,
         tie_word_embeddings=tie_word_embeddings,
+        scaled_rope=params.use_scaled_rope,
+        generation=generation,
     )

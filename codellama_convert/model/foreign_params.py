@@ -1,4 +1,4 @@
-"""Own the keys of params.json that make it another model than Llama 1, Llama 2 or Code Llama.
+"""Own the keys of params.json that make it another model than the Llamas that are supported.
 
 What is converted without regard to one of them loads, and computes something else.
 """
@@ -14,8 +14,7 @@ from typing import Any
 
 from codellama_convert.errors import ConfigError, shown
 
-_LLAMA_3_VOCAB_SIZE = 128256  # params.json of every Llama 3
-SUPPORTED_HINT = "Llama 1, Llama 2 and Code Llama are supported"
+SUPPORTED_HINT = "Llama 1, Llama 2, Code Llama and Llama 3 to 3.3 (text) are supported"
 # What dim and n_heads give is the only value of these that the supported models have.
 HEAD_KEYS = frozenset({"head_dim", "softmax_scale"})
 
@@ -39,8 +38,7 @@ class ForeignKey:
 # The first row that fits counts. Llama's own: meta-llama/llama-models, models/*/args.py and the
 # params.json of each release; Mistral's and Mixtral's: mistralai/mistral-inference, args.py.
 FOREIGN_KEYS: tuple[ForeignKey, ...] = (
-    ForeignKey("use_scaled_rope", "Llama 3.1 and later"),
-    ForeignKey("rope_scaling_factor", "Llama 4", (False, 1)),
+    ForeignKey("rope_scaling_factor", "Llama 4 or Llama Guard 4", (False, 1)),
     ForeignKey("rope_freq_scale", None, (False, 1)),
     ForeignKey("*rope*"),
     ForeignKey("*yarn*"),
@@ -49,15 +47,15 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
     ForeignKey("sliding_window", "Mistral"),
     ForeignKey("*window*"),
     ForeignKey("moe", "Mixtral"),
-    ForeignKey("moe_args", "Llama 4"),
+    ForeignKey("moe_args", "Llama 4 or Llama Guard 4"),
     ForeignKey("*moe*"),
     ForeignKey("*expert*", "models that are mixtures of experts"),
-    ForeignKey("use_qk_norm", "Llama 4"),
+    ForeignKey("use_qk_norm", "Llama 4 or Llama Guard 4"),
     ForeignKey("*qk_norm*"),
     ForeignKey("*att*temperature*"),  # alone, it is one of sampling
-    ForeignKey("nope_layer_interval", "Llama 4"),
-    ForeignKey("attention_chunk_size", "Llama 4"),
-    ForeignKey("vision_args", "Llama 4"),
+    ForeignKey("nope_layer_interval", "Llama 4 or Llama Guard 4"),
+    ForeignKey("attention_chunk_size", "Llama 4 or Llama Guard 4"),
+    ForeignKey("vision_args", "Llama 4 or Llama Guard 4"),
     ForeignKey("vision_*", "Llama 3.2 Vision"),
     ForeignKey("*_vision*"),  # not "revision"
     ForeignKey("quantization_args", "the quantized Llama 3.2"),
@@ -90,11 +88,7 @@ def refuse_other_families(found: Mapping[str, Any], own: frozenset[str], path: P
         key, family = foreign
         whose = "which the supported models do not have" if family is None else f"a key of {family}"
         what = f"has {shown(key, 40)}: {shown(found[key], 40)}, {whose}"
-    elif found.get("vocab_size") == _LLAMA_3_VOCAB_SIZE:
-        what = f"has vocab_size {_LLAMA_3_VOCAB_SIZE}, which is Llama 3's"
-    else:
-        return
-    raise ConfigError(what, path=path, hint=SUPPORTED_HINT)
+        raise ConfigError(what, path=path, hint=SUPPORTED_HINT)
 
 
 def refuse_other_heads(found: Mapping[str, Any], dim: int, n_heads: int, path: Path) -> None:

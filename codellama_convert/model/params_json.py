@@ -14,12 +14,12 @@ from typing import Any
 from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import (
     DEFAULT_MULTIPLE_OF,
-    DEFAULT_ROPE_THETA,
     MetaParams,
     ModelConfig,
     build_config,
     parse_params,
 )
+from codellama_convert.model.generations import LLAMA_2, LLAMA_3
 from codellama_convert.model.recognise import fitting_releases
 from codellama_convert.model.releases import PARAMS_TEXTS
 
@@ -42,34 +42,53 @@ def params_json(config: ModelConfig, own: bytes | None = None) -> bytes:
 
     Returns:
         The file's bytes: its own where they say all of it, and nothing else. Else of a released
-        model the text that Meta released, where that is known; else `n_kv_heads`
-        only where it is not `n_heads`, `rope_theta` only where it is not 10000, and
-        `ffn_dim_multiplier` only where the width cannot be had without it. `vocab_size` is the true
-        number, as some readers take none, or -1, for 32000.
+        model the text that Meta released, where that is known; else as few keys as the code of its
+        generation needs. `vocab_size` is the true number, as some readers take none, or -1, for
+        32000.
 
     Raises:
         ConfigError: If no numbers make Meta's formula give the width of the feed-forward network.
     """
-    if own is not None and _has_metas_keys(own) and _describes(own, config):
+    if own is not None and _has_metas_keys(own, config) and _describes(own, config):
         return own
     for release in fitting_releases(config):
         text = PARAMS_TEXTS.get((release.family, release.size), "").encode()
         if text and _describes(text, config):
             return text
     multiple_of, multiplier = feed_forward_rule(config.hidden_size, config.intermediate_size)
-    content: dict[str, Any] = {"dim": config.hidden_size, "multiple_of": multiple_of}
+    width: dict[str, Any] = {"multiple_of": multiple_of}
     if multiplier is not None:
-        content["ffn_dim_multiplier"] = multiplier
-    content["n_heads"] = config.num_attention_heads
+        width["ffn_dim_multiplier"] = multiplier
+    keys_of = _keys_of_3 if config.generation == LLAMA_3 else _keys_of_2
+    text = (json.dumps(keys_of(config, width)) + "\n").encode()
+    assert _describes(text, config), text
+    return text
+
+
+def _keys_of_2(config: ModelConfig, width: dict[str, Any]) -> dict[str, Any]:
+    """Give what the code of one era or another would not take for granted."""
+    content = {"dim": config.hidden_size, **width, "n_heads": config.num_attention_heads}
     if config.num_key_value_heads != config.num_attention_heads:
         content["n_kv_heads"] = config.num_key_value_heads
     content |= {"n_layers": config.num_hidden_layers, "norm_eps": config.rms_norm_eps}
-    if config.rope_theta != DEFAULT_ROPE_THETA:
+    if config.rope_theta != LLAMA_2.rope_theta:
         content["rope_theta"] = _plain(config.rope_theta)
-    content["vocab_size"] = config.vocab_size
-    text = (json.dumps(content) + "\n").encode()
-    assert _describes(text, config), text
-    return text
+    return content | {"vocab_size": config.vocab_size}
+
+
+def _keys_of_3(config: ModelConfig, width: dict[str, Any]) -> dict[str, Any]:
+    """Give all keys that its releases have; the code of 3.0 does not know the last one."""
+    content: dict[str, Any] = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "vocab_size": config.vocab_size,
+        **width,
+        "norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+    }
+    return content | ({"use_scaled_rope": True} if config.scaled_rope else {})
 
 
 def feed_forward_rule(hidden_size: int, intermediate_size: int) -> tuple[int, float | None]:
@@ -120,13 +139,14 @@ def _multipliers(hidden_size: int, intermediate_size: int) -> tuple[float, ...]:
     return (*filter(None, short), ratio, nextafter(ratio, 2 * ratio))
 
 
-def _has_metas_keys(text: bytes) -> bool:
+def _has_metas_keys(text: bytes, config: ModelConfig) -> bool:
     """Report whether Meta's code takes all keys of a file."""
     try:
         found = json.loads(text.decode())  # as Meta's code does, which stops at a byte order mark
     except ValueError:
         return False
-    return len(text) <= _MAX_BYTES and found.keys() <= _METAS_KEYS
+    known = _METAS_KEYS | ({"use_scaled_rope"} if config.scaled_rope else set())
+    return len(text) <= _MAX_BYTES and found.keys() <= known
 
 
 def _describes(text: bytes, config: ModelConfig) -> bool:
@@ -140,6 +160,7 @@ def _describes(text: bytes, config: ModelConfig) -> bool:
         vocab_size=config.vocab_size,
         path=_PATH,
         tie_word_embeddings=config.tie_word_embeddings,
+        generation=config.generation,
     )
     return said == config
 

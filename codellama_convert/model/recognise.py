@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.generations import LLAMA_3
 from codellama_convert.model.releases import (
     FLAVORS,
     RELEASES,
@@ -17,11 +18,19 @@ from codellama_convert.model.releases import (
     Family,
     Flavor,
     Release,
+    SpecialNames,
 )
+from codellama_convert.model.rope_scaling import scaling_of
 
 _UNKNOWN_CONTEXT = 2048  # the shortest that any of the families was trained for
 _CODE_LLAMA_CONTEXT = 16384
 _CODE_LLAMA_ROPE_THETA = 1e6
+_LLAMA_3_CONTEXT, _SCALED_CONTEXT = 8192, 131072
+_FAMILIES_OF_3: dict[str, Family] = {
+    "3": "Llama 3", "3-1": "Llama 3.1", "3-2": "Llama 3.2", "3-3": "Llama 3.3",
+    "guard-2": "Llama Guard 2", "guard-3": "Llama Guard 3",
+}  # fmt: skip
+_NAME_OF_3 = re.compile(r"llama-?(guard-[23]|3-[123]|3)(?![a-z0-9])")
 
 
 def wanted_flavor(model_size: str | None, flavor: Flavor | None) -> Flavor | None:
@@ -39,6 +48,9 @@ class Recognised:
         flavor: What it was tuned for; None where nothing tells.
         max_position_embeddings: Context length to write.
         context_is_known: Whether it is, or was given; otherwise a note says what was written.
+        rope_scaling_factor: By which the lowest rotary frequencies are divided; None where they
+            are not scaled.
+        scaling_is_known: As `context_is_known`, of the factor.
         notes: What could not be known, and which option sets it.
     """
 
@@ -47,7 +59,14 @@ class Recognised:
     flavor: Flavor | None
     max_position_embeddings: int
     context_is_known: bool
+    rope_scaling_factor: float | None
+    scaling_is_known: bool
     notes: tuple[str, ...]
+
+    @property
+    def special_names(self) -> SpecialNames:
+        """Whose names the special tokens have, where the vocabulary is Llama 3's."""
+        return "3" if self.rope_scaling_factor is None else "3.1"
 
 
 def read_folder_name(name: str) -> tuple[Family | None, Flavor | None]:
@@ -61,13 +80,18 @@ def read_folder_name(name: str) -> tuple[Family | None, Flavor | None]:
     """
     words = re.sub(r"[^a-z0-9]+", "-", name.lower())
     family: Family | None = None
+    third = _NAME_OF_3.search(words)
     if re.search(r"code-?llama", words):
         family = "Code Llama"
+    elif third:
+        family = _FAMILIES_OF_3[third[1]]
     elif re.search(r"llama-?2(-|$)", words):
         family = "Llama 2"
     elif re.search(r"llama-?1(-|$)", words) or re.fullmatch(r"(7|13|30|33|65)b", words):
         family = "Llama 1"  # its download script names a folder by the size alone
     found = re.search(r"(?:^|-)(python|instruct|chat)(?:-|$)", words)
+    if family in ("Llama Guard 2", "Llama Guard 3"):
+        return family, "guard"
     if found:
         return family, next(flavor for flavor in FLAVORS if flavor == found[1])
     return family, None if family is None else "base"
@@ -93,7 +117,7 @@ def check_model_size(size: str, config: ModelConfig, n_ranks: int) -> str | None
             f"--model_size {size} has hidden_size {released[0]} and {released[1]} layers, the "
             f"checkpoint {found[0]} and {found[1]}: the checkpoint is converted as it is"
         )
-    if shape.n_ranks != n_ranks:
+    if n_ranks not in (shape.n_ranks, *shape.other_n_ranks):
         return (
             f"--model_size {size} was released in {_files(shape.n_ranks)}, the checkpoint has "
             f"{_files(n_ranks)}: the tensors fit {n_ranks}"
@@ -121,6 +145,7 @@ def recognise(
     folder_name: str,
     flavor: Flavor | None = None,
     max_position_embeddings: int | None = None,
+    rope_scaling_factor: float | None = None,
 ) -> Recognised:
     """Recognise a released model by its dimensions, and by its folder's name where they are shared.
 
@@ -129,6 +154,7 @@ def recognise(
         folder_name: The checkpoint folder's name.
         flavor: What the user says it was tuned for.
         max_position_embeddings: The context length that the user says it has.
+        rope_scaling_factor: By which the user says that the rotary frequencies are scaled.
 
     Returns:
         What it is, with a note on everything that could not be known.
@@ -150,6 +176,9 @@ def recognise(
         context, context_note = _context(candidates, family, config)
     if context_note is not None:
         notes.append(context_note)
+    scaling = scaling_of(candidates, family, config, rope_scaling_factor)
+    if scaling.note is not None:
+        notes.append(scaling.note)
     if len(candidates) == 1 and config.rms_norm_eps != candidates[0].norm_epsilons[0]:
         notes.append(
             f"params.json says norm_eps {config.rms_norm_eps}; Meta corrected it to "
@@ -162,6 +191,8 @@ def recognise(
         flavor=wanted,
         max_position_embeddings=context,
         context_is_known=context_note is None,
+        rope_scaling_factor=scaling.factor,
+        scaling_is_known=scaling.is_known,
         notes=tuple(notes),
     )
 
@@ -176,6 +207,7 @@ def _fits(release: Release, config: ModelConfig) -> bool:
         and shape.intermediate_size == config.intermediate_size
         and release.vocab_size == config.vocab_size
         and release.rope_theta == config.rope_theta
+        and (release.rope_scaling_factor is not None) == config.scaled_rope
         and config.rms_norm_eps in release.norm_epsilons
     )
 
@@ -212,6 +244,10 @@ def _context(
     if lengths:
         guess = lengths[0]
         why = f"the weights fit {_either(candidates)}"
+    elif config.scaled_rope:
+        guess, why = _SCALED_CONTEXT, "not a released model, but its rope is scaled as Llama 3.1's"
+    elif config.rope_theta == LLAMA_3.rope_theta:
+        guess, why = _LLAMA_3_CONTEXT, "not a released model, but its rope_theta is Llama 3's"
     elif config.rope_theta == _CODE_LLAMA_ROPE_THETA:
         guess = _CODE_LLAMA_CONTEXT
         why = "not a released model, but its rope_theta is Code Llama's"

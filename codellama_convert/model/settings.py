@@ -60,6 +60,17 @@ class Settings:
         """Return what `real` does; None where the file says nothing."""
         return None if self.found.get(key) is None else self.real(key)
 
+    def flag(self, key: str) -> bool:
+        """Return whether the file says that something is so.
+
+        Raises:
+            ConfigError: If it says neither true nor false.
+        """
+        value = self.found.get(key)
+        if value is not None and type(value) is not bool:
+            raise self._wrong(key, "true or false")
+        return bool(value)
+
     def _present(self, key: str) -> Any:
         value = self.found.get(key)
         if value is None:

@@ -9,12 +9,13 @@ which rows and columns each rank holds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from codellama_convert.errors import LayoutError
 from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.generations import LLAMA_2, LLAMA_3, Generation
 from codellama_convert.model.placement import Placement, in_one_file
 from codellama_convert.tensors import Dtype, TensorSpec
 
@@ -60,6 +61,12 @@ RULES: tuple[Rule, ...] = (
     Rule("norm.weight", "model.norm.weight", ("hidden_size",), None),
     Rule("output.weight", "lm_head.weight", ("vocab_size", "hidden_size"), 0, role="head"),
 )  # fmt: skip
+
+# meta-llama/llama-models models/llama3/model.py: its VocabParallelEmbedding splits rows.
+RULES_OF_LLAMA_3: tuple[Rule, ...] = tuple(
+    replace(rule, tp_dim=0) if rule.role == "embedding" else rule for rule in RULES
+)
+_RULES_OF = {LLAMA_2: RULES, LLAMA_3: RULES_OF_LLAMA_3}
 
 # The rotary frequencies follow from rope_theta, and Hugging Face computes them: dropped. Llama 1 7B
 # has them in every layer, later releases at the top, some not at all.
@@ -113,6 +120,12 @@ def hf_name_of(role: Role) -> str:
     return next(rule.hf_name.format(layer=0) for rule in RULES if rule.role == role)
 
 
+def key_value_names(n_layers: int) -> Iterator[str]:
+    """Yield Meta's names of the tensors whose rows are key and value heads, layer by layer."""
+    names = [rule.meta_name for rule in RULES if "key_value_size" in rule.shape]
+    yield from (name.format(layer=layer) for layer in range(n_layers) for name in names)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
     """One tensor of a model, on both sides.
@@ -140,6 +153,7 @@ def build_layout(
     dtype: Dtype,
     path: Path | None = None,
     with_head: bool = False,
+    head_copies: int = 1,
 ) -> tuple[TensorLayout, ...]:
     """Spell the table out for one model.
 
@@ -149,6 +163,7 @@ def build_layout(
         dtype: Of the ranks' tensors.
         path: The ranks' folder, for messages.
         with_head: Whether a tied head has its row too, as Meta's loaders need it.
+        head_copies: How many neighbouring ranks hold the same key and value heads.
 
     Returns:
         One layout a tensor, in the order of Hugging Face's state dict.
@@ -156,18 +171,20 @@ def build_layout(
     Raises:
         LayoutError: If the model cannot be split over that many ranks.
     """
-    _refuse_uneven_split(config, n_ranks, path)
+    _refuse_uneven_split(config, n_ranks, path, head_copies)
     tied = config.tie_word_embeddings and not with_head
     layouts = []
-    for rule, layer in rules_in_order(config.num_hidden_layers, tied=tied):
+    rules = rules_in_order(config.num_hidden_layers, tied=tied, generation=config.generation)
+    for rule, layer in rules:
         shape = tuple(getattr(config, dimension) for dimension in rule.shape)
+        step = head_copies if "key_value_size" in rule.shape else 1
         layouts.append(
             TensorLayout(
                 spec=TensorSpec(rule.hf_name.format(layer=layer), dtype, shape),
                 meta=Placement(
                     rule.meta_name.format(layer=layer),
                     shape,
-                    range(n_ranks),
+                    range(0, n_ranks, step),
                     rule.tp_dim,
                     interleaved=True,
                 ),
@@ -177,31 +194,37 @@ def build_layout(
     return tuple(layouts)
 
 
-def rules_in_order(n_layers: int, *, tied: bool = False) -> Iterator[tuple[Rule, int]]:
+def rules_in_order(
+    n_layers: int, *, tied: bool = False, generation: Generation = LLAMA_2
+) -> Iterator[tuple[Rule, int]]:
     """Repeat the layers' rows once a layer, where they stand in the table.
 
     Args:
         n_layers: How often.
         tied: Whether the head is the embedding, and has no row of its own.
+        generation: Whose table; all have the same names in the same order.
 
     Yields:
         A row, and the layer's number.
     """
-    in_layers = [rule for rule in RULES if "{layer}" in rule.meta_name]
-    first = RULES.index(in_layers[0])
-    yield from ((rule, 0) for rule in RULES[:first])
+    rules = _RULES_OF[generation]
+    in_layers = [rule for rule in rules if "{layer}" in rule.meta_name]
+    first = rules.index(in_layers[0])
+    yield from ((rule, 0) for rule in rules[:first])
     yield from ((rule, layer) for layer in range(n_layers) for rule in in_layers)
-    behind = RULES[first + len(in_layers) :]
+    behind = rules[first + len(in_layers) :]
     yield from ((rule, 0) for rule in behind if not (tied and rule.role == "head"))
 
 
-def _refuse_uneven_split(config: ModelConfig, n_ranks: int, path: Path | None) -> None:
+def _refuse_uneven_split(
+    config: ModelConfig, n_ranks: int, path: Path | None, head_copies: int
+) -> None:
     """Refuse sizes that Meta's code could not split over that many ranks, each for its own cause."""
     rows = (
         [] if config.tie_word_embeddings else [("rows of the head", config.vocab_size, _ROWS_HINT)]
     )
     for what, size, hint in (
-        ("key and value heads", config.num_key_value_heads, _HEADS_HINT),
+        ("key and value heads", config.num_key_value_heads * head_copies, _HEADS_HINT),
         ("columns of the hidden_size", config.hidden_size, MERGE_HINT),
         ("rows of the feed-forward network", config.intermediate_size, MERGE_HINT),
         *rows,

@@ -24,6 +24,7 @@ from codellama_convert.meta.find import (
     find_tokenizer,
     missing_tokenizer,
 )
+from codellama_convert.model.marks import Marks
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options
 from codellama_convert.plan.plan import FilePlan
 from codellama_convert.plan.side import HUGGING_FACE, TargetSide
@@ -32,9 +33,6 @@ from codellama_convert.plan.weights import WeightsJob, plan_weights
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Progress, Watch
-
-# Of every tokenizer.model that Meta released for Llama 1, Llama 2 and Code Llama.
-_META_BOS_ID, _META_EOS_ID = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +150,13 @@ class Job:
     def small_files(self) -> dict[str, Content]:
         """Build every file beside the weights, by name."""
         content: dict[str, Content] = {}
-        bos_id: int = _META_BOS_ID
-        stop_ids: tuple[int, ...] = (_META_EOS_ID,)
         if self.tokenizer is not None:
             content |= self.tokenizer.small_files()
-            bos_id, stop_ids = self.tokenizer.model.bos_id, self.tokenizer.stop_ids
         if self.weights is not None:
-            content |= self.weights.small_files(bos_id=bos_id, stop_ids=stop_ids)
+            marks = self.weights.marks
+            if self.tokenizer is not None:
+                marks = Marks(self.tokenizer.model.bos_id, self.tokenizer.stop_ids)
+            content |= self.weights.small_files(marks)
         return content
 
     def model_card(self) -> bytes | None:
@@ -198,6 +196,7 @@ def plan_conversion(input_dir: str | os.PathLike[str], options: Options | None =
         model_size=options.model_size,
         flavor=options.flavor,
         max_position_embeddings=options.max_position_embeddings,
+        rope_scaling_factor=options.rope_scaling_factor,
         skip_tokenizer=options.skip_tokenizer,
     )
     weights = plan_weights(checkpoint, options)

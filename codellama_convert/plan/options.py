@@ -44,6 +44,8 @@ class Options:
             `dtype_named` returns; None keeps the checkpoint's.
         max_shard_bytes: Largest sum of one file's tensors.
         max_position_embeddings: Context length, where the checkpoint does not say.
+        rope_scaling_factor: By which Llama 3's rotary frequencies are scaled, where neither the
+            checkpoint's shape nor its folder's name says.
         tokenizer_model: Where tokenizer.model is, if elsewhere.
         skip_tokenizer: Whether to convert the weights alone.
         tokenizer_class: What tokenizer_config.json names; None is PreTrainedTokenizerFast, which
@@ -65,6 +67,7 @@ class Options:
     dtype: DtypeLike | None = None
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
     max_position_embeddings: int | None = None
+    rope_scaling_factor: float | None = None
     tokenizer_model: str | os.PathLike[str] | None = None
     skip_tokenizer: bool = False
     tokenizer_class: str | None = None
@@ -78,12 +81,14 @@ class Options:
         check_fields(self, _RULES)
         alone = self.model_size == TOKENIZER_ONLY
         has_file, has_class = self.tokenizer_model is not None, self.tokenizer_class is not None
+        is_scaled = self.rope_scaling_factor is not None
         has_tile, has_budget = self.tile_bytes is not None, self.max_ram_bytes is not None
         refuse_contradictions(
             (self.skip_tokenizer and has_file, "skip_tokenizer", "tokenizer_model"),
             (self.skip_tokenizer and has_class, "skip_tokenizer", "tokenizer_class"),
             (self.skip_tokenizer and alone, "skip_tokenizer", "model_size tokenizer_only"),
             (alone and self.dtype is not None, "model_size tokenizer_only", "dtype"),
+            (alone and is_scaled, "model_size tokenizer_only", "rope_scaling_factor"),
             (has_tile and has_budget, "tile_bytes", "max_ram_bytes"),
         )
 
@@ -125,6 +130,7 @@ _RULES = {
     "dtype": DTYPE,
     "max_shard_bytes": SIZE,
     "max_position_embeddings": ASKED_RULES["max_position_embeddings"],
+    "rope_scaling_factor": ASKED_RULES["rope_scaling_factor"],
     "tokenizer_model": or_none(PATH),
     "skip_tokenizer": FLAG,
     "tokenizer_class": ASKED_RULES["tokenizer_class"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.hugging_face.config_json import config_json, generation_config_json
 from codellama_convert.hugging_face.model_card import model_card
 from codellama_convert.meta.checkpoint import Checkpoint
+from codellama_convert.model.generations import LLAMA_3
+from codellama_convert.model.marks import Marks, released_marks
 from codellama_convert.plan.options import Options
 from codellama_convert.plan.plan import ConversionPlan, build_plan, fit_plan
 from codellama_convert.storage.contents import Content
@@ -57,36 +58,51 @@ class WeightsJob:
 
     def options(self) -> dict[str, Any]:
         """Return what was asked for, as a fingerprint has it."""
-        return {
+        recognised = self.checkpoint.recognised
+        options: dict[str, Any] = {
             "dtype": self.plan.dtype.name,
-            "variant": self.checkpoint.recognised.flavor,
-            "max_position_embeddings": self.checkpoint.recognised.max_position_embeddings,
+            "variant": recognised.flavor,
+            "max_position_embeddings": recognised.max_position_embeddings,
         }
+        if recognised.rope_scaling_factor is not None:
+            options["rope_scaling_factor"] = recognised.rope_scaling_factor
+        return options
+
+    @property
+    def marks(self) -> Marks:
+        """The ids that begin and end a text, where no tokenizer says them."""
+        recognised = self.checkpoint.recognised
+        return released_marks(
+            self.checkpoint.config.vocab_size, recognised.special_names, recognised.flavor
+        )
 
     def inputs(self) -> dict[str, Any]:
         """Return what tells the input files from others, as a fingerprint has it."""
         return self.checkpoint.inputs()
 
-    def small_files(self, *, bos_id: int, stop_ids: Sequence[int]) -> dict[str, Content]:
+    def small_files(self, marks: Marks) -> dict[str, Content]:
         """Build the files that describe the weights, by name.
 
         Args:
-            bos_id: Begins a text.
-            stop_ids: End one; the first ends every text.
+            marks: The ids that begin and end a text.
 
         Returns:
             The configurations, and the index where there are several files.
         """
+        config, recognised = self.checkpoint.config, self.checkpoint.recognised
+        is_third = config.generation == LLAMA_3
         content: dict[str, Content] = {
             "config.json": config_json(
-                self.checkpoint.config,
+                config,
                 dtype=self.plan.dtype,
-                max_position_embeddings=self.checkpoint.recognised.max_position_embeddings,
-                bos_token_id=bos_id,
-                eos_token_id=stop_ids[0],
+                max_position_embeddings=recognised.max_position_embeddings,
+                rope_scaling_factor=recognised.rope_scaling_factor,
+                bos_token_id=marks.bos_id,
+                # Llama 3's has all of them, others end with the one that ends every text.
+                eos_token_ids=marks.stop_ids if is_third else marks.stop_ids[:1],
             ),
             "generation_config.json": generation_config_json(
-                bos_token_id=bos_id, stop_token_ids=stop_ids
+                bos_token_id=marks.bos_id, stop_token_ids=marks.stop_ids
             ),
         }
         if self.plan.index is not None:

@@ -40,6 +40,8 @@ from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.sums import FileReading, compare_file, compare_shard
 from codellama_convert.verify.tensor import Compared
 
+_FACTOR = "rope_scaling_factor"  # stands in the record where there is one
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -173,6 +175,8 @@ def wrong_counts(
 
 def _option_names(record: Record) -> set[str]:
     names = {one.name for one in fields(Asked)}
+    if _FACTOR not in record.options:  # of a model whose frequencies are not scaled
+        names.discard(_FACTOR)
     return names if record.tensors else names - {"dtype"}
 
 
@@ -193,10 +197,12 @@ def _expected_options(job: Job, record: Record) -> dict[str, Any]:
     if job.weights is None:
         return expected
     recognised = job.weights.checkpoint.recognised
+    factor = recognised.rope_scaling_factor
     return expected | {
         "dtype": job.weights.plan.dtype.name,
         "max_position_embeddings": recognised.max_position_embeddings,
         "variant": recognised.flavor,
+        **({} if factor is None else {_FACTOR: factor}),
     }
 
 

@@ -45,6 +45,7 @@ def asked_of(options: Options) -> Asked:
         dtype=None if options.dtype is None else as_dtype(options.dtype).name,
         max_position_embeddings=options.max_position_embeddings,
         max_shard_size=None if default_size else options.max_shard_bytes,
+        rope_scaling_factor=options.rope_scaling_factor,
         skip_tokenizer=True if options.skip_tokenizer else False if has_tokenizer else None,
         tokenizer_class=options.tokenizer_class,
         variant=wanted_flavor(options.model_size, options.flavor),
@@ -79,6 +80,7 @@ def _with(options: Options, asked: Asked) -> Options:
         flavor=asked.variant,
         dtype=None if asked.dtype is None else dtype_named(asked.dtype),
         max_position_embeddings=asked.max_position_embeddings,
+        rope_scaling_factor=asked.rope_scaling_factor,
         max_shard_bytes=asked.max_shard_size or DEFAULT_MAX_SHARD_BYTES,
         tokenizer_class=None if skipped else asked.tokenizer_class,
         skip_tokenizer=skipped,
@@ -106,6 +108,7 @@ def job_as_asked(job: Job, asked: Asked) -> Job:
             folder_name=model_name(job.files.folder),
             flavor=options.flavor,
             max_position_embeddings=options.max_position_embeddings,
+            rope_scaling_factor=options.rope_scaling_factor,
         )
         weights = plan_weights(replace(weights.checkpoint, recognised=recognised), options)
     if options.skip_tokenizer:
@@ -160,15 +163,24 @@ def shown_by(output_dir: Path, stored: Mapping[str, StoredOutput], job: Job) -> 
     is_known = recognised is not None and recognised.context_is_known
     may_be_asked = RULES["max_position_embeddings"].holds(context)
     is_context = may_be_asked and not is_known
+    factor = _scaling_factor(config)
+    factor_is_known = recognised is None or recognised.scaling_is_known
     named = tokenizer_config.get("tokenizer_class")
     has_template = "chat_template" in tokenizer_config
     flavor_is_known = recognised is not None and recognised.flavor is not None
     return Asked(
         dtype=dtypes.pop() if len(dtypes) == 1 else None,
         max_position_embeddings=context if is_context else None,
+        rope_scaling_factor=None if factor_is_known else factor,
         tokenizer_class=named if named in TOKENIZER_CLASSES else None,
         variant="chat" if has_template and not flavor_is_known else None,
     )
+
+
+def _scaling_factor(config: Mapping[str, Any]) -> float | None:
+    scaling = config.get("rope_scaling")
+    factor = scaling.get("factor") if isinstance(scaling, dict) else None
+    return factor if RULES["rope_scaling_factor"].holds(factor) else None
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -24,7 +24,11 @@ from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Progress, Watch
 from codellama_convert.verify.against_record import Measured, check_record, verify_record
-from codellama_convert.verify.config import META_MARKS, check_config, check_generation_config
+from codellama_convert.verify.config import (
+    check_config,
+    check_generation_config,
+    marks_without_tokenizer,
+)
 from codellama_convert.verify.folder_reader import StoredOutput, read_output
 from codellama_convert.verify.job import asked_of, class_named, job_as_asked, shown_by
 from codellama_convert.verify.llama3_tokenizer import check_llama3_tokenizer
@@ -156,13 +160,18 @@ def _check_configs(
     dtype: str,
     problems: Problems,
 ) -> None:
-    marks = META_MARKS if tokenizer is None else marks_of(tokenizer.model)
-    recognised = checkpoint.recognised
+    recognised, factor = checkpoint.recognised, checkpoint.recognised.rope_scaling_factor
+    if tokenizer is None:
+        n_rows, scaled = checkpoint.config.vocab_size, factor is not None
+        marks = marks_without_tokenizer(n_rows, recognised.flavor, scaled=scaled)
+    else:
+        marks = marks_of(tokenizer.model)
     check_config(
         output_dir,
         checkpoint.config,
         dtype=dtype,
         context=recognised.max_position_embeddings,
+        factor=factor,
         marks=marks,
         problems=problems,
     )

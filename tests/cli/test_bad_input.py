@@ -97,9 +97,9 @@ def corrupt(path: Path, content: bytes) -> None:
         (
             lambda d: corrupt(
                 d / "params.json",
-                (d / "params.json").read_bytes().replace(b'{"', b'{"vocab_size": 128256, "', 1),
+                (d / "params.json").read_bytes().replace(b'{"', b'{"vision_args": 128, "', 1),
             ),
-            ["params.json", "128256", "Llama 3"],
+            ["params.json", "vision_args", "Llama 4"],
         ),
         (
             lambda d: shutil.copy(d / "consolidated.00.pth", d / "consolidated.02.pth"),

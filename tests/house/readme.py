@@ -122,14 +122,16 @@ def models_table() -> str:
     for _, group in groupby(sorted(RELEASES, key=_facts), key=_facts):
         first, *others = list(group)
         tunings = "".join(f", {v.flavor.capitalize()}" for v in others)
+        factor = first.rope_scaling_factor
+        scaling = "" if factor is None else f", scaled by {factor:g}"
         rows.append(
             (
                 f"{first.name}{tunings}",
-                str(first.shape.n_ranks),
+                " or ".join(map(str, (first.shape.n_ranks, *first.shape.other_n_ranks))),
                 f"{2 * _n_parameters(first) / 1e9:.1f} GB",
                 f"{first.vocab_size:,}",
                 f"{first.max_position_embeddings:,}",
-                f"{first.rope_theta:,.0f}",
+                f"{first.rope_theta:,.0f}{scaling}",
             )
         )
     return _table(("model", "ranks", "weights", "vocabulary", "context", "rope_theta"), *rows)
@@ -148,7 +150,8 @@ def _n_parameters(release: Release) -> int:
     dim, head_dim = shape.hidden_size, shape.hidden_size // shape.num_attention_heads
     attention = 2 * dim * dim + 2 * dim * shape.num_key_value_heads * head_dim
     layer = attention + 3 * dim * shape.intermediate_size + 2 * dim
-    return 2 * release.vocab_size * dim + shape.num_hidden_layers * layer + dim
+    n_matrices = 1 if release.tied else 2
+    return n_matrices * release.vocab_size * dim + shape.num_hidden_layers * layer + dim
 
 
 def rules_table() -> str:

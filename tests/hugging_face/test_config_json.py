@@ -15,7 +15,7 @@ def test_config_json_is_what_both_versions_of_transformers_read():
     config = model(CODE_34B, 22016, 32000)
     written = json.loads(
         config_json(
-            config, dtype=BFLOAT16, max_position_embeddings=16384, bos_token_id=3, eos_token_id=4
+            config, dtype=BFLOAT16, max_position_embeddings=16384, bos_token_id=3, eos_token_ids=[4]
         )
     )
     assert written == {
@@ -52,7 +52,7 @@ def test_transformers_reads_the_config(tmp_path):
 
     config = model(CODE_7B, 11008, 32016)
     content = config_json(
-        config, dtype=BFLOAT16, max_position_embeddings=16384, bos_token_id=1, eos_token_id=2
+        config, dtype=BFLOAT16, max_position_embeddings=16384, bos_token_id=1, eos_token_ids=[2]
     )
     (tmp_path / "config.json").write_bytes(content)
     generation = generation_config_json(bos_token_id=1, stop_token_ids=(2,))

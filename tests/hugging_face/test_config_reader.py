@@ -21,6 +21,10 @@ from tests.model.params import CODE_34B, model
 from tests.refusals import refused
 
 PATH = Path("config.json")
+LLAMA_3_SCALING = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 CODE_LLAMA_34B = ModelConfig(
     hidden_size=8192, intermediate_size=22016, num_hidden_layers=48, num_attention_heads=64,
     num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1e6, vocab_size=32000,
@@ -55,7 +59,7 @@ def test_both_spellings_are_one_model(content):
 def test_what_the_forward_run_writes_is_read_back():
     content = config_json(
         model(CODE_34B, 22016, 32000),
-        dtype=BFLOAT16, max_position_embeddings=16384, bos_token_id=1, eos_token_id=2,
+        dtype=BFLOAT16, max_position_embeddings=16384, bos_token_id=1, eos_token_ids=[2],
     )  # fmt: skip
     assert parse_config(content, PATH) == CODE_LLAMA
 
@@ -118,8 +122,13 @@ def test_what_a_file_leaves_out_is_what_transformers_takes():
         ({"head_dim": 96}, ["'head_dim': 96", "8192", "64", "128"]),
         ({"head_dim": 128.0}, ["'head_dim' is 128.0"]),
         ({"head_dim": True}, ["'head_dim' is True"]),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["'rope_scaling'", "linear", "scales no"]),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["'rope_scaling'", "llama3"]),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["'rope_scaling'", "linear", "as Llama 3.1 does"]),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["no 'low_freq_factor'"]),
+        ({"rope_scaling": LLAMA_3_SCALING | {"factor": 16.0}}, ["'rope_scaling'", "16.0", "factors 8 (32 for Llama 3.2)"]),
+        ({"rope_scaling": LLAMA_3_SCALING | {"low_freq_factor": 2.0}}, ["'low_freq_factor': 2.0"]),
+        ({"rope_scaling": LLAMA_3_SCALING | {"original_max_position_embeddings": 4096}}, ["4096"]),
+        ({"rope_scaling": LLAMA_3_SCALING | {"type": "yarn"}}, ["'rope_scaling'", "yarn"]),
+        ({"rope_scaling": LLAMA_3_SCALING, "rope_parameters": LLAMA_3_SCALING | {"factor": 32.0}}, ["the factor of rope_parameters 32.0", "of rope_scaling 8.0", "keep the one"]),
         ({"rope_scaling": {"factor": 8.0}}, ["'rope_scaling'", "factor"]),
         ({"rope_scaling": {"rope_type": "default", "type": "yarn"}}, ["'rope_scaling'", "yarn"]),
         ({"rope_scaling": 2.0}, ["'rope_scaling' is 2.0", "not an object"]),
@@ -131,7 +140,6 @@ def test_what_a_file_leaves_out_is_what_transformers_takes():
         ({"dtype": "float16"}, ["'torch_dtype': 'bfloat16'", "'dtype': 'float16'", "keep the one"]),
         ({"sliding_window": 4096}, ["'sliding_window': 4096", "Mistral"]),
         ({"num_experts": 8}, ["'num_experts': 8", "experts"]),
-        ({"vocab_size": 128256}, ["128256", "Llama 3"]),
         ({"vocab_size": -1}, ["'vocab_size' is -1"]),
         ({"vocab_size": None}, ["no 'vocab_size'"]),
         ({"hidden_size": 0}, ["'hidden_size' is 0"]),
@@ -169,6 +177,34 @@ def test_what_metas_code_cannot_run_is_refused_with_key_and_value(change, facts)
 )
 def test_what_says_nothing_of_another_model_is_passed_over(change):
     assert parsed(VERSION_4 | change) == CODE_LLAMA
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": LLAMA_3_SCALING},
+        {"rope_scaling": {**LLAMA_3_SCALING, "type": "llama3"}},
+        {"rope_theta": None, "rope_parameters": LLAMA_3_SCALING | {"rope_theta": 1e6}},
+        {"rope_scaling": LLAMA_3_SCALING, "rope_parameters": LLAMA_3_SCALING | {"factor": 8}},
+    ],
+)
+def test_the_scaling_of_llama_3_is_read_in_both_spellings(change):
+    """It was refused: Meta's older code scales no rotary frequencies."""
+    found = parsed(VERSION_4 | change)
+    assert found.rope_scaling_factor == 8.0
+    assert found.model.scaled_rope
+    assert found.model.generation.name == "Llama 3"
+    plain = parsed(VERSION_4)
+    assert plain.rope_scaling_factor is None
+    assert not plain.model.scaled_rope
+    assert plain.model.generation.name == "Llama 1, Llama 2 and Code Llama"
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 128256}, {"rope_theta": 500000.0}])
+def test_llama_3_itself_is_known_by_its_vocabulary_or_its_theta(change):
+    found = parsed(VERSION_4 | change)
+    assert found.model.generation.name == "Llama 3"
+    assert found.rope_scaling_factor is None
 
 
 @pytest.mark.parametrize(

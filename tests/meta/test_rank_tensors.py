@@ -9,8 +9,9 @@ import pytest
 
 from codellama_convert.errors import LayoutError
 from codellama_convert.formats.pth.reader import RankIndex, Storage, StoredTensor
-from codellama_convert.meta.rank_tensors import check_ranks, measure, require_layers
+from codellama_convert.meta.rank_tensors import Measured, check_ranks, measure, require_layers
 from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.generations import LLAMA_2, LLAMA_3
 from codellama_convert.model.tensor_table import build_layout
 from codellama_convert.tensors import BFLOAT16, FLOAT16, Dtype
 from tests.refusals import refused
@@ -113,7 +114,7 @@ def test_tensors_that_no_rule_explains_are_counted(
         "consolidated.00.pth",
         "'bias'",
         "(3,)",
-        f"{more}Llama 1, Llama 2 and Code Llama",
+        f"{more}Llama 1, Llama 2, Code Llama and Llama 3",
     ):
         check(rank_of(meta_shapes(SHAPE) | extra))
 
@@ -142,8 +143,21 @@ def ranks_of(n_ranks: int, query: tuple[int, int]) -> list[RankIndex]:
 
 
 def test_feed_forward_rows_are_added_up_and_vocabulary_rows_are_not() -> None:
-    assert measure(ranks_of(2, (4, 8)), hidden_size=8) == (8, 6)
-    assert measure(ranks_of(1, (8, 8)), hidden_size=8) == (4, 6)
+    assert measure(ranks_of(2, (4, 8)), hidden_size=8) == Measured(8, 6, LLAMA_2)
+    assert measure(ranks_of(1, (8, 8)), hidden_size=8) == Measured(4, 6, None)
+
+
+def test_an_embedding_that_is_split_as_the_head_is_that_of_llama_3() -> None:
+    """It was refused as split by its rows; of one rank nothing is guessed."""
+    sizes = {"tok_embeddings.weight": (6, 8), QUERY: (4, 8), GATE: (4, 8)}
+    two = [rank_of(sizes | {"output.weight": (6, 8)}, f"consolidated.0{n}.pth") for n in (0, 1)]
+    assert measure(two, hidden_size=8) == Measured(8, 12, LLAMA_3)
+    one = rank_of(sizes | {"output.weight": (6, 8), QUERY: (8, 8)})
+    assert measure([one], hidden_size=8) == Measured(4, 6, None)
+    for head in ({"output.weight": (3, 8)}, {}):
+        copies = [rank_of(sizes | head, f"consolidated.0{n}.pth") for n in (0, 1)]
+        with refused(LayoutError, "consolidated.00.pth", "(6, 8)", "each may have a copy"):
+            measure(copies, hidden_size=8)
 
 
 def test_a_missing_rank_shows_in_the_rows_of_the_query() -> None:
@@ -161,7 +175,7 @@ def test_a_missing_rank_shows_in_the_rows_of_the_query() -> None:
 @pytest.mark.parametrize("query", [(3, 8), (4, 9), (8, 4)])
 def test_a_query_that_no_number_of_ranks_explains_is_left_to_the_table(query) -> None:
     """A wrong shape is told as such, not as a missing rank."""
-    assert measure(ranks_of(1, query), hidden_size=8) == (4, 6)
+    assert measure(ranks_of(1, query), hidden_size=8) == Measured(4, 6, None)
 
 
 @pytest.mark.parametrize("name", ["tok_embeddings.weight", QUERY, GATE])

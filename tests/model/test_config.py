@@ -49,7 +49,6 @@ def test_what_lies_beside_model_is_read_too():
 @pytest.mark.parametrize(
     ("key", "value", "family"),
     [
-        ("use_scaled_rope", True, "Llama 3.1 and later"),
         ("rope_scaling_factor", 8.0, "Llama 4"),
         ("rope_freq_scale", 0.25, "the supported models do not have"),
         ("rope_freq_scale", 0, "the supported models do not have"),
@@ -100,7 +99,7 @@ def test_what_lies_beside_model_is_read_too():
     ],
 )
 def test_a_key_that_changes_the_model_is_refused_by_name(key, value, family):
-    """All but the first were a note, and the output loaded and computed something else."""
+    """They were a note, and the output loaded and computed something else."""
     given = json.loads(CODE_7B)
     parse_params(json.dumps(given).encode(), PATH)
     for said in (given | {key: value}, {"model": given | {key: value}}):
@@ -108,7 +107,9 @@ def test_a_key_that_changes_the_model_is_refused_by_name(key, value, family):
             parse_params(json.dumps(said).encode(), PATH)
         assert f"has {key!r}: {value!r}"[:50] in str(caught.value)
         assert family in str(caught.value)
-        assert "Llama 1, Llama 2 and Code Llama are supported" in str(caught.value)
+        assert "Llama 1, Llama 2, Code Llama and Llama 3 to 3.3 (text) are supported" in str(
+            caught.value
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,6 @@ def test_a_key_that_changes_the_model_is_refused_by_name(key, value, family):
     [
         *((key, nothing) for key in ("rope_scaling", "sliding_window", "vision_args", "moe")
           for nothing in (None, False, {}, [], "", 0)),
-        ("use_scaled_rope", False),
         ("rope_freq_scale", 1.0),
         ("rope_scaling_factor", 1),
         ("rope_freq_scale", None),
@@ -208,7 +208,10 @@ def test_a_head_that_is_tied_in_params_json_alone_is_a_note(key):
         (CODE_7B.replace(b"1e-5", b"1e999"), "'norm_eps'"),
         (CODE_7B.replace(b"1e-5", b'"x"'), "'norm_eps'"),
         (CODE_7B.replace(b'"n_layers"', b'"dim"'), "twice"),
-        (CODE_7B.replace(b'"dim"', b'"use_scaled_rope": true, "dim"'), "Llama 3.1"),
+        (
+            CODE_7B.replace(b'"dim"', b'"use_scaled_rope": "yes", "dim"'),
+            "'use_scaled_rope' is 'yes'",
+        ),
         (b"[" * 100_000, "not JSON"),
         (b"\xff\xfe{}", "not JSON"),
     ],

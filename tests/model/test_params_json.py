@@ -11,6 +11,7 @@ import pytest
 
 from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import ModelConfig, build_config, parse_params
+from codellama_convert.model.generations import LLAMA_2, LLAMA_3
 from codellama_convert.model.params_json import feed_forward_rule, params_json
 from codellama_convert.model.releases import RELEASES
 from tests.model import params
@@ -51,6 +52,36 @@ def test_the_text_of_llama_2_7b_has_the_published_md5():
     assert digest == "9a3757de7196d1840b551a85b82efbc8"
 
 
+@pytest.mark.parametrize(
+    ("text", "intermediate_size", "md5"),
+    [
+        (params.LLAMA_3_1_8B, 14336, "b1fa8bedb515f79e326bd31609e75f8c"),
+        (params.LLAMA_3_1_70B, 28672, "0956af3a2c289b9d3005f4bc559d6bb8"),
+        (params.LLAMA_3_2_3B, 8192, None),
+    ],
+)
+def test_a_llama_3_release_has_the_text_whose_sum_is_published(text, intermediate_size, md5):
+    config = model(text, intermediate_size, 128256)
+    assert params_json(config) == text
+    digest = hashlib.md5(text, usedforsecurity=False).hexdigest()
+    git = hashlib.sha1(b"blob %d\0" % len(text) + text, usedforsecurity=False).hexdigest()
+    assert digest == md5 or git == "3bf279893fb57e49e10bf879dd0adbcff5dab286"
+
+
+def test_llama_3_has_all_keys_of_its_releases_and_3_0_not_the_one_that_its_code_does_not_know():
+    scaled = model(params.LLAMA_3_2_1B, 8192, 128256)
+    assert json.loads(params_json(scaled)) == {
+        "dim": 2048, "n_layers": 16, "n_heads": 32, "n_kv_heads": 8, "vocab_size": 128256,
+        "multiple_of": 8192, "norm_eps": 1e-05, "rope_theta": 500000.0, "use_scaled_rope": True,
+    }  # fmt: skip
+    plain = json.loads(params_json(model(params.LLAMA_3_8B, 14336, 128256)))
+    assert list(plain) == [
+        "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of",
+        "ffn_dim_multiplier", "norm_eps", "rope_theta",
+    ]  # fmt: skip
+    assert plain["rope_theta"] == 500000.0
+
+
 def test_the_early_llama_2_7b_chat_keeps_its_epsilon():
     """Its numbers are those of Llama 1 7B; Llama 2's text has the corrected epsilon."""
     config = replace(model(params.LLAMA_2_7B, 11008, 32000), rms_norm_eps=1e-6)
@@ -88,6 +119,8 @@ def test_every_released_model_reads_back():
                 shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers,
                 shape.num_attention_heads, shape.num_key_value_heads, epsilon,
                 release.rope_theta, release.vocab_size,
+                scaled_rope=release.rope_scaling_factor is not None,
+                generation=LLAMA_3 if release.vocab_size == 128256 else LLAMA_2,
             )  # fmt: skip
             assert read_back(params_json(config), config.vocab_size) == config, release.name
 
@@ -116,14 +149,16 @@ def test_any_width_at_any_size_reads_back_to_the_same_model():
             rope_theta=chance.choice([1e4, 1e6, 5e5, 1234.5]),
             vocab_size=chance.randint(1, 200_000),
         )  # fmt: skip
-        if config.vocab_size == 128256:  # Llama 3's
-            continue
+        if config.vocab_size >= 128000 or config.rope_theta == 5e5:  # Llama 3's
+            config = replace(config, generation=LLAMA_3)
         text = params_json(config)
         assert read_back(text, config.vocab_size) == config
         said = json.loads(text)
         assert said["vocab_size"] == config.vocab_size
-        assert ("n_kv_heads" in said) == (config.num_key_value_heads != n_heads)
-        assert ("rope_theta" in said) == (config.rope_theta != 1e4)
+        is_third = config.generation == LLAMA_3
+        assert ("n_kv_heads" in said) == (is_third or config.num_key_value_heads != n_heads)
+        assert ("rope_theta" in said) == (is_third or config.rope_theta != 1e4)
+        assert "use_scaled_rope" not in said
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.recognise import check_model_size, read_folder_name, recognise
 from codellama_convert.model.releases import RELEASES
@@ -20,8 +23,16 @@ from tests.model.params import (
     LLAMA_2_7B,
     LLAMA_2_13B,
     LLAMA_2_70B,
+    LLAMA_3_1_8B,
+    LLAMA_3_1_70B,
+    LLAMA_3_1_405B,
+    LLAMA_3_2_1B,
+    LLAMA_3_2_3B,
+    LLAMA_3_8B,
+    LLAMA_3_70B,
     model,
 )
+from tests.refusals import refused
 
 # content, feed-forward width, vocabulary, folder -> name, flavour, positions, rope_theta; every
 # released model, and one that was renamed
@@ -51,6 +62,102 @@ RELEASED = [
     (CODE_70B_TUNED, 28672, 32016, "CodeLlama-70b-Instruct", "Code Llama 70B Instruct", "instruct", 4096, 10000.0),
 ]  # fmt: skip
 
+# content, feed-forward width, folder as Meta's programs and the hub name it -> name, flavour,
+# positions, factor of the rotary scaling, names of the special tokens
+RELEASED_3 = [
+    (LLAMA_3_8B, 14336, "Meta-Llama-3-8B", "Llama 3 8B", "base", 8192, None, "3"),
+    (LLAMA_3_8B, 14336, "Meta-Llama-3-8B-Instruct", "Llama 3 8B Instruct", "instruct", 8192, None, "3"),
+    (LLAMA_3_8B, 14336, "Llama-3-8B-Instruct", "Llama 3 8B Instruct", "instruct", 8192, None, "3"),
+    (LLAMA_3_70B, 28672, "Meta-Llama-3-70B", "Llama 3 70B", "base", 8192, None, "3"),
+    (LLAMA_3_70B, 28672, "Llama-3-70B-Instruct", "Llama 3 70B Instruct", "instruct", 8192, None, "3"),
+    (LLAMA_3_8B, 14336, "Llama-Guard-2-8B", "Llama Guard 2 8B", "guard", 8192, None, "3"),
+    (LLAMA_3_8B, 14336, "llama-guard-2", "Llama Guard 2 8B", "guard", 8192, None, "3"),
+    (LLAMA_3_1_8B, 14336, "Llama3.1-8B", "Llama 3.1 8B", "base", 131072, 8.0, "3.1"),
+    (LLAMA_3_1_8B, 14336, "Meta-Llama-3.1-8B", "Llama 3.1 8B", "base", 131072, 8.0, "3.1"),
+    (LLAMA_3_1_8B, 14336, "Llama3.1-8B-Instruct", "Llama 3.1 8B Instruct", "instruct", 131072, 8.0, "3.1"),
+    (LLAMA_3_1_8B, 14336, "Llama-Guard-3-8B", "Llama Guard 3 8B", "guard", 131072, 8.0, "3.1"),
+    (LLAMA_3_1_70B, 28672, "Llama3.1-70B", "Llama 3.1 70B", "base", 131072, 8.0, "3.1"),
+    (LLAMA_3_1_70B, 28672, "Llama-3.1-70B-Instruct", "Llama 3.1 70B Instruct", "instruct", 131072, 8.0, "3.1"),
+    (LLAMA_3_1_70B, 28672, "Llama3.3-70B-Instruct", "Llama 3.3 70B Instruct", "instruct", 131072, 8.0, "3.1"),
+    (LLAMA_3_1_405B, 53248, "Llama3.1-405B-bf16-mp8", "Llama 3.1 405B", "base", 131072, 8.0, "3.1"),
+    (LLAMA_3_1_405B, 53248, "Llama3.1-405B-Instruct-bf16-mp16", "Llama 3.1 405B Instruct", "instruct", 131072, 8.0, "3.1"),
+    (LLAMA_3_2_1B, 8192, "Llama3.2-1B", "Llama 3.2 1B", "base", 131072, 32.0, "3.1"),
+    (LLAMA_3_2_1B, 8192, "Llama-3.2-1B-Instruct", "Llama 3.2 1B Instruct", "instruct", 131072, 32.0, "3.1"),
+    (LLAMA_3_2_3B, 8192, "Llama3.2-3B", "Llama 3.2 3B", "base", 131072, 32.0, "3.1"),
+    (LLAMA_3_2_3B, 8192, "Llama3.2-3B-Instruct", "Llama 3.2 3B Instruct", "instruct", 131072, 32.0, "3.1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "width", "folder", "name", "flavor", "positions", "factor", "names"), RELEASED_3
+)
+def test_a_model_of_llama_3_is_recognised_without_a_note(
+    content, width, folder, name, flavor, positions, factor, names
+):
+    config = model(content, width, 128256)
+    found = recognise(config, folder_name=folder)
+    assert (found.name, found.flavor, found.max_position_embeddings) == (name, flavor, positions)
+    assert (found.rope_scaling_factor, found.special_names) == (factor, names)
+    assert found.scaling_is_known
+    assert found.notes == ()
+    assert (config.rope_theta, config.generation.name) == (500000.0, "Llama 3")
+
+
+def test_llama_guard_3_1b_gets_the_hubs_factor_and_a_note():
+    """Its base model, Llama 3.2 1B, has 32; copies of the hub's config.json have 8."""
+    found = recognise(model(LLAMA_3_2_1B, 8192, 128256), folder_name="Llama-Guard-3-1B")
+    assert (found.name, found.rope_scaling_factor) == ("Llama Guard 3 1B", 8.0)
+    (note,) = found.notes
+    assert "assumed to be 8" in note
+    assert "--rope_scaling_factor" in note
+
+
+@pytest.mark.parametrize(("tied", "factor"), [(True, 32.0), (False, 8.0)])
+def test_a_factor_that_is_not_known_is_a_note_and_an_option(tied, factor):
+    """1B has the numbers of Llama 3.2 and of Guard 3: a head of its own speaks for Guard."""
+    config = replace(model(LLAMA_3_2_1B, 8192, 128256), tie_word_embeddings=tied)
+    found = recognise(config, folder_name="renamed")
+    assert found.rope_scaling_factor == factor
+    assert not found.scaling_is_known
+    assert f"assumed to be {factor:g}; set it with --rope_scaling_factor" in found.notes[-1]
+    asked = recognise(config, folder_name="renamed", flavor="base", rope_scaling_factor=16.0)
+    assert (asked.rope_scaling_factor, asked.scaling_is_known, asked.notes) == (16.0, True, ())
+
+
+@pytest.mark.parametrize(
+    ("folder", "scaled", "factor", "positions"),
+    [
+        ("tiny", True, 8.0, 131072),
+        ("my-Llama-3.2-pruned", True, 32.0, 131072),
+        ("tiny", False, None, 8192),
+    ],
+)
+def test_a_model_in_llama_3s_layout_that_was_never_released(folder, scaled, factor, positions):
+    config = replace(model(LLAMA_3_8B, 14336, 128256), num_hidden_layers=7, scaled_rope=scaled)
+    found = recognise(config, folder_name=folder)
+    assert (found.rope_scaling_factor, found.max_position_embeddings) == (factor, positions)
+    assert len(found.notes) == 1 + scaled
+    assert "--max_position_embeddings" in found.notes[0]
+
+
+def test_a_factor_for_what_is_not_scaled_is_refused_or_a_note():
+    plain = model(LLAMA_3_8B, 14336, 128256)
+    found = recognise(plain, folder_name="Llama-Guard-3-8B", rope_scaling_factor=8)
+    assert found.rope_scaling_factor == 8
+    assert "params.json does not say" in found.notes[-1]
+    with refused(ConfigError, "--rope_scaling_factor 8", "Code Llama", "leave it out"):
+        recognise(model(CODE_7B, 11008, 32016), folder_name="x", rope_scaling_factor=8)
+
+
+def test_the_405b_of_16_files_is_as_released_as_that_of_8():
+    config = model(LLAMA_3_1_405B, 53248, 128256)
+    assert check_model_size("405B", config, 8) is None
+    assert check_model_size("405B", config, 16) is None
+    note = check_model_size("405B", config, 4)
+    assert note is not None
+    assert "released in 8 files, the checkpoint has 4" in note
+    assert check_model_size("70B", model(LLAMA_3_1_70B, 28672, 128256), 8) is None
+
 
 @pytest.mark.parametrize(
     ("content", "width", "vocab", "folder", "name", "flavor", "positions", "rope_theta"), RELEASED
@@ -66,22 +173,24 @@ def test_a_released_model_is_recognised_without_a_note(
 
 
 def test_every_row_of_the_table_is_spelled_here_too():
-    assert {row[4] for row in RELEASED} == {release.name for release in RELEASES}
+    spelled = {row[4] for row in RELEASED} | {row[3] for row in RELEASED_3} | {"Llama Guard 3 1B"}
+    assert spelled == {release.name for release in RELEASES}
 
 
 def test_every_row_of_the_table_is_found_by_its_own_name():
     folders = {"Llama 1": "{size}", "Llama 2": "llama-2-{size}", "Code Llama": "CodeLlama-{size}"}
     for row in RELEASES:
-        folder = folders[row.family].format(size=row.size)
-        folder += "" if row.flavor == "base" else f"-{row.flavor}"
+        folder = folders.get(row.family, f"{row.family}-{{size}}").format(size=row.size)
+        folder += "" if row.flavor in ("base", "guard") else f"-{row.flavor}"
         config = ModelConfig(
             row.shape.hidden_size, row.shape.intermediate_size, row.shape.num_hidden_layers,
             row.shape.num_attention_heads, row.shape.num_key_value_heads, row.norm_epsilons[0],
-            row.rope_theta, row.vocab_size,
+            row.rope_theta, row.vocab_size, row.tied, row.rope_scaling_factor is not None,
         )  # fmt: skip
         found = recognise(config, folder_name=folder)
         assert found.name == row.name
-        assert found.notes == ()
+        assert found.rope_scaling_factor == row.rope_scaling_factor
+        assert len(found.notes) == (row.name == "Llama Guard 3 1B")
         assert row.source
 
 
@@ -156,6 +265,10 @@ def test_a_folder_named_after_another_family_is_a_note():
         ("Llama2-7b-chat", "Llama 2", "chat"),
         ("13B", "Llama 1", "base"),
         ("llama-2b-sized", None, None),
+        ("Hermes-3-Llama-3.1-8B", "Llama 3.1", "base"),
+        ("Meta-Llama-3-1b-chat", "Llama 3", "chat"),
+        ("Llama-4-Scout", None, None),
+        ("llama-30b-x", None, None),
         ("checkpoint", None, None),
     ],
 )

@@ -38,11 +38,12 @@ NO_PATHS: list[Any] = [
     b"tokenizer.model", bytearray(b"x"), 7, True, "", "a\0b", "\ud800", ["tokenizer.model"],
 ]  # fmt: skip
 NO_SIZES: list[Any] = [0, -1, 1.0, 5e9, True, False, "5GB", "1", b"1", 1 << 63, 10**5000]
+NO_FACTORS: list[Any] = [0, 0.5, -8, "8", True, float("nan"), float("inf"), 1025]
 
 # For every field: values that are refused, and neighbours of them that are taken.
 OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "model_size": (["9B", "7b", "", 7, True, b"7B"], [None, "7B", "70Bf", "tokenizer_only"]),
-    "flavor": (["xyz", "Instruct", "", 1], [None, "base", "python", "instruct", "chat"]),
+    "flavor": (["xyz", "Instruct", "", 1], [None, "base", "python", "instruct", "chat", "guard"]),
     "dtype": (
         ["int8", "auto", "", b"float16", 16, float, Path("float16"), FOREIGN, torch.float64,
          torch.int8, ["float16"]],
@@ -53,6 +54,7 @@ OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "max_position_embeddings": (
         [-5, 0, "4096", True, 1e4, 4096.0, 1 << 31], [None, 1, 4096, (1 << 31) - 1],
     ),
+    "rope_scaling_factor": (NO_FACTORS, [None, 1, 8.0, 32, 1024.0]),
     "tokenizer_model": (NO_PATHS, [None, "a", Path("a"), os.fsdecode(b"\xff")]),
     "skip_tokenizer": (NO_FLAGS, [True, False]),
     "tokenizer_class": (["xyz", "", 1, "llamatokenizer"], [None, "LlamaTokenizer"]),
@@ -74,6 +76,7 @@ ASKED: dict[str, tuple[list[Any], list[Any]]] = {
     "dtype": (["int8", "half", 16, FLOAT32], [None, "float16"]),
     "max_position_embeddings": ([-5, 0, True, 1 << 31], [None, 1, (1 << 31) - 1]),
     "max_shard_size": (NO_SIZES, [None, 1, (1 << 63) - 1]),
+    "rope_scaling_factor": (NO_FACTORS, [None, 1, 8.0]),
     "skip_tokenizer": ([1, "True", []], [None, True, False]),
     "tokenizer_class": (["xyz", 1, []], [None, "LlamaTokenizer"]),
     "variant": (["xyz", "Instruct", 1, []], [None, "chat"]),

@@ -20,6 +20,8 @@ def meta_logits(
     *,
     rope_theta: float = 10000.0,
     norm_eps: float = 1e-5,
+    frequencies: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run an unsplit Meta model in float32.
 
@@ -29,12 +31,15 @@ def meta_logits(
         tokens: Ids of shape (n_positions,).
         rope_theta: Base of the rotary frequencies.
         norm_eps: Added to the mean square under RMSNorm's root.
+        frequencies: The rotary ones, where they do not follow from their base alone.
+        positions: Where each token stands; None for 0, 1, 2 and so on.
 
     Returns:
         Logits of shape (n_positions, vocab).
     """
     weights = {name: tensor.float() for name, tensor in state.items()}
-    turns = rotations(len(tokens), shape.head_dim, rope_theta)
+    positions = torch.arange(len(tokens)) if positions is None else positions
+    turns = rotations(positions, shape.head_dim, rope_theta, frequencies)
     h = weights["tok_embeddings.weight"][tokens]
     for i in range(shape.n_layers):
         layer = {
@@ -47,11 +52,13 @@ def meta_logits(
     return rms_norm(h, weights["norm.weight"], norm_eps) @ weights["output.weight"].T
 
 
-def rotations(n_positions: int, head_dim: int, theta: float) -> torch.Tensor:
+def rotations(
+    positions: torch.Tensor, head_dim: int, theta: float, frequencies: torch.Tensor | None = None
+) -> torch.Tensor:
     """Compute exp(i * position * theta ** (-2j / head_dim)) of shape (n_positions, head_dim / 2)."""
     pairs = torch.arange(head_dim // 2, dtype=torch.float32)
-    freqs = 1.0 / theta ** (2 * pairs / head_dim)
-    angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), freqs)
+    plain = 1.0 / theta ** (2 * pairs / head_dim)
+    angles = torch.outer(positions.float(), plain if frequencies is None else frequencies)
     return torch.polar(torch.ones_like(angles), angles)
 
 

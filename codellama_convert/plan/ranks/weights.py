@@ -128,7 +128,8 @@ def plan_standard(
         ConfigError: If the buffers do not fit into what they may take.
     """
     passages = _passages(source, config, n_ranks, dtype)
-    made = _frequencies(source, config, dtype) if options.rope_freqs else {}
+    has_frequencies = options.rope_freqs and config.generation.has_frequencies
+    made = _frequencies(source, config, dtype) if has_frequencies else {}
     plan = plan_ranks(
         passages,
         standard_ranks(passages, config, made),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from codellama_convert.errors import ConvertError, VerifyError, shown
 from codellama_convert.formats.tokenizer_model import TokenizerModel
-from codellama_convert.model.config import DEFAULT_ROPE_THETA, ModelConfig, parse_params
+from codellama_convert.model.config import ModelConfig, parse_params
+from codellama_convert.model.generations import LLAMA_3
 from codellama_convert.model.releases import PARAMS_TEXTS
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.watch import Watch
@@ -25,6 +26,8 @@ _KEYS = frozenset({
     "dim", "ffn_dim_multiplier", "multiple_of", "n_heads", "n_kv_heads", "n_layers", "norm_eps",
     "rope_theta", "vocab_size",
 })  # fmt: skip
+_SCALED = "use_scaled_rope"
+_THETA_OF_2, _THETA_OF_3 = 10000.0, 500000.0  # what they take where the file says none
 _MORE_BYTES = 1 << 16
 
 
@@ -61,14 +64,16 @@ def check_params(folder: Path, config: ModelConfig, own: bytes | None, problems:
     # Only a text of Meta's side leaves the number of rows to the tokenizer.
     is_metas = raw in (own, *(text.encode() for text in PARAMS_TEXTS.values()))
     n_rows = config.vocab_size if is_metas and params.vocab_size is None else params.vocab_size
+    theta = _THETA_OF_3 if config.generation == LLAMA_3 else _THETA_OF_2
     said = {
         "dim": params.dim,
         "n_heads": params.n_heads,
         "n_kv_heads": params.key_value_heads(),
         "n_layers": params.n_layers,
         "norm_eps": params.norm_eps,
-        "rope_theta": DEFAULT_ROPE_THETA if params.rope_theta is None else params.rope_theta,
+        "rope_theta": theta if params.rope_theta is None else params.rope_theta,
         "the width of the feed-forward network": params.feed_forward_width(),
+        _SCALED: params.use_scaled_rope,
         "vocab_size": n_rows,
     }
     expected = {
@@ -79,10 +84,11 @@ def check_params(folder: Path, config: ModelConfig, own: bytes | None, problems:
         "norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
         "the width of the feed-forward network": config.intermediate_size,
+        _SCALED: config.scaled_rope,
         "vocab_size": config.vocab_size,
     }
     wrong = problems.add_differences(PARAMS_NAME, said, expected)
-    unknown = sorted(found.keys() - _KEYS)
+    unknown = sorted(found.keys() - (_KEYS | {_SCALED} if config.scaled_rope else _KEYS))
     for key in unknown:
         problems.add(f"has {shown(key)}, which Meta's code does not know", file=PARAMS_NAME)
     if not wrong and not unknown and not is_metas:

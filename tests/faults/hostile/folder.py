@@ -105,7 +105,7 @@ def _params(**said: object) -> bytes:
         "one-head-of-2048": (_params(dim=2048, n_heads=1), "2048", "1024"),
         "multiplier-huge": (_params(ffn_dim_multiplier=1e308), "ffn_dim_multiplier"),
         "multiplier-infinite-product": (_params(dim=1 << 24, ffn_dim_multiplier=1.7e308), PARAMS),
-        "llama-3": (_params(use_scaled_rope=True), "use_scaled_rope"),
+        "llama-4": (_params(moe_args={"num_experts": 16}), "moe_args"),
         "mistral": (_params(sliding_window=4096), "sliding_window", "4096", "Mistral"),
         "rope-scaling": (_params(rope_scaling={"factor": 4}), "rope_scaling", "factor"),
         "too-large": (b" " * (1 << 20) + b"{}", "bytes"),
