@@ -8,7 +8,8 @@ from codellama_convert.model.generations import LLAMA_3_PIECES
 from codellama_convert.model.releases import Flavor, SpecialNames
 
 _SPECIAL_IDS = 256  # behind the pieces of Llama 3
-_BEGIN, _END, _END_OF_MESSAGE, _END_OF_TURN = 128000, 128001, 128008, 128009
+# By their place behind the pieces.
+_BEGIN, _END, _END_OF_MESSAGE, _END_OF_TURN = 0, 1, 8, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,28 @@ def released_marks(vocab_size: int, names: SpecialNames, flavor: Flavor | None) 
         vocab_size: Rows of the embedding.
         names: Whose names the special tokens have, where the vocabulary is Llama 3's.
         flavor: What the model was tuned for; None where nothing tells.
-
-    Source:
-        meta-llama/llama-models models/llama3/tokenizer.py; generation_config.json of its models.
     """
     if vocab_size < LLAMA_3_PIECES + _SPECIAL_IDS:
         return Marks(1, (2,))
-    of_message = (_END_OF_MESSAGE,) if names == "3.1" else ()
-    if flavor in ("instruct", "chat") or (flavor == "guard" and of_message):
-        return Marks(_BEGIN, (_END, *of_message, _END_OF_TURN))
-    return Marks(_BEGIN, (_END,))
+    return llama_3_marks(LLAMA_3_PIECES, names, flavor)
+
+
+def llama_3_marks(n_pieces: int, names: SpecialNames, flavor: Flavor | None) -> Marks:
+    """Say which ids begin and end a text of Llama 3.
+
+    Args:
+        n_pieces: Of the vocabulary, without the special tokens behind them.
+        names: Whose names these have.
+        flavor: What the model was tuned for; None where nothing tells.
+
+    Returns:
+        The id that ends a text; where the model answers, those that end a message and a turn too.
+
+    Source:
+        meta-llama/llama3 and meta-llama/llama-models, tokenizer.py, `stop_tokens`;
+        generation_config.json of the hub's models, of which Llama Guard 2's has the first alone.
+    """
+    places = [_END]
+    if flavor in ("instruct", "chat") or (flavor == "guard" and names == "3.1"):
+        places += [_END_OF_TURN] if names == "3" else [_END_OF_MESSAGE, _END_OF_TURN]
+    return Marks(n_pieces + _BEGIN, tuple(n_pieces + place for place in places))

@@ -97,6 +97,11 @@ def read_folder_name(name: str) -> tuple[Family | None, Flavor | None]:
     return family, None if family is None else "base"
 
 
+def special_names_of(family: Family | None) -> SpecialNames:
+    """Say whose names the special tokens of a family of Llama 3 have; those of 3.1 where unsure."""
+    return "3" if family in ("Llama 3", "Llama Guard 2") else "3.1"
+
+
 def check_model_size(size: str, config: ModelConfig, n_ranks: int) -> str | None:
     """Compare `--model_size` with the checkpoint, which the tensors describe better.
 

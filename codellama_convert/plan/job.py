@@ -24,7 +24,9 @@ from codellama_convert.meta.find import (
     find_tokenizer,
     missing_tokenizer,
 )
+from codellama_convert.meta.places import model_name
 from codellama_convert.model.marks import Marks
+from codellama_convert.model.recognise import read_folder_name, special_names_of
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options
 from codellama_convert.plan.plan import FilePlan
 from codellama_convert.plan.side import HUGGING_FACE, TargetSide
@@ -223,6 +225,8 @@ def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
         raise missing_tokenizer(input_dir, hint="give its path with --tokenizer_model")
     files = CheckpointFiles(input_dir, input_dir / "params.json", (), path, ())
     list_notes = _sums(files, options).check_small_files()
-    tokenizer = plan_tokenizer(read_tokenizer_model(path), options, None)
+    family, _ = read_folder_name(model_name(input_dir))
+    model, names = read_tokenizer_model(path), special_names_of(family)
+    tokenizer = plan_tokenizer(model, options, None, names=names)
     notes = list_notes + tokenizer.check()
     return Job(options, files, None, tokenizer, tuple(map(one_line, notes)))

@@ -9,6 +9,7 @@ from typing import Any
 from codellama_convert.errors import ConfigError
 from codellama_convert.formats.tiktoken import TiktokenModel
 from codellama_convert.formats.tokenizer_model import TokenizerModel
+from codellama_convert.model.marks import llama_3_marks
 from codellama_convert.model.recognise import Recognised
 from codellama_convert.model.releases import Flavor, SpecialNames
 from codellama_convert.plan.options import Options
@@ -22,7 +23,6 @@ from codellama_convert.tokenizer.hf_files import (
 from codellama_convert.tokenizer.llama3 import (
     llama3_files,
     llama3_notes,
-    llama3_stop_ids,
     llama3_tokenizer_json,
 )
 from codellama_convert.tokenizer.tokenizer_json import tokenizer_json
@@ -54,7 +54,8 @@ class TokenizerJob:
     def stop_ids(self) -> tuple[int, ...]:
         """The ids at which a text ends; the first ends every text."""
         if isinstance(self.model, TiktokenModel):
-            return llama3_stop_ids(self.model, flavor=self.flavor, names=self.special_names)
+            n_tokens = len(self.model.tokens)
+            return llama_3_marks(n_tokens, self.special_names, self.flavor).stop_ids
         return stop_token_ids(self.model, flavor=self.flavor)
 
     def options(self) -> dict[str, Any]:
@@ -102,7 +103,11 @@ class TokenizerJob:
 
 
 def plan_tokenizer(
-    model: TokenizerModel, options: Options, recognised: Recognised | None
+    model: TokenizerModel,
+    options: Options,
+    recognised: Recognised | None,
+    *,
+    names: SpecialNames = "3.1",
 ) -> TokenizerJob:
     """Decide what the tokenizer files say: what the checkpoint was recognised as, or the options.
 
@@ -110,6 +115,7 @@ def plan_tokenizer(
         model: tokenizer.model.
         options: What is asked for.
         recognised: The checkpoint that is converted too; None where the tokenizer is alone.
+        names: What the special tokens are called where it is alone.
 
     Raises:
         ConfigError: If a class is asked for that reads another kind of tokenizer.
@@ -122,4 +128,5 @@ def plan_tokenizer(
             "an id beyond the embedding",
             hint="leave it out",
         )
-    return TokenizerJob(model, source.flavor, source.max_position_embeddings, class_name)
+    names = names if recognised is None else recognised.special_names
+    return TokenizerJob(model, source.flavor, source.max_position_embeddings, class_name, names)

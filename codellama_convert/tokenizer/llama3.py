@@ -31,7 +31,7 @@ _NAMES: dict[SpecialNames, dict[int, str]] = {
         7: "end_header_id", 8: "eom_id", 9: "eot_id", 10: "python_tag",
     },
 }  # fmt: skip
-_BEGIN, _END, _END_OF_MESSAGE, _END_OF_TURN = 0, 1, 8, 9
+_BEGIN, _END, _END_OF_TURN = 0, 1, 9
 
 
 def special_tokens(names: SpecialNames) -> tuple[str, ...]:
@@ -40,28 +40,6 @@ def special_tokens(names: SpecialNames) -> tuple[str, ...]:
     reserved = [place for place in range(N_SPECIAL_TOKENS) if place not in named]
     contents = named | {place: f"reserved_special_token_{n}" for n, place in enumerate(reserved)}
     return tuple(f"<|{contents[place]}|>" for place in range(N_SPECIAL_TOKENS))
-
-
-def llama3_stop_ids(
-    model: TiktokenModel, *, flavor: Flavor | None, names: SpecialNames
-) -> tuple[int, ...]:
-    """List the ids at which Meta's code ends a text or an answer, for `eos_token_id`.
-
-    Args:
-        model: The tokenizer.model of the checkpoint.
-        flavor: What the model was tuned for, None if unknown.
-        names: Which special tokens it was trained with.
-
-    Returns:
-        The id that ends a text; where it answers, those that end a message and a turn too.
-
-    Source:
-        meta-llama/llama3 and meta-llama/llama-models, tokenizer.py, `stop_tokens`.
-    """
-    places = [_END]
-    if flavor not in (None, "base"):
-        places += [_END_OF_TURN] if names == "3" else [_END_OF_MESSAGE, _END_OF_TURN]
-    return tuple(len(model.tokens) + place for place in places)
 
 
 def llama3_files(

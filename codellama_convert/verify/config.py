@@ -32,19 +32,24 @@ class Marks:
 
 # Of every tokenizer.model that Meta released for Llama 1, Llama 2 and Code Llama.
 META_MARKS = Marks(bos=1, eos=2)
-_LLAMA_3_VOCABULARY = 128256
-_EOM, _EOT = 128008, 128009
+_LLAMA_3_TOKENS, _LLAMA_3_ROWS = 128000, 128256
 
 
 def marks_without_tokenizer(vocab_size: int, flavor: str | None, *, scaled: bool) -> Marks:
     """Say which ids begin and end a text, by the vocabulary; Llama 3.1 and later is scaled."""
-    if vocab_size < _LLAMA_3_VOCABULARY:
+    if vocab_size < _LLAMA_3_ROWS:
         return META_MARKS
+    return marks_of_llama_3(_LLAMA_3_TOKENS, flavor, scaled=scaled)
+
+
+def marks_of_llama_3(n_tokens: int, flavor: str | None, *, scaled: bool) -> Marks:
+    """Say which ids begin and end a text: the special tokens behind those of the file."""
+    eom, eot = n_tokens + 8, n_tokens + 9
     others: dict[tuple[str | None, bool], tuple[int, ...]] = {
-        ("instruct", False): (_EOT,), ("chat", False): (_EOT,),
-        ("instruct", True): (_EOM, _EOT), ("chat", True): (_EOM, _EOT), ("guard", True): (_EOM, _EOT),
+        ("instruct", False): (eot,), ("chat", False): (eot,),
+        ("instruct", True): (eom, eot), ("chat", True): (eom, eot), ("guard", True): (eom, eot),
     }  # fmt: skip
-    return Marks(bos=128000, eos=128001, others=others.get((flavor, scaled), ()))
+    return Marks(n_tokens, n_tokens + 1, others=others.get((flavor, scaled), ()))
 
 
 def check_config(

@@ -114,7 +114,8 @@ def job_as_asked(job: Job, asked: Asked) -> Job:
     if options.skip_tokenizer:
         tokenizer = None
     elif tokenizer is not None:
-        tokenizer = plan_tokenizer(tokenizer.model, options, recognised)
+        names = tokenizer.special_names
+        tokenizer = plan_tokenizer(tokenizer.model, options, recognised, names=names)
     return replace(job, options=options, weights=weights, tokenizer=tokenizer)
 
 

@@ -27,6 +27,7 @@ from codellama_convert.verify.against_record import Measured, check_record, veri
 from codellama_convert.verify.config import (
     check_config,
     check_generation_config,
+    marks_of_llama_3,
     marks_without_tokenizer,
 )
 from codellama_convert.verify.folder_reader import StoredOutput, read_output
@@ -161,9 +162,13 @@ def _check_configs(
     problems: Problems,
 ) -> None:
     recognised, factor = checkpoint.recognised, checkpoint.recognised.rope_scaling_factor
+    scaled = factor is not None
     if tokenizer is None:
-        n_rows, scaled = checkpoint.config.vocab_size, factor is not None
+        n_rows = checkpoint.config.vocab_size
         marks = marks_without_tokenizer(n_rows, recognised.flavor, scaled=scaled)
+    elif isinstance(tokenizer.model, TiktokenModel):
+        n_tokens = len(tokenizer.model.tokens)
+        marks = marks_of_llama_3(n_tokens, recognised.flavor, scaled=scaled)
     else:
         marks = marks_of(tokenizer.model)
     check_config(

@@ -15,7 +15,6 @@ from typing import Any
 from codellama_convert.errors import VerifyError, shown
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.formats.sentencepiece_message import PieceType
-from codellama_convert.formats.tiktoken import TiktokenModel
 from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tokenizer.chat_templates import chat_template
@@ -64,10 +63,8 @@ def check_tokenizer(
     check_json(folder / "special_tokens_map.json", _special_tokens(model), problems)
 
 
-def marks_of(model: TokenizerModel) -> Marks:
+def marks_of(model: SentencePieceModel) -> Marks:
     """Find the ids that begin and end a text."""
-    if isinstance(model, TiktokenModel):
-        return Marks(len(model.tokens), len(model.tokens) + 1)
     return Marks(model.bos_id, model.eos_id, model.id_of(_STEP))
 
 

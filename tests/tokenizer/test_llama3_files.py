@@ -14,11 +14,11 @@ import pytest
 from codellama_convert import Options, convert_checkpoint, plan_conversion
 from codellama_convert.errors import ConfigError, TokenizerError
 from codellama_convert.formats.tiktoken import TiktokenModel, read_tiktoken_model
+from codellama_convert.model.marks import llama_3_marks
 from codellama_convert.model.releases import SpecialNames
 from codellama_convert.tokenizer.llama3 import (
     llama3_files,
     llama3_notes,
-    llama3_stop_ids,
     llama3_tokenizer_json,
     special_tokens,
 )
@@ -128,7 +128,7 @@ def test_special_tokens_are_called_as_the_hub_calls_them(place, of_3, of_3_1) ->
     ],
 )
 def test_generation_ends_where_metas_does(meta, flavor, names, expected) -> None:
-    assert llama3_stop_ids(meta, flavor=flavor, names=names) == expected
+    assert llama_3_marks(len(meta.tokens), names, flavor).stop_ids == expected
 
 
 def test_a_vocabulary_of_another_size_is_a_note(meta: TiktokenModel, tiny: TiktokenModel) -> None:
