@@ -1,4 +1,4 @@
-"""Own the question whether a conversion was done before: answered without reading any weights.
+"""Own the question whether a conversion was done before: answered without reading all the weights.
 
 The output's own record says the sums of the weights. With these, the record and every byte around
 the weights must be what the conversion would write now. Whoever changed the weights themselves, on
@@ -17,6 +17,7 @@ from typing import Any
 
 from codellama_convert.convert.record import file_sizes, record_json
 from codellama_convert.convert.report import ConversionReport, report_on
+from codellama_convert.convert.sampled import begins_alike
 from codellama_convert.errors import ConvertError, OutputError
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.source_sums import TensorFile
@@ -57,7 +58,8 @@ def find_finished(
 
     Sizes, headers and all small files are compared; of the source's weights, the sums that the zip
     directories of .pth files state are compared with those of the record. Files that state none
-    must not have changed since the output was written.
+    must not have changed since the output was written, and the first rows of every tensor must be
+    the output's.
 
     Args:
         output_dir: Where the output would go; it need not exist.
@@ -128,7 +130,7 @@ def _finished(
             _is_of_plan(output_dir / file.name, file, said.sealed[file.name].tensors)
             for file in job.weight_files
         )
-        and _is_of_source(job, said.source_crcs, _written_since(output_dir, written))
+        and _is_of_source(output_dir, job, said.source_crcs, written)
     ):
         return None
     return report_on(
@@ -223,24 +225,27 @@ def _is_of_plan(path: Path, wanted: TargetFile, crcs: Mapping[str, int]) -> bool
         )
 
 
-def _written_since(output_dir: Path, names: Iterable[str]) -> int:
-    """Report when the first of the files was written; the small ones are, before weights are read."""
-    return min((output_dir / name).stat().st_mtime_ns for name in names)
+def _is_of_source(
+    output_dir: Path, job: Job | ReverseJob, crcs: Iterable[int], written: Iterable[str]
+) -> bool:
+    """Compare the source's weights with what was read, as far as that is known without reading."""
+    if job.weights is None:
+        return True
+    stated = [_stated_crc(file) for file in job.weights.source_files]
+    if any(one not in (None, crc) for one, crc in zip(stated, crcs, strict=True)):
+        return False
+    if None not in stated:
+        return True
+    # The small files are written before weights are read.
+    made_ns = min((output_dir / name).stat().st_mtime_ns for name in written)
+    return all(
+        _changed_ns(file.path) <= made_ns for file in job.weights.source_files
+    ) and begins_alike(output_dir, job.weights)
 
 
-def _is_of_source(job: Job | ReverseJob, crcs: Iterable[int], made_ns: int) -> bool:
-    """Compare the source's weights with what was read: by the sums that it states, or by time."""
-    files = () if job.weights is None else job.weights.source_files
-    for file, crc in zip(files, crcs, strict=True):
-        stated = _stated_crc(file)
-        if stated is None:
-            status = file.path.stat()
-            # Copying with the times kept changes the second one.
-            if max(status.st_mtime_ns, status.st_ctime_ns) > made_ns:
-                return False
-        elif stated != crc:
-            return False
-    return True
+def _changed_ns(path: Path) -> int:
+    status = path.stat()
+    return max(status.st_mtime_ns, status.st_ctime_ns)  # a copy that keeps times has a new ctime
 
 
 def _stated_crc(file: TensorFile) -> int | None:

@@ -49,7 +49,7 @@ class WeightWriter:
             stack.callback(movers.close)
             readers = [
                 stack.enter_context(
-                    TensorReader(file, _names_read(plan.tensors, number), io_mode=io_mode)
+                    TensorReader(file, names_read(plan.tensors, number), io_mode=io_mode)
                 )
                 for number, file in enumerate(weights.source_files)
             ]
@@ -106,7 +106,7 @@ class WeightWriter:
             and not any(other.source for other in others)
             and len(first.source) == len(readers)
             and all(
-                reader.confirms(sums, _names_read(files[0].tensors, number), buffer, self._watch)
+                reader.confirms(sums, names_read(files[0].tensors, number), buffer, self._watch)
                 for number, (reader, sums) in enumerate(zip(readers, first.source, strict=True))
             )
         )
@@ -171,8 +171,16 @@ def _tensor_bytes(files: Sequence[TargetFile]) -> int:
     return sum(tensor.spec.n_bytes for tensor in files[0].tensors)
 
 
-def _names_read(tensors: Sequence[TensorPlan], number: int) -> list[str]:
-    """Name the tensors whose rows are taken from a file: copies are taken from the first."""
+def names_read(tensors: Sequence[TensorPlan], number: int) -> list[str]:
+    """Name the tensors whose rows are taken from a file: copies are taken from the first.
+
+    Args:
+        tensors: All that are moved.
+        number: Of the file.
+
+    Returns:
+        Their names in the file.
+    """
     return [
         tensor.source.name
         for tensor in tensors

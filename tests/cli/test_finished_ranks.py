@@ -136,6 +136,39 @@ def other_weights_of_an_older_time(folder: Path) -> None:
         os.utime(path, (0, 0))
 
 
+def another_model_of_an_older_time(folder: Path) -> None:
+    """As where the next step of a training goes to the same OUT: nothing changed since, by time."""
+    _written_again(folder, random_model(GQA, torch.bfloat16, 4))
+
+
+def one_matrix_is_another(folder: Path) -> None:
+    """As where an adapter was merged into one projection only."""
+    state = random_model(GQA, torch.bfloat16, 3)
+    state["layers.1.attention.wv.weight"] *= 2
+    _written_again(folder, state)
+
+
+def nothing(folder: Path) -> None:
+    """The control of both: the same model, written again as they are."""
+    _written_again(folder, random_model(GQA, torch.bfloat16, 3))
+
+
+def _written_again(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    is_metas = (folder / "in" / "params.json").exists()
+    shutil.rmtree(folder / "in")
+    ranks = folder / "in" if is_metas else folder / "ranks"
+    save_checkpoint(ranks, GQA, state, n_ranks=2)
+    if not is_metas:
+        convert_checkpoint(ranks, folder / "in")
+    for path in (folder / "out").iterdir():
+        os.utime(path)
+
+
+def test_the_same_source_at_another_place_is_the_same(place: Path) -> None:
+    nothing(place)
+    assert "already converted" in reverse(place, *ASKED).stdout
+
+
 def a_rank_is_gone(folder: Path) -> None:
     (folder / "out" / RANK).unlink()
 
@@ -187,7 +220,8 @@ def work_is_staged(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        other_weights, other_weights_of_an_older_time, a_rank_is_gone, a_rank_is_short,
+        other_weights, other_weights_of_an_older_time, another_model_of_an_older_time,
+        one_matrix_is_another, a_rank_is_gone, a_rank_is_short,
         a_beginning_is_damaged, a_directory_is_damaged, the_frequencies_are_damaged,
         params_were_edited, the_list_was_edited, the_record_was_edited, the_record_is_gone,
         a_loader_takes_another, work_is_staged,
