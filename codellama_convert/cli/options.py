@@ -261,7 +261,8 @@ RANK_OPTIONS = _options(
     click.option(
         "--no_rope_freqs",
         is_flag=True,
-        help="Leave out rope.freqs: Meta's ranks have it, and some strict loaders refuse it.",
+        help="Leave out rope.freqs: Meta's ranks have it (Llama 3's do not), and some strict loaders "
+        "refuse it.",
     ),
     click.option(
         "--vocab_rows",

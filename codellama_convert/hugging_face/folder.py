@@ -28,6 +28,7 @@ from codellama_convert.hugging_face.foreign_names import (
     refuse_other_dtypes,
     refuse_wrapped,
 )
+from codellama_convert.hugging_face.rope_settings import scaling_notes
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.foreign_params import SUPPORTED_HINT
 from codellama_convert.model.placement import Placement, in_one_file
@@ -127,7 +128,12 @@ def open_folder(folder: Path, *, dtype: Dtype | None = None) -> HuggingFaceCheck
         config_sha256=hashlib.sha256(content).hexdigest(),
         # A dangling link counts: its own error says more than "missing".
         tokenizer=tokenizer if os.path.lexists(tokenizer) else None,
-        notes=(*found.notes, *dropped_notes, *_dtype_notes(said, tensors)),
+        notes=(
+            *found.notes,
+            *dropped_notes,
+            *_dtype_notes(said, tensors),
+            *scaling_notes(said.rope_scaling_factor),
+        ),
     )
 
 

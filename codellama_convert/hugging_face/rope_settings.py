@@ -18,6 +18,9 @@ SCALING = {
     "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
 }  # fmt: skip
 FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.3, and of 3.2
+_FACTOR_OF_METAS_CODE = (
+    8.0  # for every model; of 3.2 it is wrong (meta-llama/llama-models issue 241)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,17 @@ def read_rope(said: Settings) -> RopeSettings:
             thetas.append((f"rope_theta in {key}", inner.optional_real("rope_theta")))
     theta = _the_one([(place, value) for place, value in thetas if value is not None], said)
     return RopeSettings(theta, _the_one(factors, said))
+
+
+def scaling_notes(factor: float | None) -> tuple[str, ...]:
+    """Say of a factor that ranks cannot hold it: params.json has no place for one."""
+    if factor in (None, _FACTOR_OF_METAS_CODE):
+        return ()
+    note = (
+        f"config.json scales the rotary frequencies by {factor:g}, and params.json says only that "
+        f"they are scaled: Meta's own code takes {_FACTOR_OF_METAS_CODE:g}"
+    )
+    return (note,)
 
 
 def _the_one(stated: list[tuple[str, Any]], said: Settings) -> Any:

@@ -16,6 +16,8 @@ from codellama_convert.formats.pth.saved_rank import (
 )
 from codellama_convert.formats.pth.writer import RankFilePlan
 from codellama_convert.meta.checkpoint import Checkpoint
+from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.generations import generation_of
 from codellama_convert.plan.ranks.original import (
     MAX_PARAMS_CHARACTERS,
     MAX_REST_BYTES,
@@ -37,8 +39,8 @@ def find_original(checkpoint: Checkpoint, dtype: Dtype) -> Original | None:
         dtype: Of the tensors that are written of it.
 
     Returns:
-        It; None where the files would not come back byte for byte: elements are cast or a head is
-        tied, no known version of torch.save writes such files, the ranks are not alike, tensors of
+        It; None where the files would not come back byte for byte: elements are cast, a head is
+        tied, ranks have copies of heads, no known version of torch.save writes such files, the ranks are not alike, tensors of
         the model overlap, or what is beside them is large.
 
     Raises:
@@ -49,6 +51,8 @@ def find_original(checkpoint: Checkpoint, dtype: Dtype) -> Original | None:
         checkpoint.config.tie_word_embeddings
         or checkpoint.dtypes != (dtype,)
         or [rank.path.name for rank in checkpoint.ranks] != names
+        or _holds_copies_of_heads(checkpoint)
+        or not _shows_its_generation(checkpoint.config)
     ):
         return None
     params = _params(checkpoint)
@@ -61,6 +65,18 @@ def find_original(checkpoint: Checkpoint, dtype: Dtype) -> Original | None:
     specs = _specs(checkpoint)
     assert original.saved_ranks(specs, checkpoint.config.num_hidden_layers) == saved.ranks
     return original
+
+
+def _holds_copies_of_heads(checkpoint: Checkpoint) -> bool:
+    return any(len(one.meta.files) != len(checkpoint.ranks) for one in checkpoint.layout)
+
+
+def _shows_its_generation(config: ModelConfig) -> bool:
+    """Report whether config.json will tell how the ranks were split, which their shapes told here."""
+    told = generation_of(
+        scaled_rope=config.scaled_rope, rope_theta=config.rope_theta, vocab_size=config.vocab_size
+    )
+    return told == config.generation
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,12 @@ from codellama_convert.model.releases import SHAPES_BY_SIZE
 from codellama_convert.plan.ranks.options import DEFAULT_TORCH_LAYOUT, ReverseOptions
 from codellama_convert.plan.ranks.original import Original
 from codellama_convert.plan.ranks.plan import RankPlan
-from codellama_convert.plan.ranks.weights import RanksJob, plan_restored, plan_standard
+from codellama_convert.plan.ranks.weights import (
+    RanksJob,
+    plan_restored,
+    plan_standard,
+    writes_frequencies,
+)
 from codellama_convert.plan.side import META, TargetSide
 from codellama_convert.plan.source import Source, open_source
 from codellama_convert.storage.contents import Content
@@ -131,7 +136,11 @@ class ReverseJob:
             "checklist": self.options.checklist,
             "dtype": self.weights.plan.dtype.name,
             "ranks": len(self.weight_files),
-            "rope_freqs": self.options.rope_freqs if original is None else bool(original.others),
+            "rope_freqs": (
+                writes_frequencies(self.options, self.weights.config)
+                if original is None
+                else bool(original.others)
+            ),
             "skip_tokenizer": self.tokenizer is None,
             "torch_layout": self.torch_layout,
             "vocab_rows": self.weights.config.vocab_size,

@@ -128,8 +128,8 @@ def plan_standard(
         ConfigError: If the buffers do not fit into what they may take.
     """
     passages = _passages(source, config, n_ranks, dtype)
-    has_frequencies = options.rope_freqs and config.generation.has_frequencies
-    made = _frequencies(source, config, dtype) if has_frequencies else {}
+    is_wanted = writes_frequencies(options, config)
+    made = _frequencies(source, config, dtype) if is_wanted else {}
     plan = plan_ranks(
         passages,
         standard_ranks(passages, config, made),
@@ -150,6 +150,11 @@ def _passages(source: Source, config: ModelConfig, n_ranks: int, dtype: Dtype) -
             placement = replace(placement, shape=tensor.meta.shape)
         passages.append(Passage(placement, tensor.meta, read_dtype, dtype, tensor.head_dim))
     return passages
+
+
+def writes_frequencies(options: ReverseOptions, config: ModelConfig) -> bool:
+    """Report whether ranks get rotary frequencies; Llama 3's have none, and its loader refuses them."""
+    return options.rope_freqs and config.generation.has_frequencies
 
 
 def _frequencies(source: Source, config: ModelConfig, dtype: Dtype) -> dict[str, bytes]:

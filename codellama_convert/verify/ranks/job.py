@@ -13,6 +13,7 @@ from codellama_convert.formats.pth.saved_rank import SavedRank, TorchLayout, own
 from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.model.asked import AskedRanks
 from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.generations import LLAMA_3
 from codellama_convert.model.tensor_table import (
     FREQUENCIES_NAME,
     build_layout,
@@ -223,7 +224,8 @@ def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:
         and (config, dtype) == (job.weights.config, job.weights.plan.dtype)
     ):
         original = None
-    has_usual = original is None and asked.rope_freqs is not False
+    is_third = config.generation == LLAMA_3  # its ranks have none, and its loader refuses them
+    has_usual = original is None and asked.rope_freqs is not False and not is_third
     return ExpectedRanks(
         source=source,
         config=config,
