@@ -1,0 +1,114 @@
+"""Llama 3 whole: weights and tokenizer in, a folder that loads out, and back again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codellama_convert import (
+    Options,
+    ReverseOptions,
+    convert_checkpoint,
+    plan_conversion,
+    plan_reverse,
+    reverse_checkpoint,
+    verify_output,
+)
+from codellama_convert.errors import TokenizerError
+from tests.refusals import refused
+from tests.witness.checkpoints import Shape
+from tests.witness.llama3 import TINY, spelled
+from tests.witness.llama3_ranks import save_llama_3
+from tests.witness.vocabularies import model_bytes, write_model
+
+# 272 tokens and 256 special ones.
+SHAPE = Shape(dim=256, n_layers=2, n_heads=4, n_kv_heads=1, hidden=352, vocab=528)
+BOS, END, EOM, EOT = 272, 273, 280, 281
+
+
+def save(folder: Path, *, scaled: bool = True, shape: Shape = SHAPE) -> Path:
+    save_llama_3(folder, shape, scaled=scaled)
+    write_model(folder, spelled(TINY))
+    return folder
+
+
+def read(output: Path, name: str) -> Any:
+    return json.loads((output / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "scaled", "stop", "has_template"),
+    [
+        ("Meta-Llama-3-8B", False, END, False),
+        ("Meta-Llama-3-8B-Instruct", False, [END, EOT], True),
+        ("Llama3.1-8B", True, END, False),
+        ("Llama3.1-8B-Instruct", True, [END, EOM, EOT], True),
+    ],
+)
+def test_a_folder_says_the_same_in_each_of_its_files(
+    tmp_path: Path, name, scaled, stop, has_template
+) -> None:
+    """As the folder's name and the scaling tell, down to the names of special tokens."""
+    source, output = save(tmp_path / name, scaled=scaled), tmp_path / "out"
+    convert_checkpoint(source, output)
+    assert verify_output(output, plan_conversion(source)).problems == ()
+    assert verify_output(output).problems == ()
+    for file in ("config.json", "generation_config.json"):
+        said = read(output, file)
+        assert (said["bos_token_id"], said["eos_token_id"]) == (BOS, stop)
+    config = read(output, "tokenizer_config.json")
+    assert config["eos_token"] == ("<|eot_id|>" if has_template else "<|end_of_text|>")
+    assert ("chat_template" in config) is has_template
+    (eom,) = (t for t in read(output, "tokenizer.json")["added_tokens"] if t["id"] == EOM)
+    assert eom["content"] == ("<|eom_id|>" if scaled else "<|reserved_special_token_4|>")
+
+
+def test_a_tokenizer_alone_takes_the_names_from_its_folder(tmp_path: Path) -> None:
+    alone = Options(model_size="tokenizer_only")
+    for name, expected in (
+        ("Meta-Llama-3-8B", "<|reserved_special_token_4|>"),
+        ("Llama-Guard-2-8B", "<|reserved_special_token_4|>"),
+        ("Llama3.2-1B", "<|eom_id|>"),
+        ("somewhere", "<|eom_id|>"),
+    ):
+        write_model(tmp_path / name, spelled(TINY))
+        output = tmp_path / f"{name}-hf"
+        convert_checkpoint(tmp_path / name, output, options=alone)
+        tokens = {t["id"]: t["content"] for t in read(output, "tokenizer.json")["added_tokens"]}
+        assert tokens[EOM] == expected
+        assert verify_output(output, plan_conversion(tmp_path / name, alone)).problems == ()
+
+
+@pytest.mark.parametrize("n_rows", [527, 272, 512])
+def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path: Path, n_rows: int) -> None:
+    shape = Shape(dim=256, n_layers=2, n_heads=4, n_kv_heads=1, hidden=352, vocab=n_rows)
+    source = save(tmp_path / "in", shape=shape)
+    with refused(TokenizerError, "528 pieces", f"{n_rows} rows", "--tokenizer_model"):
+        plan_conversion(source)
+    save(tmp_path / "in")
+    plan_conversion(source)
+
+
+def test_a_vocabulary_that_was_padded_is_converted_with_a_note(tmp_path: Path) -> None:
+    shape = Shape(dim=256, n_layers=2, n_heads=4, n_kv_heads=1, hidden=352, vocab=576)
+    job = plan_conversion(save(tmp_path / "in", shape=shape))
+    assert any("576 rows, 48 more" in note for note in job.notes)
+
+
+def test_the_way_back_copies_the_tokenizer_and_counts_its_tokens(tmp_path: Path) -> None:
+    source, output, back = save(tmp_path / "in"), tmp_path / "hf", tmp_path / "back"
+    convert_checkpoint(source, output)
+    reverse_checkpoint(output, back)
+    assert verify_output(back, plan_reverse(output)).problems == ()
+    for name in ("tokenizer.model", "params.json", "consolidated.00.pth"):
+        assert (back / name).read_bytes() == (source / name).read_bytes(), name
+    (output / "tokenizer.model").write_bytes(spelled(TINY[:-1]))
+    with refused(TokenizerError, "527 pieces", "528 rows", "--vocab_rows 527"):
+        plan_reverse(output)
+    (output / "tokenizer.model").write_bytes(model_bytes("plain"))
+    with refused(TokenizerError, "910 pieces", "528 rows"):
+        plan_reverse(output)
+    plan_reverse(output, ReverseOptions(skip_tokenizer=True))
