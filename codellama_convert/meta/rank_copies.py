@@ -76,9 +76,11 @@ def _unequal_copy(
     at = next(i for i, pair in enumerate(zip(content, found, strict=True)) if pair[0] != pair[1])
     element = at // itemsize
     where = slice(element * itemsize, (element + 1) * itemsize)
+    # Files are little-endian, and bits are written from the sign down, as verify writes them.
+    bits, others = (one[where][::-1].hex() for one in (found, content))
     return LayoutError(
-        f"tensor {name!r} differs from that of {of.path.name} at element {element} (bits "
-        f"{found[where].hex()}, there {content[where].hex()}); every rank must have the same copy",
+        f"tensor {name!r} differs from that of {of.path.name} at element {element} (bits {bits}, "
+        f"there {others}); every rank must have the same copy",
         path=rank.path,
         hint="the files are of different models, or one is corrupt",
     )

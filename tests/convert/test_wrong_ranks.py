@@ -55,6 +55,16 @@ def test_a_rank_that_no_rule_explains_is_refused_before_the_first_byte(tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_the_bits_of_a_copy_that_differs_are_written_from_the_sign_down(tmp_path):
+    """9.0 is 0x4110 in bfloat16; the bytes were printed as they lie in the file, 1041."""
+    state = random_model(GQA)
+    state["norm.weight"] = torch.ones(GQA.dim, dtype=torch.bfloat16)
+    save_checkpoint(tmp_path / "in", GQA, state, n_ranks=2)
+    rewrite_rank(tmp_path / "in", 1, {"norm.weight": torch.full((64,), 9.0).bfloat16()})
+    with pytest.raises(ConvertError, match=r"element 0 \(bits 4110, there 3f80\)"):
+        convert_checkpoint(tmp_path / "in", tmp_path / "out")
+
+
 def test_a_rank_that_was_only_saved_again_is_accepted(tmp_path):
     state = random_model(GQA, torch.float32)
     save_checkpoint(tmp_path / "in", GQA, state, n_ranks=2)
