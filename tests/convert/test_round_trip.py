@@ -34,6 +34,7 @@ from tests.witness.checkpoints import (
     random_model,
     save_checkpoint,
 )
+from tests.witness.old_torch import resave_as_old_torch
 
 ROOT = Path(__file__).parents[2]
 RECORD = "conversion.json"
@@ -155,6 +156,20 @@ def test_so_do_the_files_of_torch_1_13(tmp_path, name):
     original = json.loads((tmp_path / "hf" / RECORD).read_text())["original"]
     assert original["torch_layout"] == "1.13"
     assert len(original["rest"][0]) == 2 * (4 + 10)  # two frequencies, five values
+
+
+@pytest.mark.parametrize("storage", ["own", "flat"])
+@pytest.mark.parametrize("n_ranks", [1, 2, 4, 8])
+def test_so_do_any_number_of_such_files(tmp_path, n_ranks, storage):
+    """Put together by hand in the tests, whose writer is compared with the files above."""
+    state = random_model(WIDE, torch.bfloat16, 5, special_values=True)
+    source = save_checkpoint(tmp_path / "in", WIDE, state, n_ranks=n_ranks, storage=storage)
+    before = content(source)
+    resave_as_old_torch(source)
+    assert all(content(source)[name] != raw for name, raw in before.items() if ".pth" in name)
+    assert_comes_back(source, tmp_path)
+    original = json.loads((tmp_path / "hf" / RECORD).read_text())["original"]
+    assert original["torch_layout"] == "1.13"
 
 
 @needs_shared

@@ -38,6 +38,7 @@ from tests.formats.pth.saved_ranks import (
     saved,
     saving_from_a_gpu,
 )
+from tests.witness.old_torch import save_as_old_torch
 
 OLD_TORCH = Path(__file__).parents[4] / "shared" / "data" / "old-torch"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -141,6 +142,27 @@ def test_a_file_of_torch_1_13_is_written_again(file: str, root: str) -> None:
     for name, tensor in state.items():
         own = content[offsets[name] : offsets[name] + 2 * tensor.numel()]
         assert hashlib.sha256(own).hexdigest() == sums[name]
+
+
+@pytest.mark.skipif(not OLD_TORCH.exists(), reason="needs shared/data/old-torch")
+@pytest.mark.parametrize(
+    ("file", "root"), [("consolidated.00.pth", None), ("buffer.pth", "archive")]
+)
+def test_what_the_tests_put_together_is_a_file_of_torch_1_13(tmp_path: Path, file, root) -> None:
+    """The control of the tests that use such files where there are none of torch's own."""
+    state = load(OLD_TORCH / file)
+    save_as_old_torch(state, tmp_path / file, root)
+    assert (tmp_path / file).read_bytes() == (OLD_TORCH / file).read_bytes()
+    state["norm.weight"] = -state["norm.weight"]
+    save_as_old_torch(state, tmp_path / file, root)
+    assert (tmp_path / file).read_bytes() != (OLD_TORCH / file).read_bytes()
+
+
+@pytest.mark.parametrize("n_tensors", [1, 12, 300])
+def test_both_writers_of_torch_1_13_write_the_same(tmp_path: Path, n_tensors: int) -> None:
+    state = mixed(n_tensors)
+    save_as_old_torch(state, tmp_path / "rank.pth")
+    assert ours(state, "1.13", "rank") == (tmp_path / "rank.pth").read_bytes()
 
 
 def test_torch_1_13_orders_storages_as_text_and_writes_few_records(tmp_path: Path) -> None:
