@@ -51,8 +51,8 @@ class Source:
         paths: Every file that is read, tokenizer.model apart.
         inputs: What tells them from others, as plain values.
         tokenizer: tokenizer.model, or None where there is none.
-        params: The bytes of params.json; None where there is none.
         notes: What the user should know.
+        checkpoint: What it is as the input of the other direction; None of Hugging Face's side.
     """
 
     folder: Path
@@ -64,13 +64,18 @@ class Source:
     paths: tuple[Path, ...]
     inputs: Mapping[str, Any]
     tokenizer: Path | None
-    params: bytes | None
     notes: tuple[str, ...]
+    checkpoint: Checkpoint | None
 
     @property
     def is_metas(self) -> bool:
         """Whether it is a folder of Meta's side."""
-        return all(placement.interleaved for placement, _ in self.placements.values())
+        return self.checkpoint is not None
+
+    @property
+    def params(self) -> bytes | None:
+        """The bytes of params.json; None where there is none."""
+        return None if self.checkpoint is None else self.checkpoint.params
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
@@ -151,8 +156,8 @@ def _of_hugging_face(checkpoint: HuggingFaceCheckpoint) -> Source:
         paths=(checkpoint.folder / CONFIG_NAME, *(file.path for file in checkpoint.files)),
         inputs=checkpoint.inputs(),
         tokenizer=checkpoint.tokenizer,
-        params=None,
         notes=checkpoint.notes,
+        checkpoint=None,
     )
 
 
@@ -173,8 +178,8 @@ def _of_meta(checkpoint: Checkpoint) -> Source:
         paths=(checkpoint.files.params, *checkpoint.files.ranks),
         inputs=checkpoint.inputs(),
         tokenizer=checkpoint.files.tokenizer,
-        params=checkpoint.params,
         notes=checkpoint.notes,
+        checkpoint=checkpoint,
     )
 
 

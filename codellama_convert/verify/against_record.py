@@ -140,9 +140,13 @@ def check_record(
     _compare_places(record, stored, problems)
     for name, one in sorted(measured.tensors.items()):
         said = record.tensors.get(name)
-        if said is not None and one.difference is None:
-            for line in wrong_counts(said.crc32, f"{one.crc32:08x}", said, one):
-                problems.add(f"tensor {name!r} {line}", file=RECORD_NAME)
+        if said is None or one.difference is not None:
+            continue
+        if said.crc32 != f"{one.crc32:08x}":
+            line = f"has CRC-32 {one.crc32:08x}, the record says {said.crc32}"
+            problems.add(f"tensor {name!r} {line}", file=RECORD_NAME)
+        for line in wrong_counts(said, one):
+            problems.add(f"tensor {name!r} {line}", file=RECORD_NAME)
     compare_source(record, measured, problems)
 
 
@@ -152,20 +156,19 @@ def compare_source(record: Record, measured: Measured, problems: Problems) -> No
         told, rank = record.source.get(name), measured.sources.get(name)
         if told != rank:
             problems.add(
-                f"says that {name} {_told(told)}; the checkpoint's {_told(rank)}", file=RECORD_NAME
+                f"says that {name} {told_sums(told)}; the checkpoint's {told_sums(rank)}",
+                file=RECORD_NAME,
             )
 
 
-def _told(sums: FileSums | None) -> str:
+def told_sums(sums: FileSums | None) -> str:
+    """Say what a file has, such as "has 7 bytes and CRC-32 00000000"."""
     return "is missing" if sums is None else f"has {sums.size} bytes and CRC-32 {sums.crc32}"
 
 
-def wrong_counts(
-    crcs_said: str, crcs: str, said: TensorSums | PartSums, found: Compared
-) -> Iterator[str]:
-    """Say which sums and counts of a tensor are others than its record has."""
+def wrong_counts(said: TensorSums | PartSums, found: Compared) -> Iterator[str]:
+    """Say which counts of a tensor are others than its record has."""
     for what, listed, counted in (
-        ("CRC-32", crcs_said, crcs),
         ("became_zero", said.became_zero, found.became_zero),
         ("nonfinite", said.nonfinite, found.nonfinite),
     ):

@@ -108,24 +108,44 @@ def compare_shard(
     """
     listed = record.files[path.name]
     try:
-        with InputFile(path, error=VerifyError) as file:
-            if file.n_bytes != listed.size:
-                problems.add(
-                    f"has {file.n_bytes} bytes, the record says {listed.size}", file=path.name
-                )
-                return
-            whole = 0
-            for span in _spans(path, file.n_bytes, stored):
-                if span.tensor is None:
-                    crc = zlib.crc32(file.read_exact(span.start, span.end - span.start))
-                elif span.tensor in crcs:
-                    crc = crcs[span.tensor]
-                else:  # of another shape: reported already
-                    return
-                whole = combine(whole, crc, span.end - span.start)
-        _compare_sums(path, listed, whole, problems)
+        found = sum_file(path, stored, crcs)
+        if found is None:
+            return
+        if found.size != listed.size:
+            problems.add(f"has {found.size} bytes, the record says {listed.size}", file=path.name)
+        else:
+            _compare_sums(path, listed, int(found.crc32, 16), problems)
     except ConvertError as problem:
         problems.add_error(problem)
+
+
+def sum_file(
+    path: Path, stored: Mapping[str, StoredOutput], crcs: Mapping[str, int]
+) -> FileSums | None:
+    """Sum a file whose tensors were read already.
+
+    Args:
+        path: The file.
+        stored: The tensors of the output.
+        crcs: Their sums.
+
+    Returns:
+        Its size and sum; None where that of a tensor is not known, which was reported.
+
+    Raises:
+        VerifyError: If it cannot be read.
+    """
+    with InputFile(path, error=VerifyError) as file:
+        whole = 0
+        for span in _spans(path, file.n_bytes, stored):
+            if span.tensor is None:
+                crc = zlib.crc32(file.read_exact(span.start, span.end - span.start))
+            elif span.tensor in crcs:
+                crc = crcs[span.tensor]
+            else:
+                return None
+            whole = combine(whole, crc, span.end - span.start)
+        return FileSums(file.n_bytes, f"{whole:08x}")
 
 
 def _compare_sums(path: Path, listed: FileSums, crc: int, problems: Problems) -> None:

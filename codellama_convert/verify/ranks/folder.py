@@ -92,6 +92,21 @@ def as_stored(path: Path, tensor: StoredTensor) -> StoredOutput:
     return StoredOutput(path, tensor.dtype, tensor.shape, at, end - first)
 
 
+def stored_in(rank: RankIndex) -> dict[str, StoredOutput]:
+    """Say where the tensors of a rank lie, those whose bytes are theirs alone and in order."""
+    stored: dict[str, StoredOutput] = {}
+    end = 0
+    for name, tensor in sorted(rank.tensors.items(), key=lambda one: _begin(one[1])):
+        one = as_stored(rank.path, tensor)
+        if tensor.row_major and one.offset >= end:
+            stored[name], end = one, one.offset + one.n_bytes
+    return stored
+
+
+def _begin(tensor: StoredTensor) -> int:
+    return tensor.storage.offset + tensor.extent[0]
+
+
 def shown_by(ranks: Ranks, config: ModelConfig) -> AskedRanks:
     """Read from ranks without a record what their source does not say.
 

@@ -121,6 +121,13 @@ class ExpectedRanks:
         return tuple(map(rank_name, range(self.n_ranks)))
 
     @property
+    def laid_out_otherwise(self) -> str:
+        """Say of a file that a byte beside its weights is another."""
+        if self.original is None:
+            return f"is not laid out as PyTorch {self.layout} writes it"
+        return "differs from the original file"
+
+    @property
     def origin_of_frequencies(self) -> str:
         """Say why the frequencies are as they are."""
         if _has_frequencies(self.source, self.dtype):
@@ -203,12 +210,14 @@ def _impossible(config: ModelConfig, n_rows: int, n_ranks: int) -> str | None:
     return None
 
 
-def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:
+def expected_ranks(job: ReverseJob, asked: AskedRanks, original: Original | None) -> ExpectedRanks:
     """Spell out which ranks a job must have made.
 
     Args:
         job: From `plan_reverse`.
         asked: What is said of the output, by the user or its record.
+        original: How they were saved before, if they come back; it is dropped where something else
+            is said.
 
     Returns:
         What must be there.
@@ -216,7 +225,6 @@ def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:
     source = job.weights.source
     config = replace(source.config, vocab_size=asked.vocab_rows or job.weights.config.vocab_size)
     dtype = job.weights.plan.dtype if asked.dtype is None else dtype_named(asked.dtype)
-    original = job.original
     if original is not None and not (
         asked.ranks in (None, len(original.roots))
         and asked.torch_layout in (None, original.torch_layout)
@@ -226,12 +234,13 @@ def expected_ranks(job: ReverseJob, asked: AskedRanks) -> ExpectedRanks:
         original = None
     is_third = config.generation == LLAMA_3  # its ranks have none, and its loader refuses them
     has_usual = original is None and asked.rope_freqs is not False and not is_third
+    layout = job.torch_layout if original is None else original.torch_layout
     return ExpectedRanks(
         source=source,
         config=config,
-        n_ranks=asked.ranks or len(job.weight_files),
+        n_ranks=asked.ranks or (len(job.weight_files) if original is None else len(original.roots)),
         dtype=dtype,
-        layout=asked.torch_layout or job.torch_layout,
+        layout=asked.torch_layout or layout,
         frequencies=_frequencies(source, config, dtype) if has_usual else None,
         tokenizer=None if asked.skip_tokenizer else job.tokenizer,
         checklist=bool(asked.checklist),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 from codellama_convert import __version__
 from codellama_convert.errors import shown
-from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.meta.target_names import is_taken
 from codellama_convert.model.asked import RECORD_NAME, AskedRanks
 from codellama_convert.plan.ranks.job import ReverseJob
-from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.against_record import (
@@ -21,37 +19,23 @@ from codellama_convert.verify.against_record import (
     record_needed,
     wrong_counts,
 )
-from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.output_files import complain_of_strays
 from codellama_convert.verify.ranks.folder import (
     CHECKLIST_NAME,
     PARAMS_NAME,
     TOKENIZER_NAME,
     Ranks,
-    as_stored,
     is_rank,
     rank_name,
     read_ranks,
+    stored_in,
 )
+from codellama_convert.verify.ranks.found import Found
 from codellama_convert.verify.ranks.job import ExpectedRanks
 from codellama_convert.verify.record_reader import PartSums, Record, TensorSums
 from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.sums import FileReading, compare_file, compare_shard
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What was found out about both sides while they were compared.
-
-    Attributes:
-        ranks: Those that were read.
-        crcs: By rank and tensor, of the data that is right.
-        measured: Of the source's files, and of each tensor.
-    """
-
-    ranks: Ranks
-    crcs: Mapping[int, Mapping[str, int]]
-    measured: Measured
+from codellama_convert.verify.tensor import Compared
 
 
 def verify_ranks_record(output_dir: Path, asked: AskedRanks, reading: FileReading) -> VerifyReport:
@@ -84,7 +68,7 @@ def verify_ranks_record(output_dir: Path, asked: AskedRanks, reading: FileReadin
     numbers = {rank_name(number): number for number in ranks}
     for name in sorted(record.files):
         number = numbers.get(name)
-        stored = {} if number is None else _stored(ranks[number])
+        stored = {} if number is None else stored_in(ranks[number])
         of_file = record if number is None else _of_rank(record, number)
         n_bytes += compare_file(output_dir / name, of_file, stored, problems, reading)
     return VerifyReport(output_dir, "record", len(record.parts), n_bytes, problems.lines())
@@ -96,7 +80,6 @@ def check_ranks_record(
     *,
     job: ReverseJob,
     expected: ExpectedRanks,
-    tensors: Collection[TensorPlan],
     found: Found,
     problems: Problems,
 ) -> None:
@@ -107,7 +90,6 @@ def check_ranks_record(
         record: Its record.
         job: The conversion.
         expected: What must be there.
-        tensors: Its tensors.
         found: What was found of both sides.
         problems: Gets what differs.
     """
@@ -121,12 +103,9 @@ def check_ranks_record(
         if number is None:
             compare_file(path, record, {}, problems, reading)
         else:
-            crcs = found.crcs.get(number, {})
-            stored = _stored(found.ranks[number])
-            if expected.original is not None:  # what lies beside the weights has no sum of its own
-                weights = {tensor.spec.name for tensor in tensors}
-                stored = {name: one for name, one in stored.items() if name in weights}
-            compare_shard(path, record, stored, crcs, problems)
+            # What lies beside the weights has no sum of its own.
+            weights, crcs = found.weights(number), found.crcs(number)
+            compare_shard(path, record, weights, crcs, problems)
     problems.add_differences(RECORD_NAME, record.options, expected.options(), part="options")
     # Another version of this program may call a model otherwise.
     if record.version == __version__ and record.model != job.model_name:
@@ -135,15 +114,38 @@ def check_ranks_record(
     if record.original != expected.original:
         problems.add("original is not what the source's record says", file=RECORD_NAME)
     _compare_files(record, expected.n_ranks, AskedRanks(**expected.options()), problems)
-    _compare_tensors(record, tensors, found, problems)
-    compare_source(record, found.measured, problems)
+    _compare_tensors(record, expected, found, problems)
+
+
+def compare_source_of_ranks(
+    record: Record, measured: Measured, problems: Problems
+) -> Iterator[str]:
+    """Compare the sums that a record has of the source's files; yield why not, if so.
+
+    Args:
+        record: The output's.
+        measured: What was found of the source.
+        problems: Gets what differs.
+    """
+    kinds = {Path(name).suffix for name in record.source}
+    if kinds and kinds.isdisjoint(Path(name).suffix for name in measured.sources):
+        # Ranks that came back are compared with those before, and were made of a folder between.
+        yield (
+            f"{RECORD_NAME} says that the ranks were made of {min(record.source)}, which this source "
+            "does not have: the sums of its files were not compared with it"
+        )
+    else:
+        compare_source(record, measured, problems)
 
 
 def _compare_tensors(
-    record: Record, tensors: Collection[TensorPlan], found: Found, problems: Problems
+    record: Record,
+    expected: ExpectedRanks,
+    found: Found,
+    problems: Problems,
 ) -> None:
     """Compare what the record says of each tensor, and look whether it speaks of all."""
-    wanted = {tensor.spec.name: tensor.spec for tensor in tensors}
+    wanted = {tensor.spec.name: tensor.spec for tensor in found.tensors}
     for name in sorted({*record.parts, *wanted}):
         listed, spec = record.parts.get(name), wanted.get(name)
         said = listed and f"{listed.dtype} {listed.shape}"
@@ -151,13 +153,29 @@ def _compare_tensors(
         if said != needed:
             what = f"tensor {shown(name)} is {said or 'missing'}, expected {needed or 'nothing'}"
             problems.add(what, file=RECORD_NAME)
+    if record.options.get("ranks") != expected.n_ranks:  # one line says so
+        return
     for name, one in sorted(found.measured.tensors.items()):
         listed = record.parts.get(name)
         if listed is None or one.difference is not None:
             continue
-        crcs = " ".join(f"{crc:08x}" for _, crc in sorted(one.crcs.items()))
-        for line in wrong_counts(" ".join(listed.crc32s), crcs, listed, one):
+        for line in _wrong_sums(listed, one, expected.n_ranks):
             problems.add(f"tensor {name!r} {line}", file=RECORD_NAME)
+
+
+def _wrong_sums(listed: PartSums, found: Compared, n_ranks: int) -> Iterator[str]:
+    """Say which sums and counts of a tensor are others; without a rank, those of the other ranks."""
+    if len(listed.crc32s) != n_ranks:
+        yield f"has {len(listed.crc32s)} sums, expected {n_ranks}"
+        return
+    for number, crc in sorted(found.crcs.items()):
+        if listed.crc32s[number] != f"{crc:08x}":
+            yield (
+                f"has CRC-32 {crc:08x} in {rank_name(number)}, the record says "
+                f"{listed.crc32s[number]}"
+            )
+    if len(found.crcs) == n_ranks:
+        yield from wrong_counts(listed, found)
 
 
 def _compare_files(record: Record, n_ranks: int, said: AskedRanks, problems: Problems) -> None:
@@ -194,18 +212,6 @@ def _compare_forms(
                 f"{n_ranks} ranks",
                 file=rank_name(number),
             )
-
-
-def _stored(rank: RankIndex) -> dict[str, StoredOutput]:
-    """Say where the tensors of a rank lie, those whose bytes are theirs alone and in order."""
-    stored: dict[str, StoredOutput] = {}
-    end = 0
-    tensors = rank.tensors.items()
-    for name, tensor in sorted(tensors, key=lambda one: as_stored(rank.path, one[1]).offset):
-        one = as_stored(rank.path, tensor)
-        if tensor.row_major and one.offset >= end:
-            stored[name], end = one, one.offset + one.n_bytes
-    return stored
 
 
 def _of_rank(record: Record, number: int) -> Record:

@@ -6,14 +6,16 @@ Loaders of ranks take what they are given: they say nothing of a missing weight 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from codellama_convert.meta.target_names import is_taken
-from codellama_convert.model.asked import AskedRanks
+from codellama_convert.model.asked import RECORD_NAME, AskedRanks
 from codellama_convert.model.tensor_table import FREQUENCIES_NAME
 from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.output_files import complain_of_strays
+from codellama_convert.verify.ranks.before import compare_sums, original_of, sums_before
 from codellama_convert.verify.ranks.folder import (
     CHECKLIST_NAME,
     PARAMS_NAME,
@@ -21,23 +23,18 @@ from codellama_convert.verify.ranks.folder import (
     read_ranks,
     shown_by,
 )
+from codellama_convert.verify.ranks.found import Found
 from codellama_convert.verify.ranks.job import (
     ExpectedRanks,
     asked_of_ranks,
     expected_ranks,
     without_impossible,
 )
-from codellama_convert.verify.ranks.parts import (
-    compare_frequencies,
-    compare_layouts,
-    compare_parts,
-    compare_restored,
-    right_crcs,
-)
-from codellama_convert.verify.ranks.record import Found, check_ranks_record
+from codellama_convert.verify.ranks.layouts import compare_layouts
+from codellama_convert.verify.ranks.parts import compare_frequencies, compare_parts
+from codellama_convert.verify.ranks.record import check_ranks_record, compare_source_of_ranks
 from codellama_convert.verify.ranks.small_files import (
     check_checklist,
-    check_original_params,
     check_params,
     check_tokenizer_model,
 )
@@ -71,37 +68,32 @@ def verify_ranks(
     shown = shown_by(ranks, job.weights.source.config)
     told = shown if record is None or record.asked_ranks is None else record.asked_ranks
     asked = (asked_of_ranks(job.options) if asked is None else asked).or_else(told)
-    expected = expected_ranks(job, without_impossible(asked, job, problems))
+    asked = without_impossible(asked, job, problems)
+    expected = expected_ranks(job, asked, original_of(job, record, ranks))
     _compare_forms(expected, shown, problems)
     plan = job.weights.plan
     tensors = expected.tensors(plan.tile_bytes)
     parts = compare_parts(expected, tensors, ranks, problems)
     others = {spec.name: parts.pop(spec.name) for spec in expected.others}
-    frequencies: dict[int, int] = {}
     if expected.original is None:
-        frequencies = compare_frequencies(expected, others.get(FREQUENCIES_NAME, {}), problems)
+        compare_frequencies(expected, others.get(FREQUENCIES_NAME, {}), problems)
     compared = [tensor for tensor in tensors if parts[tensor.spec.name]]
     reading = FileReading(job.options.io_mode, plan.workers, watch)
     measured = compare_tensors(compared, parts, expected.source.files, problems, reading)
-    crcs = right_crcs(measured.tensors, frequencies)
-    if expected.original is None:
-        compare_layouts(expected, tensors, ranks, crcs, problems)
-    else:
-        compare_restored(plan, ranks, crcs, problems)
+    found = Found(ranks, tensors, measured)
+    compare_layouts(expected, found, problems)
+    notes = list(_compare_with_before(expected, found, problems))
     _check_other_files(output_dir, expected, problems)
     if record is not None:
         check_ranks_record(
-            output_dir,
-            record,
-            job=job,
-            expected=expected,
-            tensors=tensors,
-            found=Found(ranks, crcs, measured),
-            problems=problems,
+            output_dir, record, job=job, expected=expected, found=found, problems=problems
         )
+        notes += compare_source_of_ranks(record, measured, problems)
     read = sum(tensor.spec.n_elements * tensor.read_dtype.itemsize for tensor in compared)
     written = sum(one.n_bytes for by_rank in parts.values() for one in by_rank.values())
-    return VerifyReport(output_dir, "source", len(compared), read + written, problems.lines())
+    return VerifyReport(
+        output_dir, "source", len(compared), read + written, problems.lines(), tuple(notes)
+    )
 
 
 def _compare_forms(expected: ExpectedRanks, shown: AskedRanks, problems: Problems) -> None:
@@ -115,12 +107,27 @@ def _compare_forms(expected: ExpectedRanks, shown: AskedRanks, problems: Problem
         )
 
 
+def _compare_with_before(
+    expected: ExpectedRanks, found: Found, problems: Problems
+) -> Iterator[str]:
+    """Compare ranks that come back with the sums of the files before; yield why not, if so."""
+    if expected.original is None:
+        return
+    sums = sums_before(expected.source, found.measured.sources)
+    if sums is not None:
+        compare_sums(sums, expected, found, problems)
+    else:
+        yield (
+            f"the weights changed since the source's {RECORD_NAME} was written: not compared with "
+            "the original files"
+        )
+
+
 def _check_other_files(output_dir: Path, expected: ExpectedRanks, problems: Problems) -> None:
     """Compare the files beside the ranks, and name those that do not belong there."""
-    if expected.original is None:
-        check_params(output_dir, expected.config, expected.source.params, problems)
-    else:
-        check_original_params(output_dir, expected.original.params, problems)
+    comes_back = expected.original is not None
+    own = expected.source.params if expected.original is None else expected.original.params.encode()
+    check_params(output_dir, expected.config, own, problems, comes_back=comes_back)
     names = {*expected.names, PARAMS_NAME}
     if expected.tokenizer is not None:
         names.add(TOKENIZER_NAME)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from codellama_convert.errors import ConvertError, VerifyError, shown
 from codellama_convert.formats.tokenizer_model import TokenizerModel
@@ -26,73 +27,82 @@ _KEYS = frozenset({
     "dim", "ffn_dim_multiplier", "multiple_of", "n_heads", "n_kv_heads", "n_layers", "norm_eps",
     "rope_theta", "vocab_size",
 })  # fmt: skip
-_SCALED = "use_scaled_rope"
+_WIDTH, _SCALED = "the width of the feed-forward network", "use_scaled_rope"
 _THETA_OF_2, _THETA_OF_3 = 10000.0, 500000.0  # what they take where the file says none
 _MORE_BYTES = 1 << 16
 
 
-def check_original_params(folder: Path, text: str, problems: Problems) -> None:
-    """Compare params.json with what the file was that the source was converted from."""
-    raw = text.encode()
-    try:
-        found = read_small(folder / PARAMS_NAME, len(raw) + _MORE_BYTES)
-    except VerifyError as problem:
-        problems.add_error(problem)
-        return
-    other = first_other_byte(found, [raw])
-    if other is not None:
-        problems.add(f"is not as it was: {other}", file=PARAMS_NAME)
-
-
-def check_params(folder: Path, config: ModelConfig, own: bytes | None, problems: Problems) -> None:
+def check_params(
+    folder: Path, config: ModelConfig, own: bytes | None, problems: Problems, *, comes_back: bool
+) -> None:
     """Compare params.json with the model: what Meta's code builds of it, and how it is spelled.
 
     Args:
         folder: The output.
         config: The model, from the source.
-        own: The source's file, where it is one of Meta's side.
+        own: The file of the ranks before, where that is known.
         problems: Gets what differs.
+        comes_back: Whether it must be that file.
     """
     path = folder / PARAMS_NAME
+    theta = _THETA_OF_3 if config.generation == LLAMA_3 else _THETA_OF_2
     try:
         raw = read_small(path)
         found = parse_json(raw, path)
-        params, _ = parse_params(raw, path)
+        said = _said_in(raw, path, theta)
+        expected = _said_of(config)
+        if own is not None and comes_back:
+            # Some of Meta's leave the number of rows to the tokenizer, or the width to the tensors.
+            before = _said_in(own, path, theta)
+            expected |= {key: before[key] for key in (_WIDTH, "vocab_size")}
     except ConvertError as problem:
         problems.add_error(problem)
         return
-    # Only a text of Meta's side leaves the number of rows to the tokenizer.
     is_metas = raw in (own, *(text.encode() for text in PARAMS_TEXTS.values()))
-    n_rows = config.vocab_size if is_metas and params.vocab_size is None else params.vocab_size
-    theta = _THETA_OF_3 if config.generation == LLAMA_3 else _THETA_OF_2
-    said = {
+    if is_metas and not comes_back and said["vocab_size"] is None:
+        said["vocab_size"] = config.vocab_size
+    wrong = problems.add_differences(PARAMS_NAME, said, expected)
+    known = _KEYS | {_SCALED} if config.scaled_rope else _KEYS
+    unknown = [] if comes_back else sorted(found.keys() - known)
+    for key in unknown:
+        problems.add(f"has {shown(key)}, which Meta's code does not know", file=PARAMS_NAME)
+    if wrong or unknown:
+        return
+    if own is not None and comes_back:
+        problems.add_spelling(PARAMS_NAME, raw, [own])
+    elif not is_metas:
+        problems.add_spelling(PARAMS_NAME, raw, [json.dumps(found).encode() + b"\n"])
+
+
+def _said_in(raw: bytes, path: Path, theta: float) -> dict[str, Any]:
+    """List what Meta's code takes from params.json."""
+    params, _ = parse_params(raw, path)
+    return {
         "dim": params.dim,
         "n_heads": params.n_heads,
         "n_kv_heads": params.key_value_heads(),
         "n_layers": params.n_layers,
         "norm_eps": params.norm_eps,
         "rope_theta": theta if params.rope_theta is None else params.rope_theta,
-        "the width of the feed-forward network": params.feed_forward_width(),
+        _WIDTH: params.feed_forward_width(),
         _SCALED: params.use_scaled_rope,
-        "vocab_size": n_rows,
+        "vocab_size": params.vocab_size,
     }
-    expected = {
+
+
+def _said_of(config: ModelConfig) -> dict[str, Any]:
+    """List what it must be."""
+    return {
         "dim": config.hidden_size,
         "n_heads": config.num_attention_heads,
         "n_kv_heads": config.num_key_value_heads,
         "n_layers": config.num_hidden_layers,
         "norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
-        "the width of the feed-forward network": config.intermediate_size,
+        _WIDTH: config.intermediate_size,
         _SCALED: config.scaled_rope,
         "vocab_size": config.vocab_size,
     }
-    wrong = problems.add_differences(PARAMS_NAME, said, expected)
-    unknown = sorted(found.keys() - (_KEYS | {_SCALED} if config.scaled_rope else _KEYS))
-    for key in unknown:
-        problems.add(f"has {shown(key)}, which Meta's code does not know", file=PARAMS_NAME)
-    if not wrong and not unknown and not is_metas:
-        problems.add_spelling(PARAMS_NAME, raw, [json.dumps(found).encode() + b"\n"])
 
 
 def check_tokenizer_model(

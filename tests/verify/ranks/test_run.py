@@ -275,6 +275,19 @@ def test_what_a_user_says_of_the_output_is_compared_with_the_record(place, job):
         assert told(place / "out", with_job, asked=right) == []
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"PK")])
+def test_a_rank_that_is_missing_or_unreadable_is_one_line(place, tmp_path, damage):
+    """Beside the record, there was a line for each tensor, and then "... and 1 more"."""
+    output = Path(shutil.copytree(place / "out", tmp_path / "out"))
+    damage(output / LAST)
+    (line,) = told(output, plan_reverse(place / "hf", TILED()))
+    assert line.startswith(f"{LAST}: ")
+    # Without the source, its size is one more.
+    found = told(output)
+    assert len(found) == (2 if (output / LAST).exists() else 1)
+    assert all(LAST in line for line in found)
+
+
 def test_a_damage_in_the_staged_ranks_is_found_before_anything_is_published(place, tmp_path):
     def check(job: ReverseJob, staged: Path, watch: Any) -> None:
         from codellama_convert.cli.steps import verify_staged
