@@ -6,12 +6,14 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from codellama_convert import verify_output
-from codellama_convert.errors import VerifyError
+from codellama_convert.errors import ConvertError
+from codellama_convert.plan.job import Job
+from codellama_convert.plan.ranks.job import ReverseJob
 
 MODEL, INDEX, RECORD = "model.safetensors", "model.safetensors.index.json", "conversion.json"
 NORM = "model.norm.weight"
@@ -22,16 +24,44 @@ SMALL_FILES = (
 Damage = Callable[[Path], Any]
 
 
-def told(output: Path, job=None) -> list[str]:
+def told(output: Path, job: Job | ReverseJob | None = None, **how: Any) -> list[str]:
     """Verify; give the problems, or the error as the only one."""
     try:
-        found = list(verify_output(output, job).problems)
-    except VerifyError as problem:
+        found = list(verify_output(output, job, **how).problems)
+    except ConvertError as problem:
         found = [str(problem)]
     for line in found:
         assert line.isprintable(), line
         assert len(line) < 700 + len(str(output)), line
     return found
+
+
+def missed(
+    output: Path, job: Job | ReverseJob, path: Path, changed: bytes, *, by_name: bool = True
+) -> list[str]:
+    """Change a file and list the ways in which that is not found, or not by name; put it back."""
+    raw, record = path.read_bytes(), (output / RECORD).read_bytes()
+    assert changed != raw
+    path.write_bytes(changed)
+    found = {"by the record": told(output), "by both": told(output, job)}
+    if path.name != RECORD:
+        (output / RECORD).unlink()
+        found["by the source"] = told(output, job)
+        (output / RECORD).write_bytes(record)
+    path.write_bytes(raw)
+    fact = path.name if by_name else ""
+    return [way for way, lines in found.items() if not any(fact in line for line in lines)]
+
+
+def changes(raw: bytes) -> Iterator[tuple[str, bytes]]:
+    """Flip a bit, insert a byte and delete one: at both ends, and in between."""
+    last = len(raw) - 1
+    for at in sorted({0, len(raw) // 2, last}):
+        yield f"byte {at} flipped", raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+        yield f"byte before {at}", raw[:at] + b" " + raw[at:]
+        yield f"byte {at} deleted", raw[:at] + raw[at + 1 :]
+    yield "byte behind", raw + b"\n"
+    yield "nothing left", b""
 
 
 def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:

@@ -17,12 +17,13 @@ import torch
 
 from codellama_convert import convert_checkpoint, verify_output
 from codellama_convert.convert.run import run
-from codellama_convert.errors import ConvertError, VerifyError
+from codellama_convert.errors import VerifyError
 from codellama_convert.model.asked import AskedRanks
 from codellama_convert.plan.ranks.job import ReverseJob, plan_reverse
 from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.plan.run_options import RunOptions
 from tests.refusals import refused
+from tests.verify.damage import told
 from tests.witness.checkpoints import (
     Shape,
     half_split_rows,
@@ -65,15 +66,6 @@ def out(place, tmp_path):
     copied = Path(shutil.copytree(place / "out", tmp_path / "out"))
     (copied / "conversion.json").unlink()
     return copied
-
-
-def told(output: Path, job: ReverseJob | None = None, **how: Any) -> list[str]:
-    try:
-        found = list(verify_output(output, job, **how).problems)
-    except ConvertError as problem:
-        found = [str(problem)]
-    assert all(line.isprintable() for line in found)
-    return found
 
 
 def save(output: Path, ranks: Ranks) -> None:
