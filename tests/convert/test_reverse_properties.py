@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -15,103 +14,32 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codellama_convert import Options, convert_checkpoint, reverse_checkpoint
+from codellama_convert import Options, convert_checkpoint, reverse_checkpoint, verify_output
 from codellama_convert.convert import transfer
+from codellama_convert.plan.ranks.job import plan_reverse
 from codellama_convert.plan.ranks.options import ReverseOptions
 from tests.convert.bits import assert_same_bits
+from tests.convert.random_models import (
+    DTYPES,
+    Model,
+    how,
+    models,
+    write_hugging_face,
+    write_meta,
+)
 from tests.hugging_face.folders import write_folder
 from tests.witness.checkpoints import (
     GQA,
     STORAGES,
-    Shape,
     State,
-    Storage,
     expected_state_dict,
     random_model,
     read_output,
     rope_freqs,
-    save_checkpoint,
 )
 from tests.witness.ranks import expected_ranks, rank_differences, save_ranks
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-THETAS = (10000.0, 500000.0, 1000000.0)
 bounded = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model that may be split over two numbers of ranks."""
-
-    shape: Shape
-    n_before: int
-    n_after: int
-    dtype: str
-    theta: float
-    seed: int
-
-    @property
-    def state(self) -> State:
-        return random_model(self.shape, DTYPES[self.dtype], self.seed, special_values=True)
-
-
-@st.composite
-def models(draw: st.DrawFn) -> Model:
-    n_kv_heads = draw(st.sampled_from([1, 2, 3, 4, 6, 8]))
-    n_heads = n_kv_heads * draw(st.integers(1, 3))
-    common = draw(st.sampled_from([n for n in (1, 2, 3, 4, 6, 8) if n_kv_heads % n == 0]))
-    counts = st.sampled_from([n for n in range(1, common + 1) if gcd(common, n) == n])
-    shape = Shape(
-        dim=n_heads * draw(st.sampled_from([2, 4, 6, 8])),
-        n_layers=draw(st.integers(1, 2)),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        hidden=common * draw(st.integers(1, 9)),
-        vocab=common * draw(st.integers(1, 9)),
-    )
-    return Model(
-        shape, draw(counts), draw(counts), draw(st.sampled_from(sorted(DTYPES))),
-        draw(st.sampled_from(THETAS)), draw(st.integers(0, 2**16)),
-    )  # fmt: skip
-
-
-def how(layout: str = "2.13") -> st.SearchStrategy[dict[str, Any]]:
-    """Draw what may not change a byte; the smallest memory takes a row or a head at a time."""
-    return st.fixed_dictionaries({
-        "torch_layout": st.just(layout),
-        "workers": st.sampled_from([1, 2, 3]),
-        "max_ram_bytes": st.sampled_from([None, 300_000, 1_000_000]),
-        "io_mode": st.sampled_from(["auto", "buffered"]),
-    })  # fmt: skip
-
-
-def write_hugging_face(folder: Path, model: Model, n_files: int, *, tied: bool = False) -> Path:
-    """Deal a model's tensors out to some files, as a seed has it."""
-    state = expected_state_dict(model.state, model.shape)
-    if tied:
-        del state["lm_head.weight"]
-    dealt: list[State] = [{} for _ in range(n_files)]
-    numbers = torch.randint(
-        n_files, (len(state),), generator=torch.Generator().manual_seed(model.seed)
-    )
-    for number, (name, tensor) in zip(numbers.tolist(), state.items(), strict=True):
-        dealt[number][name] = tensor.contiguous()
-    return write_folder(
-        folder, [one for one in dealt if one], shape=model.shape, rope_theta=model.theta,
-        torch_dtype=model.dtype, tie_word_embeddings=tied,
-    )  # fmt: skip
-
-
-def write_meta(folder: Path, model: Model, storage: Storage, rope: Any) -> Path:
-    natural = model.shape.dim * 8 // 3
-    params = {
-        "multiple_of": model.shape.hidden, "ffn_dim_multiplier": model.shape.hidden / natural,
-        "rope_theta": model.theta,
-    }  # fmt: skip
-    return save_checkpoint(
-        folder, model.shape, model.state, model.n_before, storage=storage, rope=rope,
-        tokenizer=False, params=params,
-    )  # fmt: skip
 
 
 def metas_model(params: dict[str, Any]) -> tuple[int, ...]:
@@ -142,8 +70,11 @@ def require_ranks(folder: Path, model: Model, ranks: list[State], *, layout: str
 
 
 def reverse(source: Path, target: Path, model: Model, options: dict[str, Any]) -> None:
+    """Write ranks, and look that verify finds nothing wrong with them."""
     asked = ReverseOptions(n_ranks=model.n_after, skip_tokenizer=True, **options)
     reverse_checkpoint(source, target, options=asked)
+    assert verify_output(target, plan_reverse(source, asked)).problems == ()
+    assert verify_output(target).problems == ()
 
 
 @pytest.mark.parametrize("layout", ["1.13", "2.13"])
@@ -296,9 +227,13 @@ def test_the_comparison_sees_a_wrong_order_of_rotary_rows(
             transfer, "to_interleaved",
             lambda rows, head_dim: real(rows, head_dim // 2 if len(rows) < 32 else head_dim),
         )  # fmt: skip
-    reverse(source, tmp_path / "wrong", CONTROL, {})
+    asked = ReverseOptions(n_ranks=CONTROL.n_after, skip_tokenizer=True)
+    reverse_checkpoint(source, tmp_path / "wrong", options=asked)
+    wrong = {"wq", "wk"} if mistake == "not reordered" else {"wk"}
+    problems = verify_output(tmp_path / "wrong", plan_reverse(source, asked)).problems
+    assert {re.findall(r"attention\.(w.)\.weight' differs", line)[0] for line in problems} == wrong
     found = {
         line.split(".weight")[0].rpartition(".")[2]
         for line in rank_differences(tmp_path / "wrong", right)
     }
-    assert found == ({"wq", "wk"} if mistake == "not reordered" else {"wk"})
+    assert found == wrong
