@@ -15,21 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import torch
-
-from codellama_convert.convert.run import RunOptions, convert_checkpoint, run
+from codellama_convert.convert.run import RunOptions, run
 from codellama_convert.errors import ConvertError
-from codellama_convert.plan.job import plan_conversion
-from codellama_convert.plan.options import Options
+from codellama_convert.plan.job import Job
+from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.staging import crash_points as faults
 from codellama_convert.storage.held_folder import HeldFolder
+from tests.faults.directions import FORWARD, Direction
 from tests.fuzzers.running import time_limit
 from tests.outputs import LOCK, STAGING, content, loads
-from tests.witness.checkpoints import MHA, random_model, save_checkpoint
 
 NOBODY = 65534
 SECONDS = 30
-OPTIONS = Options(max_shard_bytes=40_000, workers=1, skip_tokenizer=True)
 EVIL = b"evil" * 20_000
 
 
@@ -75,13 +72,13 @@ class Place:
 
 
 def _parts(place: Place) -> list[Path]:
-    return sorted(place.staging.glob("model-*.part"))
+    return sorted(place.staging.glob("*.part"))
 
 
 def _sealed(place: Place) -> list[Path]:
     """What stands under its final name: weights and small files."""
-    weights, small = place.staging.glob("model-*.safetensors"), place.staging.glob("*.json")
-    return sorted([*weights, *small])
+    patterns = ("model-*.safetensors", "consolidated.*.pth", "*.json")
+    return sorted(path for pattern in patterns for path in place.staging.glob(pattern))
 
 
 def _journal(place: Place) -> list[Path]:
@@ -135,7 +132,8 @@ def _folder_of_his(place: Place, path: Path) -> None:
     with suppress(OSError):  # he may not look into ours
         for one in taken.iterdir():
             (path / one.name).write_bytes(EVIL[: one.stat().st_size])
-    for name in ("config.json", "model-00001-of-00002.safetensors", "journal.jsonl"):
+    weights = ("model-00001-of-00002.safetensors", "consolidated.00.pth")
+    for name in ("config.json", "params.json", *weights, "journal.jsonl"):
         (path / name).write_bytes(EVIL[:100])
 
 
@@ -168,24 +166,29 @@ def planted_belief() -> Iterator[None]:
 
 
 class NeighbourBench:
-    """A checkpoint, what becomes of it, and a folder in which a neighbour may write."""
+    """A source, what becomes of it, and a folder in which a neighbour may write."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, direction: Direction = FORWARD) -> None:
         """Make them."""
-        self.folder = folder
-        save_checkpoint(folder / "in", MHA, random_model(MHA, torch.bfloat16, 3), tokenizer=False)
-        convert_checkpoint(folder / "in", folder / "whole", options=OPTIONS)
+        folder.mkdir(exist_ok=True)
+        self.folder, self._direction = folder, direction
+        direction.save(folder / "in", 3)
+        run(self.job(), folder / "whole")
         self.expected = content(folder / "whole")
-        assert sum(name.startswith("model-") for name in self.expected) > 2
+        assert self.expected.keys() >= set(direction.weights)
         self.steps: list[str] = []
         faults.hook = self.steps.append
         try:
-            convert_checkpoint(folder / "in", folder / "counted", options=OPTIONS)
+            run(self.job(), folder / "counted")
         finally:
             faults.hook = None
         for path in (folder, *folder.parents):  # pytest's folders are closed to others
             if path.stat().st_uid == os.geteuid() and path != Path("/"):
                 path.chmod(path.stat().st_mode | 0o111)
+
+    def job(self) -> Job | ReverseJob:
+        """Prepare the conversion of the source."""
+        return self._direction.job(self.folder / "in")
 
     def _place(self) -> Place:
         place = Place(self.folder / "group" / "out", self.folder / "outside", self.folder / "his")
@@ -239,7 +242,7 @@ class NeighbourBench:
     def _ended(self, place: Place, how: RunOptions, *, must_finish: bool = False) -> Iterator[str]:
         try:
             with time_limit(SECONDS):
-                run(plan_conversion(self.folder / "in", OPTIONS), place.target, how)
+                run(self.job(), place.target, how)
         except ConvertError as problem:
             if "\n" in str(problem) or must_finish:
                 yield f"ended with {problem}"
