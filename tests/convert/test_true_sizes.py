@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tests.convert.true_sizes import OVER_4_GB, differing_ranks
+from tests.convert.true_sizes import RANK_OVER_4_GB, differing_ranks
 
-SMALL = replace(OVER_4_GB, dim=64, hidden=128, vocab=640)
+SMALL = replace(RANK_OVER_4_GB, dim=64, hidden=128, vocab=640)
 
 
 def test_a_rank_is_torchs_own_and_a_source_of_other_numbers_is_seen(tmp_path: Path) -> None:

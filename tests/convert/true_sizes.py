@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ from tests.witness.ranks import expected_ranks, save_ranks
 from tests.witness.sparse import write_sparse_folder
 
 # 4.5 GB in one rank, all layers behind 4 GiB: it and the file of torch take 9 GB.
-OVER_4_GB = Shape(dim=2048, n_layers=1, n_heads=16, n_kv_heads=16, hidden=2048, vocab=540_000)
+RANK_OVER_4_GB = Shape(dim=2048, n_layers=1, n_heads=16, n_kv_heads=16, hidden=2048, vocab=540_000)
+# The embedding and the head have 4.3 GB each: it and the file of torch take 17.4 GB.
+RECORDS_OVER_4_GB = replace(RANK_OVER_4_GB, vocab=1_050_000)
 THETA = 1000000.0
 _TENSORS = {
     "model.embed_tokens.weight": "tok_embeddings.weight", "lm_head.weight": "output.weight",
