@@ -172,7 +172,11 @@ def test_an_empty_staging_folder_that_a_kill_left_is_cleared_away(
     target = tmp_path / "out"
     shutil.copytree(converted / "out", target)
     (target / STAGING).mkdir()
+    convert(converted, target)  # all is done
+    assert content(target) == content(converted / "out")
+    assert not (target / STAGING).exists()
+    (target / STAGING).mkdir()
+    (target / "conversion.json").unlink()  # so that it cannot be known
     with pytest.raises(OutputError, match="not empty"):
         convert(converted, target)
-    assert content(target) == content(converted / "out")
     assert not (target / STAGING).exists()
