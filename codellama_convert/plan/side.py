@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from codellama_convert.hugging_face import loader_names
 from codellama_convert.meta import target_names
+from codellama_convert.meta.rank_names import is_meta_name
 
 NameTest = Callable[[str], bool]
 
@@ -34,8 +35,9 @@ def _is_taken_beside_shards(name: str) -> bool:
     """Return whether a file of this name would make a Hugging Face folder another model's too.
 
     Ranks are not removed with older shards, as they may be the only ones, so they must not stay.
+    Many programs call a file params.json: alone it is not a checkpoint.
     """
-    return loader_names.is_taken_by_loaders(name) or target_names.is_of_weights(name)
+    return loader_names.is_taken_by_loaders(name) or is_meta_name(name)
 
 
 HUGGING_FACE = TargetSide(

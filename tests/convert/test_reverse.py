@@ -230,7 +230,7 @@ def test_ranks_are_not_mixed_with_a_hugging_face_model(folder, splits, tmp_path)
     """They stayed beside what replaced nothing, and the folder was both."""
     reverse_checkpoint(folder, tmp_path / "out", options=ReverseOptions(n_ranks=2))
     over = RunOptions(overwrite=True)
-    for name in ("consolidated.00.pth", "consolidated.01.pth", "params.json"):
+    for name in ("consolidated.00.pth", "consolidated.01.pth"):
         before = content(tmp_path / "out")
         with refused(OutputError, f"holds '{name}'", "loaders take it", "move it away"):
             convert_checkpoint(splits / "1", tmp_path / "out", run_options=over)
