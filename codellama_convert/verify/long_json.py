@@ -45,8 +45,9 @@ def what_differs(
         if found != expected:
             pairs = zip(found, expected, strict=False)
             at = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
-            if at is not None:
-                return f"byte {position + at} is 0x{found[at]:02x}, expected 0x{expected[at]:02x}"
+            if at is None:
+                return f"it ends after {file.n_bytes} bytes"
+            return f"byte {position + at} is 0x{found[at]:02x}, expected 0x{expected[at]:02x}"
         position += len(expected)
     end = file.n_bytes - len(_AFTER_MERGES + _END)
     if end < position or file.read_exact(end, len(_AFTER_MERGES + _END)) != _AFTER_MERGES + _END:

@@ -15,14 +15,17 @@ from functools import cache
 from pathlib import Path
 
 from tests.faults.hostile import rank_bytes
+from tests.fuzzers import forged_tiktoken
 from tests.fuzzers.fuzz_child import Child, Ended
 from tests.fuzzers.fuzz_files import damage
 from tests.fuzzers.running import scratch_folder
 from tests.witness.checkpoints import save_checkpoint, tokenizer_model
+from tests.witness.llama3 import TINY, spelled
 from tests.witness.vocabularies import model_bytes
 
 RIGHT = {"done", "refused", "found", "equal"}
 _N_PIECES = rank_bytes.TINY.vocab
+_TIKTOKEN = spelled(TINY)
 _ENTRANCES = ("plan", "convert", "tokenizer_only", "verify tokenizer", "CodeLlamaTokenizer")
 
 _TEXTS = (
@@ -198,7 +201,7 @@ def fuzz_tokenizers(
     peak, slowest = 0, 0.0
     with scratch_folder() as place, Child(plant) as child:
         source, output = place / "in", place / "out"
-        models = [tokenizer_model(_N_PIECES), model_bytes("plain"), model_bytes("step")]
+        models = [tokenizer_model(_N_PIECES), model_bytes("plain"), model_bytes("step"), _TIKTOKEN]
         save_checkpoint(source, rank_bytes.TINY, rank_bytes.STATE, tokenizer=models[0])
         for name in ("alone", "good"):
             (place / name).mkdir()
@@ -210,7 +213,8 @@ def fuzz_tokenizers(
             rng = random.Random(f"tokenizers {seed} {number}")
             entrance = rng.choice(_ENTRANCES)
             model = models[0] if entrance in _ENTRANCES[:2] else rng.choice(models)
-            changed = mutant(model, rng)
+            forge = forged_tiktoken.mutant if model == _TIKTOKEN else mutant
+            changed = forge(model, rng)
             if entrance == "verify tokenizer":
                 ended = _verify(child, place, model, changed, rng)
             else:

@@ -294,6 +294,20 @@ def test_verify_finds_a_change_of_tokenizer_json(output: Path, old, new, fact) -
     assert fact in line
 
 
+def test_verify_finds_a_tokenizer_json_that_is_cut_anywhere(output: Path) -> None:
+    """One that ended in front of the vocabulary's end was a traceback: "negative count"."""
+    path = output / "tokenizer.json"
+    raw = path.read_bytes()
+    for n_bytes in (0, 1, 1000, raw.index(b"vocab"), raw.index(b"merges")):
+        path.write_bytes(raw[:n_bytes])
+        (line,) = told(output)
+        assert f"ends after {n_bytes} bytes" in line
+    for n_bytes in (raw.index(b'"a aaa"'), len(raw) - 1):
+        path.write_bytes(raw[:n_bytes])
+        (line,) = told(output)
+        assert "does not end as it should" in line
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "fact"),
     [
