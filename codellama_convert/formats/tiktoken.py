@@ -6,7 +6,7 @@ import binascii
 import io
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,25 +26,24 @@ _LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (0|[1-9][0-9]{0,6})\n")
 _DOWNLOAD_AGAIN = "download the model's tokenizer.model again"
 
 
-@dataclass(slots=True)
 class Tokens:
     """A vocabulary, by rank; a token is made when it is looked at, 128,000 of them take 7 MB."""
 
-    _joined: bytearray = field(default_factory=bytearray)
-    _ends: array[int] = field(default_factory=lambda: array("I"))
-
-    def append(self, token: bytes) -> None:
-        """Add the token of the next rank."""
-        self._joined += token
-        self._ends.append(len(self._joined))
+    def __init__(self, tokens: Iterable[bytes]) -> None:
+        """Put them one behind the other, as they come."""
+        joined, self._ends = bytearray(), array("I")
+        for token in tokens:
+            joined += token
+            self._ends.append(len(joined))
+        self._joined = bytes(joined)
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __iter__(self) -> Iterator[bytes]:
-        joined, start = bytes(self._joined), 0
+        start = 0
         for end in self._ends:
-            yield joined[start:end]
+            yield self._joined[start:end]
             start = end
 
 
@@ -97,33 +96,31 @@ def read_tiktoken_model(path: Path) -> TiktokenModel:
     with InputFile(path, error=TokenizerError) as file:
         raw = file.read_whole(MAX_FILE_BYTES, hint=_DOWNLOAD_AGAIN)
     try:
-        tokens = _parse_lines(raw)
+        tokens = Tokens(_parse_lines(raw))
     except ValueError as problem:
         raise TokenizerError(str(problem), path=path, hint=_DOWNLOAD_AGAIN) from problem
     return TiktokenModel(path, raw, tokens)
 
 
-def _parse_lines(raw: bytes) -> Tokens:
-    """Read all tokens; whatever is wrong with them is a ValueError."""
+def _parse_lines(raw: bytes) -> Iterator[bytes]:
+    """Yield all tokens; whatever is wrong with them is a ValueError."""
     if not raw.endswith(b"\n"):
         raise ValueError("the last line has no end: the file is truncated")
-    tokens, seen = Tokens(), set[bytes]()
+    seen = set[bytes]()
     for rank, line in enumerate(io.BytesIO(raw)):
         if rank == MAX_TOKENS:
             raise ValueError(f"has more than {MAX_TOKENS} tokens; Llama 3's has 128000")
         token = _parse_line(line, rank)
         if token in seen:
-            first = list(tokens).index(token)
-            raise ValueError(f"the token {shown(token)} of rank {first} occurs again as {rank}")
+            raise ValueError(f"line {rank + 1}: the token {shown(token)} occurs a second time")
         seen.add(token)
-        tokens.append(token)
+        yield token
     missing = [byte for byte in range(256) if bytes([byte]) not in seen]
     if missing:
         raise ValueError(
             f"the byte 0x{missing[0]:02x} is no token (of 256 bytes, {len(missing)} are not): "
             "not every text could be encoded"
         )
-    return tokens
 
 
 def _parse_line(line: bytes, rank: int) -> bytes:

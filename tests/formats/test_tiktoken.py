@@ -79,7 +79,7 @@ def with_token(token: bytes) -> bytes:
         (LINES.replace(SECOND, b"AQ== 2\n"), "line 2 has rank 2, expected 1"),
         (LINES.replace(SECOND, b""), "line 2 has rank 2, expected 1"),
         (LINES.replace(SECOND, SECOND * 2), "line 3 has rank 1, expected 2"),
-        (LINES.replace(SECOND, b"AA== 1\n"), "b'\\x00' of rank 0 occurs again as 1"),
+        (LINES.replace(SECOND, b"AA== 1\n"), "line 2: the token b'\\x00' occurs a second time"),
         (LINES.replace(SECOND, b"\n"), "line 2 is b'\\n'"),
         (LINES.replace(SECOND, b"AQ==  1\n"), "line 2 is b'AQ==  1\\n'"),
         (LINES.replace(SECOND, b"AQ==\t1\n"), "line 2 is"),
