@@ -47,7 +47,7 @@ SOURCE = {
 # How both sides are read.
 READING = {"io_mode": ["--io", "buffered"], "workers": ["--workers", "3"]}
 
-# Of ranks alone, and refused here: tests/cli/test_verify_ranks.py.
+# Of ranks alone, and refused here: tests/cli/ranks/test_verify_ranks.py.
 OF_RANKS = {"ranks", "torch_layout", "no_rope_freqs", "vocab_rows"}
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.cli.running import run
 from tests.outputs import on_a_terminal
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from tests.witness.checkpoints import (
 )
 from tests.witness.old_torch import resave_as_old_torch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RECORD = "conversion.json"
 EQUAL = "every rank has the size and the CRC-32 of the file that was converted"
 LAID_OUT = f"the ranks get the layout that is recorded in {RECORD}"

@@ -17,7 +17,7 @@ from tests.witness.checkpoints import Shape, State, same_bits
 from tests.witness.meta_forward import meta_logits
 from tests.witness.ranks import join_ranks
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+SHARED = Path(__file__).resolve().parents[4] / "shared"
 TOOL = SHARED / "tools" / "build_stories260k.py"
 pytestmark = pytest.mark.skipif(
     not TOOL.exists(), reason="the trained weights of ../shared are not in this clone"
