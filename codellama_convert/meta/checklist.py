@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,10 @@ CHECKLIST_NAME = "checklist.chk"
 LIST_NAMES = (CHECKLIST_NAME, "tokenizer_checklist.chk")
 # As md5sum writes it: the sum, a space, a space or an asterisk, the name.
 _LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](\S.*)")
+# Beside Llama 3's ranks on the hub lie lists of other names, such as Llama-3.1-8B-20240723.md5, in
+# which the file's name comes first.
+_DATED_SUFFIX = ".md5"
+_NAME_FIRST = re.compile(r"(\S.*?)[ \t]+([0-9a-fA-F]{32})")
 _MAX_LIST_BYTES = 1 << 16
 _AGAIN = "download it again"
 
@@ -57,7 +61,8 @@ class ListedSums:
         tokenizer = None if skip_tokenizer else files.tokenizer
         self._tokenizer = () if tokenizer is None else (tokenizer,)
         self._listed, self._notes = _read_lists(
-            (files.folder, *(path.parent for path in self._tokenizer))
+            (files.folder, *(path.parent for path in self._tokenizer)),
+            {path.name for path in files.all()},
         )
 
     def check_small_files(self) -> tuple[str, ...]:
@@ -101,7 +106,9 @@ class ListedSums:
         return tuple(
             f"{entry.list_path.name} names {shown(name)}, which is not there"
             for name, entry in self._listed.items()
-            if name != TOKENIZER_NAME and not os.path.lexists(entry.list_path.parent / name)
+            if name != TOKENIZER_NAME
+            and entry.list_path.name in LIST_NAMES
+            and not os.path.lexists(entry.list_path.parent / name)
         )
 
     def _compare(self, paths: Sequence[Path], watch: Watch) -> tuple[str, ...]:
@@ -162,8 +169,13 @@ def _may_be_small(path: Path) -> bool:
     return os.path.isfile(path) and os.path.getsize(path) <= MAX_FILE_BYTES  # noqa: PTH113, PTH202
 
 
-def _read_lists(folders: Sequence[Path]) -> tuple[dict[str, _ListedSum], tuple[str, ...]]:
-    """Read the lists in some folders: lines by file name, the first folder's first; and notes."""
+def _read_lists(
+    folders: Sequence[Path], wanted: Collection[str]
+) -> tuple[dict[str, _ListedSum], tuple[str, ...]]:
+    """Read the lists in some folders: lines by file name, the first folder's first; and notes.
+
+    A list of another name counts if it has a sum of a wanted file; else it is somebody else's.
+    """
     found: dict[str, _ListedSum] = {}
     notes: list[str] = []
     for path in (folder / name for folder in dict.fromkeys(folders) for name in LIST_NAMES):
@@ -177,7 +189,22 @@ def _read_lists(folders: Sequence[Path]) -> tuple[dict[str, _ListedSum], tuple[s
             continue
         for listed, md5 in lines.items():
             found.setdefault(listed, _ListedSum(md5, path))
+    for path in (path for folder in dict.fromkeys(folders) for path in _dated_lists(folder)):
+        try:
+            lines = _lines(path)
+        except CheckpointError:
+            continue
+        if not lines.keys().isdisjoint(wanted):
+            for listed, md5 in lines.items():
+                found.setdefault(listed, _ListedSum(md5, path))
     return found, tuple(notes)
+
+
+def _dated_lists(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.endswith(_DATED_SUFFIX))
+    except OSError:  # only a tokenizer is taken from there
+        return []
 
 
 def _lines(path: Path) -> dict[str, str]:
@@ -186,10 +213,14 @@ def _lines(path: Path) -> dict[str, str]:
         text = file.read_whole(_MAX_LIST_BYTES, hint=_AGAIN).decode("utf-8-sig", "replace")
     sums: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
-        match = _LINE.fullmatch(line)
-        if match is None:
+        usual, other = _LINE.fullmatch(line), _NAME_FIRST.fullmatch(line)
+        if usual is not None:
+            md5, listed = usual[1], usual[2]
+        elif other is not None:
+            listed, md5 = other[1], other[2]
+        else:
             raise CheckpointError("it is not a list of MD5 sums", path=path, hint=_AGAIN)
-        md5, name = match[1].lower(), re.split(r"[/\\]", match[2])[-1]
+        md5, name = md5.lower(), re.split(r"[/\\]", listed)[-1]
         if sums.setdefault(name, md5) != md5:
             raise CheckpointError(f"it has two sums of {shown(name)}", path=path, hint=_AGAIN)
     return sums

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codellama_convert.errors import CheckpointError, ConfigError, TokenizerError, one_line
-from codellama_convert.meta.other_layouts import look_alike, other_layout
+from codellama_convert.meta.other_layouts import look_alike, other_layout, refuse_fp8
 from codellama_convert.meta.rank_names import choose_ranks, is_meta_name, is_of_weights
 from codellama_convert.meta.search import Listing, open_listing, search_below
 from codellama_convert.meta.unfinished import refuse_unfinished
@@ -79,6 +79,7 @@ def find_files(
     folder = listing.path
     # A folder of such a name is in a file's place, and refused as what it is when it is opened.
     names = [n for n in listing.names if n in listing.files or n == PARAMS_NAME or is_meta_name(n)]
+    refuse_fp8(folder, names)
     ranks = choose_ranks(folder, names)
     if not ranks.names:
         raise _without_ranks(folder, names)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from codellama_convert.errors import CheckpointError
 from codellama_convert.meta.rank_names import listed
 from codellama_convert.meta.unfinished import unfinished_downloads
 
@@ -29,6 +31,7 @@ def _row(names: str, what: str, hint: str) -> OtherLayout:
     return OtherLayout(re.compile(names, re.IGNORECASE), what, hint)
 
 
+_FP8_SCALES = re.compile(r"fp8_scales_[0-9]+\.pt")
 _PTH = "get the model's consolidated.NN.pth files, as Meta releases them"
 _AS_IT_IS = (
     "a Hugging Face folder needs no conversion: load it as it is, or write Meta's ranks of it with "
@@ -62,6 +65,11 @@ _LAYOUTS = (
         "is a model of llama.cpp, often quantised; it cannot be turned back into Meta's ranks",
         _PTH,
     ),
+    _row(
+        r".*\.pte",
+        "is a program of ExecuTorch, whose weights are quantised",
+        _PTH,
+    ),
     _row(r".*\.bin", "is a .bin file; Meta's ranks are .pth files", _PTH),
     _row(r"config\.json", "is of a Hugging Face folder, not of Meta's layout", _AS_IT_IS),
 )
@@ -85,6 +93,25 @@ def other_layout(names: Sequence[str]) -> tuple[str, str] | None:
         if shown:
             return f"{shown[0]}, which {layout.what}", layout.hint
     return None
+
+
+def refuse_fp8(folder: Path, names: Iterable[str]) -> None:
+    """Refuse the FP8 form of Llama 3.1 405B, whose scales lie beside its ranks.
+
+    Raises:
+        CheckpointError: With one of the files of scales.
+
+    Source:
+        meta-llama/llama-models models/llama3/quantization/loader.py.
+    """
+    scales = next((name for name in names if _FP8_SCALES.fullmatch(name)), None)
+    if scales is not None:
+        raise CheckpointError(
+            f"holds {scales}: these ranks are the FP8 form of Llama 3.1 405B, of one byte a weight",
+            path=folder,
+            hint="get the bfloat16 ranks: the download Llama3.1-405B-bf16-mp8 or -mp16, on the hub "
+            "original/mp8 or original/mp16",
+        )
 
 
 def look_alike(names: Iterable[str], wanted: str) -> str | None:

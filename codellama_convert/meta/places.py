@@ -11,8 +11,8 @@ from codellama_convert.model.recognise import read_folder_name
 
 # Folders that hubs and repositories put around a checkpoint; they say nothing of the model.
 # huggingface_hub: models--ORG--NAME/snapshots/<commit>; Kaggle: NAME/<version>; Meta's repositories
-# on the hub keep the .pth files in "original".
-_WRAPPER = re.compile(r"original|snapshots|[0-9]{1,4}|[0-9a-f]{40}", re.IGNORECASE)
+# on the hub keep the .pth files in "original", those of Llama 3.1 405B in "original/mp8" and "mp16".
+_WRAPPER = re.compile(r"original|mp8|mp16|snapshots|[0-9]{1,4}|[0-9a-f]{40}", re.IGNORECASE)
 _HUB_NAME = re.compile(r"models--(?:.+?--)?(.+)")
 _KAGGLE_FRAMEWORKS = ("pytorch", "transformers", "other")  # NAME/pytorch/VARIATION/<version>
 _SIZE = re.compile(r"(?<![0-9a-z])[0-9]{1,3}b(?![a-z0-9])", re.IGNORECASE)

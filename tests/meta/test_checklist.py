@@ -337,3 +337,24 @@ def test_other_commands_compare_the_ranks_too(download, counted, command):
     assert "consolidated.01.pth does not match" in warned.stderr
     assert len(counted) == 2
     assert CliRunner().invoke(main, [*arguments, "strict"]).exit_code == 1
+
+
+def test_llama_3s_lists_are_read_in_both_spellings(download):
+    """checklist.chk names ./consolidated.00.pth; the hub's dated list has the name first."""
+    lines = (download / "checklist.chk").read_text().splitlines()
+    dotted = "".join(line.replace("  ", "  ./") + "\n" for line in lines)
+    (download / "checklist.chk").write_text(dotted)
+    assert convert(download, "--checksums", "strict").exit_code == 0
+    (download / "checklist.chk").unlink()
+    dated = download / "Llama-3.1-8B-20240723.md5"
+    dated.write_text("".join("{1} {0}\n".format(*line.split()) for line in lines))
+    assert convert(download, "--checksums", "strict").exit_code == 0
+    dated.write_text("consolidated.01.pth " + "0" * 32 + "\n")
+    (note,) = plan_conversion(download, Options(checksums="warn")).check_ranks()
+    assert "consolidated.01.pth does not match Llama-3.1-8B-20240723.md5" in note
+
+
+def test_a_list_of_somebody_elses_files_is_passed_over(download):
+    (download / "a.md5").write_text("other.zip  " + "0" * 32 + "\n")
+    (download / "b.md5").write_text("not a list")
+    assert convert(download, "--checksums", "strict").exit_code == 0

@@ -36,6 +36,7 @@ def holding(folder: Path, *names: str) -> Path:
         (["ggml-model-q4_0.bin"], ["ggml-model-q4_0.bin", "llama.cpp"]),
         (["pytorch_model.bin"], ["pytorch_model.bin", "Hugging Face model"]),
         (["weights.bin"], ["weights.bin", ".bin file"]),
+        (["llama_guard_3_1b.pte"], ["llama_guard_3_1b.pte", "ExecuTorch", "quantised"]),
         (["__0_0.distcp", ".metadata"], ["__0_0.distcp", "distributed checkpoint", "dcp_to_torch"]),
         (
             ["model-00001-of-00002.safetensors"],
@@ -116,3 +117,14 @@ def test_a_name_that_only_ends_like_it_is_not_almost_right(tmp_path):
     folder = save_checkpoint(tmp_path / "in", MHA, tokenizer=False)
     with refused(TokenizerError, "no tokenizer.model in the folder or beside it; give its path"):
         plan_conversion(holding(folder, "my_tokenizer.model"), Options())
+
+
+def test_the_fp8_form_of_405b_is_refused_and_the_right_folders_are_named(tmp_path):
+    """The download without a suffix is this one: its scales were passed over with a note."""
+    source = save_checkpoint(tmp_path / "Llama3.1-405B", MHA, n_ranks=2)
+    plan_conversion(source)
+    for number in (0, 1):
+        (source / f"fp8_scales_{number}.pt").touch()
+    facts = ("Llama3.1-405B", "fp8_scales_0.pt", "FP8", "-bf16-mp8 or -mp16", "original/mp16")
+    with refused(CheckpointError, *facts):
+        plan_conversion(source)

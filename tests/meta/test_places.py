@@ -27,6 +27,10 @@ SHA = "1c9f047f0e1dbe2e1be6f15f5107bf9f74bb425f"
         ("CodeLlama-7b-Python/weights/final", "CodeLlama-7b-Python"),
         (f"hub/models--meta-llama--Llama-2-7b-chat/snapshots/{SHA}", "Llama-2-7b-chat"),
         (f"hub/models--codellama--CodeLlama-7b/snapshots/{SHA}/original", "CodeLlama-7b"),
+        (f"hub/models--meta-llama--Llama-3.1-405B/snapshots/{SHA}/original/mp16", "Llama-3.1-405B"),
+        ("Meta-Llama-3-8B-Instruct/original", "Meta-Llama-3-8B-Instruct"),
+        ("checkpoints/Llama3.2-1B", "Llama3.2-1B"),
+        ("checkpoints/Llama-Guard-3-8B", "Llama-Guard-3-8B"),
         (f"models--me--my--model/snapshots/{SHA}", "my--model"),
         ("llama-2/pyTorch/7b-chat/1", "llama-2-7b-chat"),
         ("llama-2/pyTorch/7b/3", "llama-2-7b"),
@@ -58,6 +62,7 @@ def test_a_link_may_say_what_the_folder_does_not(tmp_path):
     [
         ("LLaMA/13B", "LLaMA/13B-hf"),
         ("CodeLlama-7b/original", "CodeLlama-7b-hf"),
+        ("Llama-3.1-405B/original/mp8", "Llama-3.1-405B-hf"),
         ("CodeLlama-7b/1", "CodeLlama-7b-hf"),
         ("llama-2/pytorch/7b-chat/1", "llama-2/pytorch/llama-2-7b-chat-hf"),
         (f"models--meta-llama--Llama-2-7b/snapshots/{SHA}", "work/Llama-2-7b-hf"),

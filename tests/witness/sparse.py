@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.witness.checkpoints import (
     rope_names,
     tokenizer_model,
 )
+from tests.witness.llama3_ranks import EMBEDDING, HEAD, llama_3_params
 
 
 def write_sparse_checkpoint(
@@ -56,9 +58,6 @@ def write_sparse_checkpoint(
     Returns:
         The folder.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.serialization import skip_data
-
     folder.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, tuple[int, ...]] = {}
     for name, size in meta_shapes(shape).items():
@@ -68,17 +67,57 @@ def write_sparse_checkpoint(
     sizes |= dict.fromkeys(rope_names(shape, rope), (shape.head_dim // 2,))
     names = list(sizes)
     for index in range(n_ranks):
+        path = folder / f"consolidated.{index:02d}.pth"
         # Another order of names in each rank: without weights the files would be copies of one.
-        rotated = names[index:] + names[:index]
-        with FakeTensorMode():
-            rank = {name: torch.empty(sizes[name], dtype=dtype) for name in rotated}
-        with skip_data(materialize_fake_tensors=True):
-            torch.save(rank, folder / f"consolidated.{index:02d}.pth")
-        _write_sums_of_zeros(folder / f"consolidated.{index:02d}.pth")
+        _write_zeros(path, {n: sizes[n] for n in names[index:] + names[:index]}, dtype)
+        _write_sums_of_zeros(path)
     (folder / "params.json").write_text(params_json(shape, style, params), encoding="utf-8")
     if tokenizer:
         (folder / "tokenizer.model").write_bytes(tokenizer_model(shape.vocab))
     return folder
+
+
+def write_sparse_llama_3(folder: Path, shape: Shape, n_ranks: int, *, tied: bool = False) -> Path:
+    """Write a checkpoint of Llama 3.1 or later of true size, without a tokenizer, as the one above.
+
+    One element of each head is not zero: a head of zeros is the embedding.
+
+    Args:
+        folder: Made if missing.
+        shape: The model's sizes.
+        n_ranks: Files to split it over; where there are more than heads, these are repeated.
+        tied: Whether the head is zeros too.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    n_heads = max(shape.n_kv_heads, n_ranks)
+    repeated = meta_shapes(replace(shape, n_kv_heads=n_heads))
+    sizes: dict[str, tuple[int, ...]] = {}
+    for name, size in repeated.items():
+        split_dim = 0 if name == EMBEDDING else SPLIT_DIM[name.split(".")[-2]]
+        sizes[name] = tuple(n // n_ranks if i == split_dim else n for i, n in enumerate(size))
+    for index in range(n_ranks):
+        path = folder / f"consolidated.{index:02d}.pth"
+        _write_zeros(path, sizes, torch.bfloat16)
+        # Another number in each rank: without weights the files would be copies of one.
+        number = b"" if tied else struct.pack("<H", 0x3F80 + index)
+        _write_sums_of_zeros(path, f"/data/{list(sizes).index(HEAD)}", number)
+    params = llama_3_params(shape, n_ranks, {"use_scaled_rope": True})
+    (folder / "params.json").write_text(params)
+    return folder
+
+
+def _write_zeros(path: Path, sizes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+    """Write one rank of zeros, whose sums are left 0."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.serialization import skip_data
+
+    with FakeTensorMode():
+        rank = {name: torch.empty(size, dtype=dtype) for name, size in sizes.items()}
+    with skip_data(materialize_fake_tensors=True):
+        torch.save(rank, path)
 
 
 def write_sparse_folder(
@@ -132,8 +171,11 @@ def write_zeros(path: Path, sizes: Mapping[str, list[int]]) -> None:
         file.truncate(8 + len(text) + end)
 
 
-def _write_sums_of_zeros(path: Path) -> None:
-    """Fill the CRC fields that torch left 0: in the zip directory, and behind the data."""
+def _write_sums_of_zeros(path: Path, planted: str = "/data/", number: bytes = b"") -> None:
+    """Fill the CRC fields that torch left 0: in the zip directory, and behind the data.
+
+    The record whose name ends in `planted` ends in a number.
+    """
     with zipfile.ZipFile(path) as archive:
         entries, position = archive.infolist(), archive.start_dir
     with path.open("r+b") as file:
@@ -144,9 +186,13 @@ def _write_sums_of_zeros(path: Path) -> None:
                 file.seek(entry.header_offset + 26)
                 n_name, n_extra = struct.unpack("<2H", file.read(4))
                 behind = entry.header_offset + 30 + n_name + n_extra + entry.file_size
+                last = number if entry.filename.endswith(planted) else b""
+                file.seek(behind - len(last))
+                file.write(last)
+                crc = zlib.crc32(last, _sum_of_zeros(entry.file_size - len(last)))
                 for place in (position + 16, behind + 4):
                     file.seek(place)
-                    file.write(struct.pack("<I", _sum_of_zeros(entry.file_size)))
+                    file.write(struct.pack("<I", crc))
             position += 46 + sum(lengths)
 
 
