@@ -112,7 +112,7 @@ def check_ranks_record(
         what = f"model is {shown(record.model)}, expected {job.model_name!r}"
         problems.add(what, file=RECORD_NAME)
     if record.original != expected.original:
-        problems.add("original is not what the source's record says", file=RECORD_NAME)
+        problems.add("original is not what the source says", file=RECORD_NAME)
     _compare_files(record, expected.n_ranks, AskedRanks(**expected.options()), problems)
     _compare_tensors(record, expected, found, problems)
 
@@ -139,10 +139,7 @@ def compare_source_of_ranks(
 
 
 def _compare_tensors(
-    record: Record,
-    expected: ExpectedRanks,
-    found: Found,
-    problems: Problems,
+    record: Record, expected: ExpectedRanks, found: Found, problems: Problems
 ) -> None:
     """Compare what the record says of each tensor, and look whether it speaks of all."""
     wanted = {tensor.spec.name: tensor.spec for tensor in found.tensors}

@@ -118,8 +118,8 @@ def _compare_with_before(
         compare_sums(sums, expected, found, problems)
     else:
         yield (
-            f"the weights changed since the source's {RECORD_NAME} was written: not compared with "
-            "the original files"
+            f"the source's weights changed since its {RECORD_NAME} was written: the ranks were not "
+            "compared with the original files"
         )
 
 

@@ -379,7 +379,7 @@ def test_verify_finds_each_byte_that_is_not_as_it_was(source, tmp_path):
         path.write_bytes(before)
     forge(tmp_path / "ranks", lambda one: swap(one["order"]))
     problems = verify_output(tmp_path / "ranks", job).problems
-    assert problems == (f"{RECORD}: original is not what the source's record says",)
+    assert problems == (f"{RECORD}: original is not what the source says",)
 
 
 @pytest.mark.parametrize("asked", [{"n_ranks": 1}, {"torch_layout": "1.13"}])

@@ -115,6 +115,15 @@ def test_each_byte_beside_the_weights_is_compared(place, out, source):
     assert told(out, job) == []
 
 
+@pytest.mark.parametrize("source", ["in", "hf"])
+def test_how_a_record_says_that_they_were_saved_is_compared(place, out, source):
+    change(out / RECORD, lambda one: None)
+    assert told(out, plan_reverse(place / source)) == [], "the control: the same record"
+    change(out / RECORD, lambda one: one["original"]["order"].reverse())
+    found = told(out, plan_reverse(place / source))
+    assert found == [f"{RECORD}: original is not what the source says"]
+
+
 # --- params.json ----------------------------------------------------------------------------------
 
 
@@ -211,7 +220,7 @@ def test_of_weights_that_changed_since_the_sums_before_say_nothing(place, tmp_pa
     report = verify_output(tmp_path / "out", plan_reverse(folder))
     assert report.problems == ()
     (note,) = report.notes
-    assert "the weights changed since" in note
+    assert "weights changed since" in note
     # What was converted is another folder then.
     assert told(tmp_path / "out", plan_reverse(place / "hf")) != []
 
