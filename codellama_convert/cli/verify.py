@@ -147,7 +147,7 @@ def _job_of_ranks(
     """Open the source of a folder of ranks as it was asked for."""
     from codellama_convert.plan.ranks.job import plan_reverse
     from codellama_convert.plan.ranks.options import ReverseOptions
-    from codellama_convert.verify.ranks.job import asked_of_ranks, reverse_options_for
+    from codellama_convert.verify.ranks.asked import asked_of_ranks, reverse_options_for
 
     with usage_errors():
         options = ReverseOptions(

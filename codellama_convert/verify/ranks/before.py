@@ -13,9 +13,9 @@ from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.ranks.original import Original
 from codellama_convert.plan.source import Source
 from codellama_convert.verify.against_record import told_sums
+from codellama_convert.verify.ranks.expected import ExpectedRanks
 from codellama_convert.verify.ranks.folder import Ranks
 from codellama_convert.verify.ranks.found import Found
-from codellama_convert.verify.ranks.job import ExpectedRanks
 from codellama_convert.verify.record_reader import FileSums, Record, readable_record
 from codellama_convert.verify.report import Problems
 from codellama_convert.verify.sums import sum_file

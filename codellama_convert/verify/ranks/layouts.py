@@ -18,8 +18,8 @@ from codellama_convert.plan.ranks.original import MAX_REST_BYTES
 from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.contents import Piece
 from codellama_convert.storage.input_file import InputFile
+from codellama_convert.verify.ranks.expected import ExpectedRanks
 from codellama_convert.verify.ranks.found import Found
-from codellama_convert.verify.ranks.job import ExpectedRanks
 from codellama_convert.verify.report import Problems
 
 

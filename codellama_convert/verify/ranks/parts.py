@@ -14,8 +14,8 @@ from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tensors import TensorSpec
 from codellama_convert.verify.folder_reader import StoredOutput
+from codellama_convert.verify.ranks.expected import ExpectedRanks
 from codellama_convert.verify.ranks.folder import Ranks, as_stored
-from codellama_convert.verify.ranks.job import ExpectedRanks
 from codellama_convert.verify.report import Problems
 
 # By tensor and by rank.

@@ -20,6 +20,7 @@ from codellama_convert.verify.against_record import (
     wrong_counts,
 )
 from codellama_convert.verify.output_files import complain_of_strays
+from codellama_convert.verify.ranks.expected import ExpectedRanks
 from codellama_convert.verify.ranks.folder import (
     CHECKLIST_NAME,
     PARAMS_NAME,
@@ -31,7 +32,6 @@ from codellama_convert.verify.ranks.folder import (
     stored_in,
 )
 from codellama_convert.verify.ranks.found import Found
-from codellama_convert.verify.ranks.job import ExpectedRanks
 from codellama_convert.verify.record_reader import PartSums, Record, TensorSums
 from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.sums import FileReading, compare_file, compare_shard

@@ -15,7 +15,9 @@ from codellama_convert.model.tensor_table import FREQUENCIES_NAME
 from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.output_files import complain_of_strays
+from codellama_convert.verify.ranks.asked import asked_of_ranks, without_impossible
 from codellama_convert.verify.ranks.before import compare_sums, original_of, sums_before
+from codellama_convert.verify.ranks.expected import ExpectedRanks, expected_ranks
 from codellama_convert.verify.ranks.folder import (
     CHECKLIST_NAME,
     PARAMS_NAME,
@@ -24,12 +26,6 @@ from codellama_convert.verify.ranks.folder import (
     shown_by,
 )
 from codellama_convert.verify.ranks.found import Found
-from codellama_convert.verify.ranks.job import (
-    ExpectedRanks,
-    asked_of_ranks,
-    expected_ranks,
-    without_impossible,
-)
 from codellama_convert.verify.ranks.layouts import compare_layouts
 from codellama_convert.verify.ranks.parts import compare_frequencies, compare_parts
 from codellama_convert.verify.ranks.record import check_ranks_record, compare_source_of_ranks
