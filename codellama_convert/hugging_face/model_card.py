@@ -33,7 +33,7 @@ Weights from Meta's layout in the one that Hugging Face's transformers reads.
 | parameters | {parameters:,} |
 | weights | {weights} |
 | context | {context} |
-| rope_theta | {rope_theta:g} |
+| rope_theta | {rope_theta} |
 | vocabulary | {vocabulary} |
 | converted from | {n_ranks} x `consolidated.NN.pth` |
 {mark}{version} |
@@ -61,6 +61,11 @@ If you pass them on, put its files beside them: LICENSE, and USE_POLICY.md where
 _METADATA = {
     "Code Llama": "license: llama2\nlanguage:\n- code\ntags:\n- llama\n- llama-2\n",
     "Llama 2": "license: llama2\ntags:\n- llama\n- llama-2\n",
+    "Llama 3": "license: llama3\ntags:\n- llama\n- llama-3\n",
+    "Llama 3.1": "license: llama3.1\ntags:\n- llama\n- llama-3\n",
+    "Llama 3.2": "license: llama3.2\ntags:\n- llama\n- llama-3\n",
+    "Llama 3.3": "license: llama3.3\ntags:\n- llama\n- llama-3\n",
+    "Llama Guard 2": "license: llama3\ntags:\n- llama\n- llama-3\n",
 }
 _UNKNOWN_METADATA = "tags:\n- llama\n"
 _LOADING_WEIGHTS = """\
@@ -117,6 +122,10 @@ def model_card(
     context = f"{recognised.max_position_embeddings} tokens"
     if not recognised.context_is_known:
         context += " (a guess: it is not in the checkpoint)"
+    rope_theta = f"{config.rope_theta:g}"
+    if recognised.rope_scaling_factor is not None:
+        rope_theta += f", scaled by {recognised.rope_scaling_factor:g} as Llama 3.1 does it"
+        rope_theta += "" if recognised.scaling_is_known else " (a guess: the factor is not known)"
     more_uses = ""
     if tokenizer is not None and has_infilling(tokenizer):
         more_uses += _INFILLING
@@ -130,7 +139,7 @@ def model_card(
         title=recognised.name if recognised.family else "A converted Llama checkpoint",
         context=context,
         dtype=dtype.name,
-        rope_theta=config.rope_theta,
+        rope_theta=rope_theta,
         vocabulary=config.vocab_size,
         n_ranks=n_ranks,
         mark=CARD_MARK,

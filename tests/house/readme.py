@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from codellama_convert.cli.commands import main
 from codellama_convert.model.releases import RELEASES, Release
-from codellama_convert.model.tensor_table import RULES, Rule
+from codellama_convert.model.tensor_table import RULES, RULES_OF_LLAMA_3, Rule
 
 ROOT = Path(__file__).resolve().parents[2]
 # Every README of the project, and what is generated in it.
@@ -158,12 +158,16 @@ def rules_table() -> str:
     """One row a tensor, from the table of rules."""
     return _table(
         ("Meta", "Hugging Face", "shape", "split over ranks", "rotary"),
-        *(_rule_row(rule) for rule in RULES),
+        *map(_rule_row, RULES, RULES_OF_LLAMA_3),
         ("`rope.freqs`", "dropped: they follow from `rope_theta`", "", "", ""),
     )
 
 
-def _rule_row(rule: Rule) -> tuple[str, ...]:
+def _rule_row(rule: Rule, of_llama_3: Rule) -> tuple[str, ...]:
+    split = _SPLIT[rule.tp_dim]
+    if of_llama_3 != rule:
+        split += f"; {_SPLIT[of_llama_3.tp_dim]} in Llama 3"
+
     def shown(name: str) -> str:
         return f"`{name.replace('{layer}', 'N').removesuffix('.weight')}`"
 
@@ -171,7 +175,7 @@ def _rule_row(rule: Rule) -> tuple[str, ...]:
         shown(rule.meta_name),
         shown(rule.hf_name),
         " x ".join(rule.shape),
-        _SPLIT[rule.tp_dim],
+        split,
         "yes" if rule.rotary else "",
     )
 

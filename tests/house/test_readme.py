@@ -373,7 +373,7 @@ def test_the_help_is_what_80_columns_show(command, tmp_path):
         ("codellama_convert/cli/README.md", "Usage: codellama-convert plan", "Usage: codellama-convert plot"),
         (FRONT, "| Code Llama 70B | 8 | 138.0 GB | 32,016 | 16,384 |", "| Code Llama 70B | 8 | 138.0 GB | 32,000 | 4,096 |"),
         (FRONT, "| `--max_shard_size` |", "| `--max_shard_bytes` |"),
-        ("codellama_convert/README.md", "vocab_size x hidden_size | columns |", "vocab_size x hidden_size | rows |"),
+        ("codellama_convert/README.md", "vocab_size x hidden_size | columns; rows in Llama 3 |", "vocab_size x hidden_size | rows |"),
     ],
 )  # fmt: skip
 def test_what_is_outdated_is_regenerated(page, true, outdated):

@@ -16,7 +16,8 @@ from tests.witness.checkpoints import (
     Shape,
     save_checkpoint,
 )
-from tests.witness.sparse import write_sparse_checkpoint
+from tests.witness.llama3_ranks import LLAMA_3_1B, LLAMA_3_8B
+from tests.witness.sparse import write_sparse_checkpoint, write_sparse_llama_3
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny-codellama"
 
@@ -52,6 +53,30 @@ def test_a_hub_reads_the_licence_and_the_tags(
         "library_name": "transformers", "pipeline_tag": "text-generation", **head,
     }  # fmt: skip
     assert f"\n# {title}\n" in card
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "head", "theta"),
+    [
+        ("Llama3.1-8B-Instruct", LLAMA_3_8B, {"license": "llama3.1", "tags": ["llama", "llama-3"]},
+         "500000, scaled by 8 as Llama 3.1 does it"),
+        ("Llama3.2-1B", LLAMA_3_1B, {"license": "llama3.2", "tags": ["llama", "llama-3"]},
+         "500000, scaled by 32 as Llama 3.1 does it"),
+        ("Llama-Guard-3-1B", LLAMA_3_1B, {"tags": ["llama"]},
+         "500000, scaled by 8 as Llama 3.1 does it (a guess: the factor is not known)"),
+    ],
+)  # fmt: skip
+def test_the_card_of_llama_3_names_its_licence_and_its_scaling(
+    tmp_path, name: str, shape: Shape, head: dict[str, object], theta: str
+):
+    from huggingface_hub import ModelCard
+
+    write_sparse_llama_3(tmp_path / name, shape, 1)
+    card = card_of(tmp_path / name)
+    assert ModelCard(card).data.to_dict() == {
+        "library_name": "transformers", "pipeline_tag": "text-generation", **head,
+    }  # fmt: skip
+    assert f"| rope_theta | {theta} |" in card
 
 
 def test_a_context_that_is_not_known_is_called_a_guess(tmp_path):
