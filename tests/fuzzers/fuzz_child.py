@@ -142,7 +142,7 @@ PLANTS: dict[str, tuple[tuple[str, Any], ...]] = {
     # Numbers that lead out of a file are let through.
     "numbers": (
         ("codellama_convert.storage.input_file.InputFile._refuse_beyond_end", lambda *_: None),
-        ("codellama_convert.formats.pth.reader.refuse_wrong_view", lambda *_: None),
+        ("codellama_convert.formats.pth.checked.refuse_wrong_view", lambda *_: None),
     ),
 }
 
