@@ -32,7 +32,6 @@ from codellama_convert.verify.config import (
 )
 from codellama_convert.verify.folder_reader import StoredOutput, read_output
 from codellama_convert.verify.job import asked_of, class_named, job_as_asked, shown_by
-from codellama_convert.verify.llama3_tokenizer import check_llama3_tokenizer
 from codellama_convert.verify.output_files import (
     CONFIG_NAMES,
     TOKENIZER_NAMES,
@@ -44,7 +43,8 @@ from codellama_convert.verify.ranks.run import verify_ranks
 from codellama_convert.verify.record_reader import readable_record
 from codellama_convert.verify.report import Problems, VerifyReport
 from codellama_convert.verify.sums import FileReading
-from codellama_convert.verify.tokenizer import check_tokenizer, marks_of
+from codellama_convert.verify.tokenizer.files import check_tokenizer, marks_of
+from codellama_convert.verify.tokenizer.llama3 import check_llama3_tokenizer
 from codellama_convert.verify.weights import (
     bytes_of_both_sides,
     common_dtype,

@@ -337,8 +337,8 @@ def test_verify_finds_a_change_of_the_other_files(output: Path, name, old, new, 
 
 def test_verify_knows_both_sets_of_names(tmp_path: Path) -> None:
     """Only the names of ids differ that no text gives."""
-    from codellama_convert.verify.llama3_tokenizer import check_llama3_tokenizer
     from codellama_convert.verify.report import Problems
+    from codellama_convert.verify.tokenizer.llama3 import check_llama3_tokenizer
 
     model = read_tiktoken_model(write_model(tmp_path / "in", spelled(TINY)))
     for written in ("3", "3.1"):

@@ -1,6 +1,6 @@
-"""Own the check of the tokenizer files: whatever in them changes an id, a text or a prompt.
+"""Own the check of tokenizer.json where tokenizer.model is SentencePiece's.
 
-What they should hold is spelled here a second time, so that a mistake of the writer is seen: the
+What it should hold is spelled here a second time, so that a mistake of the writer is seen: the
 merges are not generated and compared, they are compared with the rule that orders them.
 """
 
@@ -15,68 +15,30 @@ from typing import Any
 from codellama_convert.errors import VerifyError, shown
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.formats.sentencepiece_message import PieceType
-from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.storage.input_file import InputFile
-from codellama_convert.tokenizer.chat_templates import chat_template
-from codellama_convert.verify.config import Marks
-from codellama_convert.verify.long_json import what_differs
 from codellama_convert.verify.output_files import parse_json
-from codellama_convert.verify.report import Problems, check_json
+from codellama_convert.verify.report import Problems
+from codellama_convert.verify.tokenizer.long_json import what_differs
 
 _SPACE = "\u2581"
-_INFILLING = tuple(f"{_SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
-_STEP = "<step>"
-_INFILLING_CLASSES = ("CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
-# transformers' own spelling of "no limit": the float 1e30, as a whole number.
-NO_LIMIT = 1000000000000000019884624838656
+INFILLING = tuple(f"{_SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
+STEP = "<step>"
 # Llama 2's tokenizer.json has 1.9 MB; a larger one would take too much memory to parse.
 _MAX_PARSED_BYTES = 5 << 19
 _MORE_BRACKETS = 1 << 10  # lists and objects beside those in pieces: the frame, and what differs
 
 
-def check_tokenizer(
-    folder: Path,
-    model: SentencePieceModel,
-    *,
-    context: int | None,
-    chat: bool,
-    tokenizer_class: str | None,
-    problems: Problems,
-) -> None:
-    """Compare the tokenizer files with the source's tokenizer.model.
+def check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
+    """Compare tokenizer.json with what the source's tokenizer.model makes of it.
 
     Args:
         folder: The output.
         model: The source.
-        context: Tokens of context; None for no limit.
-        chat: Whether it is a chat model.
-        tokenizer_class: What tokenizer_config.json names, if anything.
         problems: Gets what differs.
+
+    Raises:
+        VerifyError: If it cannot be read.
     """
-    for check in (check_copy, _check_tokenizer_json):
-        try:
-            check(folder, model, problems)
-        except VerifyError as problem:  # noqa: PERF203 - the other files are still worth reading
-            problems.add_error(problem)
-    expected = _config(model, context=context, chat=chat, tokenizer_class=tokenizer_class)
-    check_json(folder / "tokenizer_config.json", expected, problems)
-    check_json(folder / "special_tokens_map.json", _special_tokens(model), problems)
-
-
-def marks_of(model: SentencePieceModel) -> Marks:
-    """Find the ids that begin and end a text."""
-    return Marks(model.bos_id, model.eos_id, model.id_of(_STEP))
-
-
-def check_copy(folder: Path, model: TokenizerModel, problems: Problems) -> None:
-    """Compare tokenizer.model with the source's, byte for byte."""
-    with InputFile(folder / "tokenizer.model", error=VerifyError) as file:
-        # The sizes first: what lies there may be of any size.
-        if file.n_bytes != len(model.raw) or file.read_exact(0, file.n_bytes) != model.raw:
-            problems.add("tokenizer.model differs from the source's", about=["tokenizer.model"])
-
-
-def _check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Problems) -> None:
     name = "tokenizer.json"
     cuts = _count_cuts(model)
     settings = _bpe_settings(model)
@@ -211,39 +173,6 @@ def _mergeable(model: SentencePieceModel) -> Iterator[tuple[str, float]]:
             yield piece.text, piece.score
 
 
-def _special_tokens(model: SentencePieceModel) -> dict[str, Any]:
-    return {
-        "bos_token": model.pieces[model.bos_id].text,
-        "eos_token": model.pieces[model.eos_id].text,
-        "unk_token": model.pieces[model.unk_id].text,
-    }
-
-
-def _config(
-    model: SentencePieceModel, *, context: int | None, chat: bool, tokenizer_class: str | None
-) -> dict[str, Any]:
-    expected: dict[str, Any] = _special_tokens(model) | {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "legacy": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": NO_LIMIT if context is None else context,
-        "padding_side": "left",
-    }
-    if tokenizer_class is not None:
-        expected["tokenizer_class"] = tokenizer_class
-    has_infilling = all(name in model.ids for name in _INFILLING)
-    if tokenizer_class in _INFILLING_CLASSES and not has_infilling:
-        # Left out, these classes invent the pieces, with ids beyond the embedding.
-        for role in ("prefix", "middle", "suffix", "eot", "fill"):
-            expected[f"{role}_token"] = None
-    if chat:
-        # Meta's dialogue form is one text, which both sides take from where it is explained.
-        expected["chat_template"] = chat_template(step=_STEP in model.ids)
-    return expected
-
-
 def _frame(model: SentencePieceModel) -> dict[str, Any]:
     """Spell what surrounds the model in tokenizer.json, after the tokenizers library's own files."""
     bos = model.pieces[model.bos_id].text
@@ -298,7 +227,7 @@ def _added_tokens(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
     """Yield, by id, the pieces that are looked for in a text before it is cut any further."""
     for number, (text, _, kind) in enumerate(model.pieces):
         user_defined = kind is PieceType.USER_DEFINED
-        named = text in _INFILLING or text == _STEP
+        named = text in INFILLING or text == STEP
         if named or user_defined or kind in (PieceType.UNKNOWN, PieceType.CONTROL):
             yield {
                 "id": number,

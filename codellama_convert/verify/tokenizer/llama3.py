@@ -16,9 +16,9 @@ from codellama_convert.formats.tiktoken import TiktokenModel
 from codellama_convert.model.releases import SpecialNames
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tokenizer.chat_templates import HEADER_TEMPLATE
-from codellama_convert.verify.long_json import what_differs
 from codellama_convert.verify.report import Problems, check_json
-from codellama_convert.verify.tokenizer import NO_LIMIT, check_copy
+from codellama_convert.verify.tokenizer.files import NO_LIMIT, check_copy
+from codellama_convert.verify.tokenizer.long_json import what_differs
 
 # The first special tokens; all others are reserved ones.
 _OF_3 = (
