@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,25 +24,13 @@ from codellama_convert.verify.output_files import (
     parse_json,
     read_small,
 )
+from codellama_convert.verify.record_spelling import wrong_keys, wrong_sum
 from codellama_convert.verify.report import Problems
 
 Entry = TypeVar("Entry")
 
-_KEYS = frozenset(
-    {
-        "converter", "crc32", "files", "model", "notes", "options", "original", "source", "tensors",
-    }
-)  # fmt: skip
-_KEYS_OF_ENTRIES = {
-    "files": frozenset({"size", "crc32", "sha256"}),
-    "source": frozenset({"size", "crc32"}),
-    "tensors": frozenset({"file", "dtype", "shape", "size", "crc32", "became_zero", "nonfinite"}),
-}
-_KEYS_OF_PARTS = frozenset({"dtype", "shape", "crc32", "became_zero", "nonfinite"})
 # 65B in 64 ranks has 723 tensors with a sum for each rank: 1.07 MB.
 _MAX_BYTES = 5 << 18
-# Deeper in the file the same key is indented further, and no text in it holds a line break.
-_OWN_SUM = re.compile(rb'^(  "crc32": ")([0-9a-f]{8})"', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +132,11 @@ def read_record(output_dir: Path, complain: Complain) -> Record | None:
         _require_texts(content.get("notes"))
     except ValueError as problem:
         raise VerifyError(f"is not a conversion's record: {problem}", path=path) from problem
-    for line in (*_wrong_sum(raw), *_wrong_keys(content, record), *_missing_digests(record)):
+    for line in (
+        *wrong_sum(raw),
+        *wrong_keys(content, of_ranks=is_of_ranks),
+        *_missing_digests(record),
+    ):
         complain(line, file=RECORD_NAME)
     return record
 
@@ -157,32 +148,6 @@ def readable_record(output_dir: Path, problems: Problems) -> Record | None:
     except VerifyError as problem:
         problems.add_error(problem)
         return None
-
-
-def _wrong_sum(raw: bytes) -> Iterator[str]:
-    """Say so if any byte of the file was changed: its sum is taken with zeros in the sum's place."""
-    found = _OWN_SUM.findall(raw)
-    if len(found) != 1:
-        yield "has no CRC-32 of its own, so it was not written like this"
-        return
-    ((_, said),) = found
-    crc = zlib.crc32(_OWN_SUM.sub(rb'\g<1>00000000"', raw))
-    if said != b"%08x" % crc:
-        yield f"was changed after it was written: its CRC-32 is {crc:08x}, not {said.decode()}"
-
-
-def _wrong_keys(content: Mapping[str, Any], record: Record) -> Iterator[str]:
-    """Name what a conversion does not write, of whatever version: nobody reads it, nobody checks it."""
-    yield from (f"has {shown(key)}, which does not belong there" for key in _extra(content, _KEYS))
-    of_tensors = {"tensors": _KEYS_OF_PARTS} if record.asked_ranks is not None else {}
-    for part, keys in (_KEYS_OF_ENTRIES | of_tensors).items():
-        for name, entry in content[part].items():
-            for key in _extra(entry, keys):
-                yield f"{part}: {shown(name)} has {shown(key)}, which does not belong there"
-
-
-def _extra(found: Mapping[str, Any], known: Collection[str]) -> list[str]:
-    return sorted(set(found).difference(known))
 
 
 def _missing_digests(record: Record) -> Iterator[str]:
