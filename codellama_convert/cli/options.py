@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from codellama_convert.cli.values import NamedPath, OneOf, Size
 from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS
 from codellama_convert.model.asked import LARGEST_SCALING, MAX_RANKS
 from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
@@ -20,52 +20,12 @@ from codellama_convert.plan.options import (
     TOKENIZER_ONLY,
     Options,
 )
-from codellama_convert.storage.sizes import parse_size
 from codellama_convert.tensors import DTYPE_NAMES
 from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES
-
-# What click's newer versions call generic, older ones cannot subscript.
-if TYPE_CHECKING:
-    SizeType = click.ParamType[int]
-    ChoiceType = click.Choice[str]
-else:
-    SizeType, ChoiceType = click.ParamType, click.Choice
 
 _DEFAULTS = Options()
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Size(SizeType):
-    """A size such as 5GB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it; what click asks of a parameter type."""
-        try:
-            return value if isinstance(value, int) else parse_size(str(value))
-        except ValueError as problem:
-            self.fail(str(problem), param, ctx)
-
-
-class OneOf(ChoiceType):
-    """A choice that may be spelled in either case; a shell completes it as it is written here."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Read it; what click asks of a parameter type."""
-        spelled = {str(choice).lower(): choice for choice in self.choices}
-        return super().convert(spelled.get(str(value).lower(), value), param, ctx)
-
-
-class NamedPath(click.Path):
-    """A path with a name: an empty one would be the current folder, and is a forgotten variable."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read it; what click asks of a parameter type."""
-        if not os.fspath(value):
-            self.fail("the name is empty", param, ctx)
-        return super().convert(value, param, ctx)
 
 
 def _with_dashes_too(name: str) -> str:
