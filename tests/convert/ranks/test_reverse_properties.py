@@ -19,7 +19,7 @@ from codellama_convert.convert import transfer
 from codellama_convert.plan.ranks.job import plan_reverse
 from codellama_convert.plan.ranks.options import ReverseOptions
 from tests.convert.bits import assert_same_bits
-from tests.convert.random_models import (
+from tests.convert.ranks.random_models import (
     DTYPES,
     Model,
     how,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from codellama_convert import reverse_checkpoint
 from codellama_convert.plan.ranks.job import ReverseJob, plan_reverse
 from codellama_convert.plan.ranks.options import ReverseOptions
-from tests.convert.random_models import Model, models, write_hugging_face, write_meta
+from tests.convert.ranks.random_models import Model, models, write_hugging_face, write_meta
 from tests.outputs import content
 from tests.verify.damage import RECORD, told
 from tests.witness.checkpoints import half_split_rows, int_dtype, rope_freqs
