@@ -75,7 +75,8 @@ MODEL_OPTIONS = _options(
     click.option(
         "--model_size",
         type=_MODEL_SIZES,
-        help="Size of the model, checked against the checkpoint. tokenizer_only converts only the tokenizer.",
+        metavar="SIZE",
+        help="Size of the model, such as 7B, checked against the checkpoint. tokenizer_only converts only the tokenizer.",
     ),
     click.option(
         "--variant",
@@ -147,6 +148,7 @@ SOURCE_OPTIONS = _options(
     click.option(
         "--model_size",
         type=_MODEL_SIZES,
+        metavar="SIZE",
         help="What the checkpoint is said to be; checked. tokenizer_only compares the tokenizer.",
     ),
     click.option(

@@ -123,6 +123,9 @@ def test_every_block_is_of_a_kind_that_is_tested():
     assert bash >= ELSEWHERE
     assert len(PLANS) > 1
     assert sorted([*PLANS, QUICKSTART, CRASH, PROOF]) == sorted(TRANSCRIPTS)
+    # What neither runs nor is help belongs to other programs.
+    of_others = {b.heading for b in BLOCKS if b.language == "text" and not b.text.startswith("$")}
+    assert of_others == {"Infilling in other programs"}
 
 
 def test_a_stranger_reads_the_front_page_in_one_sitting():
