@@ -127,7 +127,7 @@ MODEL_OPTIONS = _options(
 # goes first, and is a difference where the record says otherwise.
 ASKED_OPTIONS = _options(
     click.option("--variant", type=OneOf(FLAVORS), help="What the model was tuned for."),
-    click.option("--dtype", type=OneOf(DTYPE_NAMES), help="Of the written weights."),
+    click.option("--dtype", type=OneOf(DTYPE_NAMES), help="Dtype of the written weights."),
     click.option("--max_shard_size", type=Size(), help="Most bytes of tensors in one file."),
     click.option("--max_position_embeddings", type=click.IntRange(min=1), help="Context length."),
     click.option(
@@ -149,7 +149,7 @@ SOURCE_OPTIONS = _options(
         "--model_size",
         type=_MODEL_SIZES,
         metavar="SIZE",
-        help="What the checkpoint is said to be; checked. tokenizer_only compares the tokenizer.",
+        help="Size of the model, checked against the checkpoint. tokenizer_only compares the tokenizer.",
     ),
     click.option(
         "--tokenizer_model",
@@ -239,7 +239,9 @@ RANK_OPTIONS = _options(
     ),
     click.option("--skip_tokenizer", is_flag=True, help="Write no tokenizer.model."),
     click.option(
-        "--checklist", is_flag=True, help="Also write checklist.chk, a list of MD5 sums as Meta's."
+        "--checklist",
+        is_flag=True,
+        help="Also write checklist.chk, a list of MD5 sums like Meta's.",
     ),
 )
 # What was asked of a conversion into ranks, as `ASKED_OPTIONS` are of the other.

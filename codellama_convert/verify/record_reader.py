@@ -142,7 +142,7 @@ def read_record(output_dir: Path, complain: Complain) -> Record | None:
 
 
 def readable_record(output_dir: Path, problems: Problems) -> Record | None:
-    """Read an output's record; one that is none is a problem beside others."""
+    """Read an output's record; a file that is not one is a problem beside others."""
     try:
         return read_record(output_dir, problems.add)
     except VerifyError as problem:

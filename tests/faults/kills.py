@@ -145,7 +145,7 @@ class KillBench:
         )
 
     def problems(self, kill_at: int) -> list[str]:
-        """Kill at a step, kill again while it goes on, finish; list what is not as promised."""
+        """Kill at a step, kill again while it resumes, finish; list what is not as promised."""
         target = self._prepare(f"killed{kill_at}")
         try:
             found = list(self._problems(target, kill_at))
@@ -158,7 +158,7 @@ class KillBench:
             yield "was not killed"
         yield from self._torn(target)
         rng = random.Random(kill_at)
-        # Early while it goes on, and anywhere.
+        # Early while it resumes, and anywhere.
         for second in (1 + kill_at % 7, 1 + kill_at * 31 % self.n_steps):
             if self._damage:
                 damage_some(target, rng)

@@ -6,7 +6,7 @@ It prints one line for each family, with counts and verdict, and exits with 1 if
 
 fuzz      damaged files, the same without the CRC-32 check, forged pickles, random layouts, outputs
           (tests/fuzzers/fuzz.py, in a process of its own: `python -m tests.fuzzers.fuzz --full`)
-kills     the process dies at every step, and again while it goes on; the same over an older result,
+kills     the process dies at every step, and again while it resumes; the same over an older result,
           and with staged files damaged in between, for each way tensors may lie in storages;
           while it publishes, each file that goes out is damaged after the kill
 runs      random checkpoints and options, killed and damaged at random, against a reference

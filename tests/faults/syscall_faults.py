@@ -274,7 +274,7 @@ class Bench:
         if loads(target) and found not in (self.expected, self.older):
             yield f"torn: {sorted(found)}"
         is_whole = loads(target) and found == self.expected
-        # With the model whole only the last fsync can fail: the journal must know how to go on.
+        # With the model whole only the last fsync can fail: the journal must know how to resume.
         if is_whole and done.status == 1 and not (target / STAGING / "journal.jsonl").exists():
             yield "exit status 1, though all is done"
 
@@ -310,7 +310,7 @@ def may_be_passed_over(fault: Fault) -> bool:
     if is_of_a_folder and fault.is_early and call.name in ("openat", "getdents64"):
         return True  # whether all of it was done before: if that cannot be seen, it is done now
     if call.name == "close":
-        # Nothing is lost; but a close may be what tells of a write that was.
+        # Nothing is lost; but a close may be what reports a write that was.
         return fault.is_of_reading or is_of_a_folder
     if call.name == "mkdir":
         return path.name == "plain"  # it may be there: whether it is, is looked up then

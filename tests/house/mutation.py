@@ -3,9 +3,9 @@
 Run, after `pip install --group mutation`:
 
     python -m tests.house.mutation                               # every module that pyproject.toml names
-    python -m tests.house.mutation 'codellama_convert.model.rope.*'    # some mutants anew
+    python -m tests.house.mutation 'codellama_convert.model.rope.*'    # some mutants again
 
-mutmut keeps what it found in mutants/ and goes on there. `mutmut show NAME` prints a mutant.
+mutmut keeps what it found in mutants/ and resumes there. `mutmut show NAME` prints a mutant.
 """
 
 from __future__ import annotations

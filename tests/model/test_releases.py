@@ -16,7 +16,7 @@ def sizes_of_several_shapes(releases: Iterable[Release]) -> list[str]:
 
 
 def test_every_size_has_one_shape():
-    """`--model_size` is held against one shape: of two, the later row would win unseen."""
+    """`--model_size` is compared with one shape: of two, the later row would win unseen."""
     assert sizes_of_several_shapes(RELEASES) == []
     first = RELEASES[0]
     assert first.size == "7B"

@@ -1,4 +1,4 @@
-"""A disk that is full, or that may not be written: one line, nothing published, and it goes on."""
+"""A disk that is full, or that may not be written: one line, nothing published, and the next run resumes."""
 
 from __future__ import annotations
 

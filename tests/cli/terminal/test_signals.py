@@ -1,4 +1,4 @@
-"""A signal stops the program where it can go on later, whatever it is busy with."""
+"""A signal stops the program where it can resume later, whatever it is busy with."""
 
 from __future__ import annotations
 

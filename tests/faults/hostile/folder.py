@@ -192,7 +192,7 @@ def rank_copied_over_another(folder: Path) -> None:
 
 
 @refused(SECOND, "same", RANK)
-def rank_copied_and_saved_anew(folder: Path) -> None:
+def rank_copied_and_saved_again(folder: Path) -> None:
     torch.save(split_ranks(STATE, 2)[0], folder / RANK)
     torch.save(split_ranks(STATE, 2)[0], folder / SECOND, pickle_protocol=4)
 

@@ -150,7 +150,7 @@ def zip_offset(path: Path, suffix: str) -> int:
 
 
 def rezip(path: Path, **how: Any) -> None:
-    """Write an archive anew with zipfile."""
+    """Write an archive again, with zipfile."""
     with zipfile.ZipFile(path) as old:
         content = {entry.filename: old.read(entry) for entry in old.infolist()}
     deflated = how.get("deflated", lambda _name: False)
