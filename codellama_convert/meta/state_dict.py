@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,14 @@ _BUFFERS: dict[str, Literal["angle", "pair", "row"] | None] = {
 _BUFFER = re.compile(rf"(?:.*\.)?(?:{'|'.join(_BUFFERS)})")
 _MAX_LISTED, _MAX_SHOWN = 6, 60
 _TENSORS = (View, OtherTensor)
+# Modules that PyTorch puts around others, and that a state dict then names: FullyShardedDataParallel,
+# checkpoint_wrapper, torch.compile.
+_WRAPPER = re.compile(r"(?<=\.)(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+# torch.distributed.checkpoint's tutorial has the model under "app" and "model".
+_MAX_DEPTH = 3
+_Place = tuple[str | int | float, ...]  # keys, from the outside
+_Level = dict[_Place, Any]
+_Dicts = dict[_Place, Mapping[Any, Any]]
 
 
 def find_state_dict(path: Path, top: Mapping[Any, Any]) -> Declared:
@@ -59,6 +67,10 @@ def find_state_dict(path: Path, top: Mapping[Any, Any]) -> Declared:
     if prefix:
         notes += (f"every tensor's name begins with {shown(prefix, _MAX_SHOWN)}: taken off",)
         entries = {name.removeprefix(prefix): value for name, value in entries.items()}
+    wrappers = sorted({found for name in entries for found in _WRAPPER.findall(name)})
+    if wrappers:
+        notes += (f"{_quoted(wrappers)} inside the names of tensors: taken off",)
+        entries = _without_wrappers(path, entries)
     dropped = {
         name: _plain_shape(value)
         for name, value in entries.items()
@@ -103,43 +115,91 @@ def head_size_of(name: str, shape: tuple[int, ...]) -> int | None:
 
 
 def _unwrap(path: Path, top: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
-    """Find the one dict of tensors that lies beside numbers, texts and a trainer's own state."""
-    dicts = {key: items for key, value in top.items() if (items := items_of(value)) is not None}
-    wrapped = {key: items for key, items in dicts.items() if _holds_matrix(items)}
-    if not wrapped:  # a model of which only norms have a dtype that can be read
-        wrapped = {key: items for key, items in dicts.items() if _holds(items, OtherTensor)}
-    if not wrapped or _is_itself_a_model(top, wrapped.values()):
+    """Find the one dict of tensors that lies beside numbers, texts and a trainer's own state.
+
+    Below the top's own dicts only the names of a model show it: optimizers have matrices there too.
+    """
+    level: _Level = {(key,): value for key, value in top.items()}
+    dicts = _dicts_in(level)
+    # The second kind is a model of which only norms have a dtype that can be read.
+    wrapped = _those(dicts, _holds_matrix) or _those(dicts, _holds_other)
+    if _is_itself_a_model(top, wrapped):
+        return top, ()
+    for _ in range(_MAX_DEPTH - 1):
+        if wrapped:
+            break
+        level = _opened(level, dicts)
+        dicts = _dicts_in(level)
+        wrapped = _those(dicts, _holds_model)
+    if not wrapped:
         return top, ()
     if len(wrapped) > 1:
         raise LayoutError(
-            f"holds {len(wrapped)} dicts of tensors: {_quoted(wrapped)}",
+            f"holds {len(wrapped)} dicts of tensors: {_quoted(map(_spelled, wrapped))}",
             path=path,
             hint="save the one that is the model as a file of its own",
         )
-    ((key, items),) = wrapped.items()
-    others = [other for other in top if other != key]
+    ((place, items),) = wrapped.items()
+    others = [_spelled(other) for other in level if other != place]
     passed_over = f"; passed over: {_quoted(others)}" if others else ""
-    return items, (f"the tensors lie under {shown(key, _MAX_SHOWN)}{passed_over}",)
+    return items, (f"the tensors lie under {shown(_spelled(place), _MAX_SHOWN)}{passed_over}",)
 
 
-def _is_itself_a_model(top: Mapping[Any, Any], inside: Iterable[Mapping[Any, Any]]) -> bool:
+def _dicts_in(level: _Level) -> _Dicts:
+    return {
+        place: items for place, value in level.items() if (items := items_of(value)) is not None
+    }
+
+
+def _opened(level: _Level, dicts: _Dicts) -> _Level:
+    """Put what the dicts hold in their place; one that lies at several places is opened once."""
+    first = {id(items): place for place, items in reversed(dicts.items())}
+    inside = {
+        (*place, key): value
+        for place, items in dicts.items()
+        if first[id(items)] == place
+        for key, value in items.items()
+    }
+    return inside | {place: value for place, value in level.items() if place not in dicts}
+
+
+def _those(dicts: _Dicts, is_wanted: Callable[[Mapping[Any, Any]], bool]) -> _Dicts:
+    """Keep some of the dicts; one that a forged pickle has in many places is looked at once."""
+    distinct = {id(items): items for items in dicts.values()}
+    wanted = {key for key, items in distinct.items() if is_wanted(items)}
+    return {place: items for place, items in dicts.items() if id(items) in wanted}
+
+
+def _spelled(place: _Place) -> str | int | float:
+    """Write where something lies; a single key stays what it is."""
+    return place[0] if len(place) == 1 else ".".join(map(str, place))
+
+
+def _is_itself_a_model(top: Mapping[Any, Any], wrapped: _Dicts) -> bool:
     """Report whether the tensors are those of the top, and the dicts in it something else's.
 
     A matrix beside a dict that has a model's names is state of the trainer's, such as that of a
     random number generator.
     """
-    if any(_is_of_a_model(name) for name, value in top.items() if type(value) in _TENSORS):
-        return True
-    names = (name for items in inside for name in items)
-    return (_holds_matrix(top) or _holds(top, OtherTensor)) and not any(map(_is_of_a_model, names))
+    return _holds_model(top) or (
+        (_holds_matrix(top) or _holds_other(top)) and not _those(wrapped, _names_a_model)
+    )
+
+
+def _holds_model(items: Mapping[Any, Any]) -> bool:
+    return any(_is_of_a_model(name) for name, value in items.items() if type(value) in _TENSORS)
+
+
+def _names_a_model(items: Mapping[Any, Any]) -> bool:
+    return any(map(_is_of_a_model, items))
 
 
 def _is_of_a_model(name: Any) -> bool:
     return type(name) is str and (is_meta_tensor(name) or is_foreign(name))
 
 
-def _holds(items: Mapping[Any, Any], kind: type) -> bool:
-    return any(type(value) is kind for value in items.values())
+def _holds_other(items: Mapping[Any, Any]) -> bool:
+    return any(type(value) is OtherTensor for value in items.values())
 
 
 def _holds_matrix(items: Mapping[Any, Any]) -> bool:
@@ -165,6 +225,21 @@ def _common_prefix(path: Path, names: Iterable[str]) -> str:
             hint="save the model's state dict alone, with one prefix or none",
         )
     return prefix
+
+
+def _without_wrappers(path: Path, entries: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take the names of wrapping modules off that stand inside the names of tensors."""
+    bare: dict[str, str] = {}
+    for name in entries:
+        other = bare.setdefault(_WRAPPER.sub("", name), name)
+        if other is not name:
+            raise LayoutError(
+                f"holds both {shown(other, _MAX_SHOWN)} and {shown(name, _MAX_SHOWN)}, which are "
+                "one tensor with and without the name of a wrapping module",
+                path=path,
+                hint="save the model's state dict alone",
+            )
+    return {name: entries[wrapped] for name, wrapped in bare.items()}
 
 
 def _quoted(keys: Iterable[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -105,6 +106,25 @@ def test_a_model_in_fp8_is_refused_for_it(tmp_path: Path, *, wrapped: bool) -> N
         convert_checkpoint(source, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("saved", "note"),
+    [
+        ({"model": {"state_dict": STATE}}, "lie under 'model.state_dict'"),
+        (
+            {"app": {"model": STATE, "optim": trainer_state()["optimizer"]}, "epoch": 1},
+            "lie under 'app.model'; passed over: 'app.optim', 'epoch'",
+        ),
+        ({"a": {"b": {0: STATE}}}, "lie under 'a.b.0'"),
+    ],
+)
+def test_dicts_around_the_dict_of_tensors_are_taken_off_too(
+    tmp_path: Path, saved: dict[str, object], note: str
+) -> None:
+    """PyTorch's tutorial on distributed checkpoints has "app" around "model" and "optim"."""
+    source = write_ranks(tmp_path / "in", [saved])
+    assert_converted_with_note(source, tmp_path / "out", EXPECTED, note)
+
+
 def test_what_is_passed_over_is_never_looked_at(tmp_path: Path) -> None:
     """Not even a dtype that no weight may have, and not the bytes of an optimizer's tensors."""
     others = {"optimizer": {"state": {0: {"mask": torch.ones(4, 4, dtype=torch.bool)}}}}
@@ -147,6 +167,38 @@ def test_a_prefix_of_some_names_only_is_refused(tmp_path: Path, left: str) -> No
         convert_checkpoint(source, tmp_path / "out")
 
 
+WRAPPERS = ["_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod."]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("where", [r"^layers\.\d+\.", r"^layers\.\d+\.attention\.", r"^\w+\."])
+@pytest.mark.parametrize("prefix", ["", "_fsdp_wrapped_module."])
+def test_wrappers_inside_the_names_are_taken_off(
+    tmp_path: Path, wrapper: str, where: str, prefix: str
+) -> None:
+    """Each block was wrapped by itself, and the file was said to be of another model."""
+    renamed = {re.sub(where, rf"\g<0>{wrapper}", name): t for name, t in STATE.items()}
+    assert set(renamed) != set(STATE)
+    source = write_ranks(tmp_path / "in", [{prefix + name: t for name, t in renamed.items()}])
+    facts = ("inside the names of tensors", repr(wrapper), "taken off")
+    assert_converted_with_note(source, tmp_path / "out", EXPECTED, *facts)
+
+
+def test_a_wrapper_inside_a_name_that_is_there_without_it_too_is_refused(tmp_path: Path) -> None:
+    query = "layers.0.attention.wq.weight"
+    wrapped = "layers.0._orig_mod.attention.wq.weight"
+    source = write_ranks(tmp_path / "in", [{wrapped: LEARNT, **STATE}])
+    with refused(LayoutError, "consolidated.00.pth", "both", repr(wrapped), repr(query)):
+        convert_checkpoint(source, tmp_path / "out")
+
+
+def test_an_unknown_word_inside_a_name_is_no_wrapper(tmp_path: Path) -> None:
+    renamed = {name.replace("layers.0.", "layers.0._my_module."): t for name, t in STATE.items()}
+    source = write_ranks(tmp_path / "in", [renamed])
+    with refused(LayoutError, "'layers.0.attention.wq.weight' is missing"):
+        convert_checkpoint(source, tmp_path / "out")
+
+
 def test_the_tensors_of_another_part_beside_the_model_are_refused(tmp_path: Path) -> None:
     beside = {"vision.weight": LEARNT} | {f"llm.{n}": t for n, t in STATE.items()}
     source = write_ranks(tmp_path / "in", [beside])
@@ -175,7 +227,11 @@ def test_two_dicts_of_tensors_are_refused(tmp_path: Path) -> None:
         ({**STATE, "seen": {1, 2}}, ("'seen'", "a set")),
         ({**STATE, "state": b"a"}, ("'state'", "bytes")),
         ({**STATE, "dtype": torch.bfloat16}, ("'dtype'", "the name torch.bfloat16")),
-        ({"model": {"state_dict": STATE}}, ("'model'", "nested dict")),
+        ({"a": {"b": {"c": {"model": STATE}}}}, ("'a'", "nested dict")),
+        ({"app": {"model": {"a": LEARNT}}}, ("'app'", "nested dict")),
+        ({"app": {"a": STATE, "b": STATE}}, ("2 dicts of tensors", "'app.a', 'app.b'")),
+        ({"a": {"model": STATE}, "b": {"model": STATE}}, ("'a.model', 'b.model'", "of its own")),
+        ({"epoch": 3, "model": {}}, ("'epoch'", "int")),
         ({"optimizer": {"state": {0: {"exp_avg": LEARNT}}}}, ("'optimizer'", "nested dict")),
     ],
 )

@@ -259,6 +259,19 @@ def many_dicts(folder: Path) -> None:
     put_pickle(folder, p_pickle(b"}q\x00" * 110_000))
 
 
+@refused(RANK, "'0'", "nested dict", bomb=True)
+def one_dict_in_20_000_places(folder: Path) -> None:
+    """Gone through in each of them, it takes minutes; what it holds is such a dict again."""
+    held = b"N"  # memo 0 is the innermost dict, memo 1 the one around it
+    for memo in range(3):
+        again = held if memo == 0 else b"h%c" % (memo - 1)
+        keys = (p_str(str(n)) for n in range(20_000))
+        first = next(keys) + held
+        rest = b"".join(key + again for key in keys)
+        held = b"}q%c(" % memo + first + rest + b"u"
+    put_pickle(folder, p_pickle(held))
+
+
 @refused(RANK, "integer", bomb=True)
 def integer_of_2_mb(folder: Path) -> None:
     size = (2 << 20) - 20
