@@ -32,7 +32,8 @@ class ForeignTensor:
 
 # The first row that fits is told. Names: meta-llama/llama-models, models/llama3/reference_impl/
 # multimodal/model.py; mistralai/mistral-inference, moe.py and vision_encoder.py; torchtune and
-# peft, LoRA; transformers, modeling_llama.py; pytorch-labs/gpt-fast, model.py and quantize.py.
+# peft, LoRA; transformers, modeling_llama.py; pytorch-labs/gpt-fast, model.py and quantize.py;
+# Lightning-AI/litgpt, model.py.
 FOREIGN_TENSORS: tuple[ForeignTensor, ...] = (
     ForeignTensor(
         re.compile(r"(?:^|\.)(?:vision_\w+|cross_attention_layers|multi_modal_projector)\."),
@@ -58,6 +59,11 @@ FOREIGN_TENSORS: tuple[ForeignTensor, ...] = (
         re.compile(r"\.attention\.wqkv\."),
         "holds queries, keys and values in one, as gpt-fast joins them",
         "use the files that it was made of",
+    ),
+    ForeignTensor(
+        re.compile(r"(?:^|\.)transformer\.(?:wte|h\.[0-9]+)\."),
+        "is not one of Meta's: litgpt and GPT-2 call their tensors so",
+        "get Meta's files, or use the program that wrote this one",
     ),
     ForeignTensor(
         re.compile(

@@ -93,6 +93,7 @@ def choose_ranks(folder: Path, names: Sequence[str]) -> RankNames:
     if len(chosen) > 1 or (numbered and _is_part(numbered[0])):
         numbered.sort(key=lambda one: one.number)
         _refuse_gaps(folder, numbered)
+        _refuse_unfinished_rank(folder, chosen, names)
         chosen = tuple(one.name for one in numbered)
     return RankNames(chosen, (_taken(chosen), *_ignored(names, chosen)))
 
@@ -105,6 +106,7 @@ def _meta_ranks(folder: Path, names: Sequence[str]) -> RankNames:
         # A renamed or unfinished one says where the missing rank is.
         alike = [name for name in names if ".pth" in name.lower() and name not in ranks]
         raise _missing(folder, f"consolidated.{missing[0]:02d}.pth", [*ranks, *alike], names)
+    _refuse_unfinished_rank(folder, ranks, names)
     return RankNames(ranks, _ignored(names, ranks))
 
 
@@ -154,6 +156,16 @@ def _refuse_gaps(folder: Path, ranks: Sequence[_Numbered]) -> None:
     if missing is not None:
         names = [one.name for one in ranks]
         raise _missing(folder, _sibling(ranks[0], missing), names, names)
+
+
+def _refuse_unfinished_rank(folder: Path, ranks: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a series that one more rank would continue, of which the download is unfinished."""
+    series = {one.series for name in ranks if (one := _numbered(name)) is not None}
+    for part in unfinished_downloads(names):
+        name = part.rpartition(".")[0]
+        one = _numbered(name)
+        if one is not None and one.series in series and name not in ranks:
+            raise _missing(folder, name, ranks, names)
 
 
 def _sibling(one: _Numbered, number: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from codellama_convert.errors import LayoutError, shown
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.stored_tensor import StoredTensor
-from codellama_convert.meta.rank_names import listed
+from codellama_convert.meta.rank_names import is_meta_name, listed
 from codellama_convert.meta.state_dict import head_size_of, is_meta_tensor
 from codellama_convert.model.config import SAME_FOLDER_HINT
 from codellama_convert.model.foreign_params import SUPPORTED_HINT
@@ -67,6 +67,8 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> Measured:
             if len(ranks) < n_expected:
                 missing = range(len(ranks), n_expected)
                 hint = "download " + ", ".join(f"consolidated.{n:02d}.pth" for n in missing[:8])
+                if not is_meta_name(ranks[0].path.name):
+                    hint = "put the others beside it"
             ranks_expected = f"{n_expected} rank" if n_expected == 1 else f"{n_expected} ranks"
             raise LayoutError(
                 f"tensor {query.name!r} has {query.shape[0]} rows, so the checkpoint has "
@@ -112,6 +114,8 @@ def _matrix(rank: RankIndex, name: str) -> StoredTensor:
 
 def _missing(rank: RankIndex, name: str) -> LayoutError:
     """Say that a tensor is missing, and which one may be it under another name."""
+    if not rank.tensors:
+        return LayoutError("holds no tensors", path=rank.path, hint=SAME_FOLDER_HINT)
     others = (one for one in rank.tensors if not is_meta_tensor(one))
     alike = next((one for one in others if one.endswith(name)), None)
     if alike is not None:
@@ -121,7 +125,7 @@ def _missing(rank: RankIndex, name: str) -> LayoutError:
             hint=f"take {alike.removesuffix(name)!r} off the names of its tensors and save it again",
         )
     if not any(map(is_meta_tensor, rank.tensors)):
-        found = listed([shown(one) for one in rank.tensors], 3) or "nothing"
+        found = listed([shown(one) for one in rank.tensors], 3)
         return LayoutError(
             f"tensor {name!r} is missing; the file has none of Meta's names, but {found}",
             path=rank.path,

@@ -34,6 +34,8 @@ TRAINED = "merge the adapter into its model"
         ("layers.0.attention.wq.qweight", ("quantised", "bfloat16")),
         ("layers.0.feed_forward.w1.scales", ("quantised",)),
         ("layers.0.attention.wqkv.weight", ("gpt-fast",)),
+        ("transformer.wte.weight", ("litgpt", "Meta's files")),
+        ("transformer.h.0.attn.qkv.weight", ("litgpt", "Meta's files")),
         ("model.layers.0.self_attn.q_proj.weight", ("Hugging Face's names already",)),
     ],
 )

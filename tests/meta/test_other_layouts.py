@@ -77,6 +77,23 @@ def test_a_rank_whose_download_is_unfinished_is_not_called_missing_alone(tmp_pat
         find_files(folder)
 
 
+@pytest.mark.parametrize("end", ["part", "aria2", "crdownload"])
+@pytest.mark.parametrize("name", ["consolidated.{:02d}.pth", "{:03d}.pth"])
+def test_the_last_rank_whose_download_is_unfinished_is_not_called_missing_alone(
+    tmp_path, name, end
+):
+    """It was asked for, though it was on its way; that of a rank that is there is a leftover."""
+    folder = save_checkpoint(tmp_path / "in", MHA, n_ranks=2)
+    for number in range(2):
+        (folder / f"consolidated.{number:02d}.pth").rename(folder / name.format(number))
+    if end != "aria2":  # beside a file that is there, it says that zeros are in it
+        find_files(holding(folder, f"{name.format(1)}.{end}"))
+    (folder / name.format(1)).rename(folder / f"{name.format(1)}.{end}")
+    facts = (f"{name.format(1)} is missing, and {name.format(1)}.{end} is its", "finish")
+    with refused(CheckpointError, str(folder), *facts):
+        find_files(folder)
+
+
 @needs_links
 @pytest.mark.parametrize("name", ["consolidated.00.pth", "params.json", "tokenizer.model"])
 def test_a_dangling_link_says_where_it_leads(tmp_path, name):

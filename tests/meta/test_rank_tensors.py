@@ -172,6 +172,18 @@ def test_a_missing_rank_shows_in_the_rows_of_the_query() -> None:
         measure(ranks_of(2, (2, 8)), hidden_size=8)
 
 
+def test_the_rank_that_is_missing_is_not_named_as_metas_where_the_others_are_not() -> None:
+    """Beside 000.pth, "download consolidated.01.pth" asked for a file that there never was."""
+    with refused(LayoutError, "000.pth", "2 ranks", "1 was found", "; put the others beside it"):
+        measure([rank_of(meta_shapes(SHAPE) | {QUERY: (4, 8)}, "000.pth")], hidden_size=8)
+
+
+def test_a_file_without_tensors_is_called_that() -> None:
+    """It was said to have "none of Meta's names, but nothing"."""
+    with refused(LayoutError, "consolidated.00.pth: holds no tensors"):
+        measure([rank_of({})], hidden_size=8)
+
+
 @pytest.mark.parametrize("query", [(3, 8), (4, 9), (8, 4)])
 def test_a_query_that_no_number_of_ranks_explains_is_left_to_the_table(query) -> None:
     """A wrong shape is told as such, not as a missing rank."""
