@@ -42,19 +42,21 @@ from tests.witness.ranks import expected_ranks, rank_differences, save_ranks
 bounded = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def metas_model(params: dict[str, Any]) -> tuple[int, ...]:
-    """Compute the sizes as Meta's code does: ModelArgs, and FeedForward.__init__."""
+def metas_model(params: dict[str, Any], n_pieces: int | None = None) -> tuple[int | None, ...]:
+    """Compute the sizes as Meta's code does: ModelArgs, FeedForward.__init__, and the tokenizer."""
     hidden = int(2 * (4 * params["dim"]) / 3)
     hidden = int(params.get("ffn_dim_multiplier", 1) * hidden)
     unit = params["multiple_of"]
     return (
         params["dim"], params["n_layers"], params["n_heads"],
         params.get("n_kv_heads", params["n_heads"]), unit * ((hidden + unit - 1) // unit),
-        params["vocab_size"],
+        params.get("vocab_size", n_pieces),
     )  # fmt: skip
 
 
-def require_ranks(folder: Path, model: Model, ranks: list[State], *, layout: str) -> None:
+def require_ranks(
+    folder: Path, model: Model, ranks: list[State], *, layout: str, of_meta: bool = False
+) -> None:
     """Compare all that was written: whole files where torch's own layout was asked for."""
     assert rank_differences(folder, ranks) == []
     if layout == "2.13":
@@ -63,7 +65,7 @@ def require_ranks(folder: Path, model: Model, ranks: list[State], *, layout: str
             assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
     params = json.loads((folder / "params.json").read_text())
     shape = model.shape
-    assert metas_model(params) == (
+    assert metas_model(params, shape.vocab if of_meta else None) == (
         shape.dim, shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.hidden, shape.vocab
     )  # fmt: skip
     assert params.get("rope_theta", 10000) == model.theta
@@ -119,7 +121,7 @@ def test_ranks_to_another_number_of_them(tmp_path_factory, layout, model, storag
     if rope == "top":  # the source's own bytes, which the fixture has computed for 10000
         own = rope_freqs(model.shape, DTYPES[model.dtype])
         ranks = [{**rank, "rope.freqs": own} for rank in ranks]
-    require_ranks(folder / "out", model, ranks, layout=layout)
+    require_ranks(folder / "out", model, ranks, layout=layout, of_meta=True)
     shutil.rmtree(folder)
 
 
