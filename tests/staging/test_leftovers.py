@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -135,11 +136,19 @@ def test_an_older_single_file_is_taken_before_the_index_and_goes(tmp_path: Path)
 
 
 @pytest.mark.skipif(not V4, reason="transformers 5 asks for trust_remote_code first")
-def test_code_that_transformers_4_runs_from_the_folder_is_refused(folder: Path) -> None:
+def test_code_that_transformers_4_runs_from_the_folder_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No flag is asked for: loading a model imports custom_generate/generate.py beside it."""
+    # The code is copied into a cache on sys.path, which is the user's own otherwise.
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache")
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
     before = _generate(folder)
     _put("custom_generate/generate.py", "def generate(model, *_, **__):\n    return 1\n")(folder)
     assert _generate(folder) != before
+    assert list((tmp_path / "cache").rglob("generate.py"))
     with pytest.raises(OutputError, match="custom_generate"):
         convert_checkpoint(TINY, folder, run_options=RunOptions(overwrite=True))
     assert (folder / "custom_generate" / "generate.py").exists()
