@@ -115,7 +115,11 @@ def _matrix(rank: RankIndex, name: str) -> StoredTensor:
 def _missing(rank: RankIndex, name: str) -> LayoutError:
     """Say that a tensor is missing, and which one may be it under another name."""
     if not rank.tensors:
-        return LayoutError("holds no tensors", path=rank.path, hint=SAME_FOLDER_HINT)
+        return LayoutError(
+            f"tensor {name!r} is missing; the file holds no tensors",
+            path=rank.path,
+            hint=SAME_FOLDER_HINT,
+        )
     others = (one for one in rank.tensors if not is_meta_tensor(one))
     alike = next((one for one in others if one.endswith(name)), None)
     if alike is not None:

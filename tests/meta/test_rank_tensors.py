@@ -180,7 +180,7 @@ def test_the_rank_that_is_missing_is_not_named_as_metas_where_the_others_are_not
 
 def test_a_file_without_tensors_is_called_that() -> None:
     """It was said to have "none of Meta's names, but nothing"."""
-    with refused(LayoutError, "consolidated.00.pth: holds no tensors"):
+    with refused(LayoutError, "consolidated.00.pth", "is missing; the file holds no tensors"):
         measure([rank_of({})], hidden_size=8)
 
 

@@ -156,7 +156,7 @@ def one_tensor_of_another_dtype(folder: Path) -> None:
 @many(
     RANK,
     {
-        "nested-twice": ({"a": {"model": STATE}}, "'a'", "nested dict"),
+        "nested-too-deep": ({"a": {"b": {"c": {"model": STATE}}}}, "'a'", "nested dict"),
         "nested-beside-another": ({"model": STATE, "ema": STATE}, "2 dicts", "'model', 'ema'"),
         "extra-int": (STATE | {"step": 7}, "'step'", "int"),
         "extra-list": (STATE | {"losses": [1.0]}, "'losses'", "list"),
