@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from codellama_convert import (
     ConversionReport,
@@ -16,6 +17,7 @@ from codellama_convert import (
     plan_conversion,
     verify_output,
 )
+from codellama_convert.cli.commands import main
 from codellama_convert.errors import ConfigError, LayoutError
 from tests.convert.bits import assert_same_bits
 from tests.refusals import refused
@@ -162,6 +164,18 @@ def test_the_factor_that_is_asked_for_is_written_recorded_and_verified(tmp_path:
     assert any("rope_scaling" in one for one in problems)
     (output / "conversion.json").unlink()
     assert verify_output(output, plan_conversion(source, ALONE)).problems == ()
+
+
+def test_the_command_compares_the_factor_with_the_record_too(tmp_path: Path) -> None:
+    source = save_llama_3(tmp_path / "in", HEADS_OF_64)
+    _, output = converted(source, Options(skip_tokenizer=True, rope_scaling_factor=32))
+    for folders in ([str(output)], [str(source), str(output)]):
+        command = ["verify", *folders, "--rope_scaling_factor"]
+        same = CliRunner().invoke(main, [*command, "32"])
+        assert same.exit_code == 0, same.output
+        other = CliRunner().invoke(main, [*command, "8"])
+        assert other.exit_code == 1
+        assert "conversion.json: options: rope_scaling_factor" in other.stdout
 
 
 def test_llama_3_itself_scales_nothing(tmp_path: Path) -> None:

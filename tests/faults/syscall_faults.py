@@ -226,7 +226,7 @@ class Bench:
             done = self.trace(target, fault)
             if not n_left or not any(self._of_the_hit(fault, done, target)):
                 break
-            shutil.rmtree(target)
+            shutil.rmtree(target, ignore_errors=True)  # it may never have been made
         try:
             found = [*self._of_the_hit(fault, done, target), *self._of_the_end(fault, done, target)]
             found += self._of_the_state(done, target)

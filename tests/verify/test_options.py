@@ -52,6 +52,9 @@ OF_RANKS = {"ranks", "torch_layout", "no_rope_freqs", "vocab_rows"}
 # Of Llama 3 alone, which this model is not: tests/convert/test_llama_3.py.
 OF_LLAMA_3 = {"rope_scaling_factor"}
 
+# Compared where a model scales its rotary frequencies: tests/convert/test_llama_3.py.
+OF_LLAMA_3 = {"rope_scaling_factor"}
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
