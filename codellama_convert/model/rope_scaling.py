@@ -50,7 +50,7 @@ def scaling_of(
         ConfigError: If a factor is asked for, and the code of such models scales nothing.
     """
     if asked is not None:
-        return _as_asked(config, asked)
+        return _as_asked(config, float(asked))  # 32 and 32.0 are one in every file
     if not config.scaled_rope:
         return Scaling(None)
     factors = {release.rope_scaling_factor for release in candidates}
