@@ -110,7 +110,7 @@ def test_the_tokenizer_alone(checkpoint, tmp_path):
 def test_values_may_be_spelled_in_either_case(checkpoint):
     result = run("plan", "--input_dir", checkpoint, "--model_size", "7b", "--dtype", "BF16")
     assert result.exit_code == 0, result.output
-    assert run("plan", "--input_dir", checkpoint, "--model_size", "8b").exit_code == 2
+    assert run("plan", "--input_dir", checkpoint, "--model_size", "9b").exit_code == 2
 
 
 def test_the_plan_is_a_table_for_people_and_json_for_machines(checkpoint):

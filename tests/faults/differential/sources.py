@@ -138,7 +138,7 @@ def draw_params(rng: random.Random, shape: Shape) -> bytes:
     style: Style = rng.choice(("code_llama", "llama2", "llama1"))
     overrides: dict[str, object] = {}
     if rng.random() < 0.5:
-        overrides["rope_theta"] = rng.choice((ABSENT, 10000.0, 1e6, 500000, 12345.5))
+        overrides["rope_theta"] = rng.choice((ABSENT, 10000.0, 1e6, 250000, 12345.5))
     if rng.random() < 0.3:
         overrides["vocab_size"] = rng.choice((ABSENT, -1, shape.vocab))
     if rng.random() < 0.3:
