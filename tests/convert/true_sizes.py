@@ -20,6 +20,7 @@ RANK_OVER_4_GB = Shape(dim=2048, n_layers=1, n_heads=16, n_kv_heads=16, hidden=2
 # The embedding and the head have 4.3 GB each: it and the file of torch take 17.4 GB.
 RECORDS_OVER_4_GB = replace(RANK_OVER_4_GB, vocab=1_050_000)
 THETA = 1000000.0
+_ROWS_OF_LLAMA_3 = 128_000  # from here on it is taken for one, whose loader refuses rope.freqs
 _TENSORS = {
     "model.embed_tokens.weight": "tok_embeddings.weight", "lm_head.weight": "output.weight",
     "model.layers.0.mlp.down_proj.weight": "layers.0.feed_forward.w2.weight",
@@ -47,7 +48,10 @@ def differing_ranks(folder: Path, shape: Shape, *, plant: bool = True) -> list[s
         _plant_ones(next(source.glob("*.safetensors")))
     options = ReverseOptions(n_ranks=1, torch_layout="2.13", skip_tokenizer=True)
     reverse_checkpoint(source, folder / "out", options=options)
-    torchs = save_ranks(folder / "torchs", expected_ranks(state, shape, 1, theta=THETA))
+    ranks = expected_ranks(state, shape, 1, theta=THETA)
+    if shape.vocab >= _ROWS_OF_LLAMA_3:
+        del ranks[0]["rope.freqs"]
+    torchs = save_ranks(folder / "torchs", ranks)
     return [
         path.name for path in sorted(torchs.iterdir())
         if not _are_equal(path, folder / "out" / path.name)
