@@ -21,7 +21,10 @@ from codellama_convert.storage.contents import Chunked
 from codellama_convert.tokenizer.streamed_json import (
     BETWEEN_MERGES,
     MERGE_INDENT,
+    added_token,
+    begin_texts,
     count_bytes,
+    empty_bpe,
     json_chunks,
 )
 
@@ -139,15 +142,7 @@ def _chunks(
 
 def _added_tokens(special: Sequence[str], first_id: int) -> Iterator[dict[str, Any]]:
     for number, content in enumerate(special, first_id):
-        yield {
-            "id": number,
-            "content": content,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
+        yield added_token(number, content, special=True)
 
 
 def _spelled(token: bytes) -> str:
@@ -156,8 +151,6 @@ def _spelled(token: bytes) -> str:
 
 def _frame(bos: str, bos_id: int) -> dict[str, Any]:
     """Build tokenizer.json without its three long lists; the order of keys is the library's."""
-    first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
-    bos_first, bos_second = ({"SpecialToken": {"id": bos, "type_id": n}} for n in (0, 1))
     return {
         "version": "1.0",
         "truncation": None,
@@ -180,28 +173,12 @@ def _frame(bos: str, bos_id: int) -> dict[str, Any]:
             "type": "Sequence",
             "processors": [
                 _byte_level(add_prefix_space=True, trim_offsets=False, use_regex=True),
-                {
-                    "type": "TemplateProcessing",
-                    "single": [bos_first, first],
-                    "pair": [bos_first, first, bos_second, second],
-                    "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
-                },
+                begin_texts(bos, bos_id),
             ],
         },
         "decoder": _byte_level(add_prefix_space=True, trim_offsets=True, use_regex=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            # tiktoken looks for a whole word first; 588 tokens are not what their own parts make.
-            "ignore_merges": True,
-            "vocab": {},
-            "merges": [],
-        },
+        # tiktoken looks for a whole word first; 588 tokens are not what their own parts make.
+        "model": empty_bpe(unk_token=None, byte_fallback=False, ignore_merges=True),
     }
 
 

@@ -24,6 +24,47 @@ _AROUND_MERGES = "\n", "\n    "
 _CHUNK_ENTRIES = 1024
 
 
+def added_token(number: int, content: str, *, special: bool) -> dict[str, Any]:
+    """Describe a token that is looked for in a text before anything else."""
+    return {
+        "id": number,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def begin_texts(bos: str, bos_id: int) -> dict[str, Any]:
+    """Describe the step that puts a token before a text, and before each of two."""
+    first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
+    bos_first, bos_second = ({"SpecialToken": {"id": bos, "type_id": n}} for n in (0, 1))
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos_first, first],
+        "pair": [bos_first, first, bos_second, second],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }
+
+
+def empty_bpe(*, unk_token: str | None, byte_fallback: bool, ignore_merges: bool) -> dict[str, Any]:
+    """Describe a BPE model, its vocabulary and merges empty; what is unknown is joined as bytes."""
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unk_token,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": byte_fallback,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": ignore_merges,
+        "vocab": {},
+        "merges": [],
+    }
+
+
 def json_chunks(
     frame: dict[str, Any],
     added_tokens: Iterable[dict[str, Any]],

@@ -16,7 +16,10 @@ from codellama_convert.storage.contents import Chunked
 from codellama_convert.tokenizer.streamed_json import (
     BETWEEN_MERGES,
     MERGE_INDENT,
+    added_token,
+    begin_texts,
     count_bytes,
+    empty_bpe,
     json_chunks,
 )
 
@@ -128,8 +131,6 @@ def _merge_line(left: str, right: str) -> str:
 def _tokenizer_frame(model: SentencePieceModel) -> dict[str, Any]:
     """Build tokenizer.json without its three long lists; the order of keys is the library's."""
     bos = model.pieces[model.bos_id].text
-    first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
-    bos_first, bos_second = ({"SpecialToken": {"id": bos, "type_id": n}} for n in (0, 1))
     return {
         "version": "1.0",
         "truncation": None,
@@ -143,12 +144,7 @@ def _tokenizer_frame(model: SentencePieceModel) -> dict[str, Any]:
             ],
         },
         "pre_tokenizer": None,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [bos_first, first],
-            "pair": [bos_first, first, bos_second, second],
-            "special_tokens": {bos: {"id": bos, "ids": [model.bos_id], "tokens": [bos]}},
-        },
+        "post_processor": begin_texts(bos, model.bos_id),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -158,22 +154,9 @@ def _tokenizer_frame(model: SentencePieceModel) -> dict[str, Any]:
                 {"type": "Strip", "content": " ", "start": 1, "stop": 0},
             ],
         },
-        "model": _bpe_frame(model),
-    }
-
-
-def _bpe_frame(model: SentencePieceModel) -> dict[str, Any]:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": model.pieces[model.unk_id].text,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": True,
-        "byte_fallback": True,
-        "ignore_merges": False,
-        "vocab": {},
-        "merges": [],
+        "model": empty_bpe(
+            unk_token=model.pieces[model.unk_id].text, byte_fallback=True, ignore_merges=False
+        ),
     }
 
 
@@ -184,12 +167,5 @@ def _added_tokens(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
     kinds = (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.USER_DEFINED)
     for number, piece in enumerate(model.pieces):
         if piece.type in kinds or piece.text in named:
-            yield {
-                "id": number,
-                "content": piece.text,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": piece.text in named or piece.type is not PieceType.USER_DEFINED,
-            }
+            special = piece.text in named or piece.type is not PieceType.USER_DEFINED
+            yield added_token(number, piece.text, special=special)
