@@ -148,13 +148,24 @@ def first_other_byte(found: bytes, expected: Iterable[bytes]) -> str | None:
     for piece in expected:
         there = found[start : start + len(piece)]
         if there != piece:
-            pairs = zip(there, piece, strict=False)
-            at = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
-            if at is None:
-                return f"it ends after {len(found)} bytes"
-            return f"byte {start + at} is 0x{there[at]:02x}, expected 0x{piece[at]:02x}"
+            return describe_other_byte(there, piece, start)
         start += len(piece)
     return None if start == len(found) else f"it has {len(found)} bytes, expected {start}"
+
+
+def describe_other_byte(found: bytes, expected: bytes, start: int) -> str:
+    """Describe the first byte of a piece that is not as expected; a short piece is the last.
+
+    Args:
+        found: What stands in the file.
+        expected: What should stand there.
+        start: Where the piece begins.
+    """
+    pairs = zip(found, expected, strict=False)
+    at = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
+    if at is None:
+        return f"it ends after {start + len(found)} bytes"
+    return f"byte {start + at} is 0x{found[at]:02x}, expected 0x{expected[at]:02x}"
 
 
 def refuse_pickles(folder: Path, names: Collection[str]) -> None:

@@ -1,15 +1,15 @@
-"""Own the comparison of a tokenizer.json that is too long to be parsed: byte by byte, merge by merge."""
+"""Own how a tokenizer.json is spelled; one too long to be parsed is compared byte by byte."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from codellama_convert.errors import VerifyError
 from codellama_convert.storage.input_file import InputFile
-from codellama_convert.verify.output_files import CONVERT_AGAIN
+from codellama_convert.verify.output_files import CONVERT_AGAIN, describe_other_byte
 
 # The merges are the last key of the model, and the model is that of the file.
 _BEFORE_MERGES, _AFTER_MERGES, _END = b',\n    "merges": [\n      ', b"\n    ]", b"\n  }\n}"
@@ -17,6 +17,10 @@ _BETWEEN_MERGES = b",\n      "
 _EMPTY_END = b"{}" + _END
 _PIECES, _BLOCK_BYTES = 4096, 1 << 16
 _spelled = json.JSONEncoder(ensure_ascii=False).encode
+# The library's fast encoder knows no indent; but one level of it is only a longer separator.
+_spelled_all = json.JSONEncoder(
+    ensure_ascii=False, separators=(_BETWEEN_MERGES.decode(), ": ")
+).encode
 
 
 def what_differs(
@@ -40,14 +44,10 @@ def what_differs(
         VerifyError: If it cannot be read, or its merges are spelled in another way.
     """
     position = 0
-    for expected in _before_merges(whole, vocabulary):
+    for expected in chain(_before_merges(whole, vocabulary), [_BEFORE_MERGES]):
         found = file.read_exact(position, min(len(expected), file.n_bytes - position))
         if found != expected:
-            pairs = zip(found, expected, strict=False)
-            at = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
-            if at is None:
-                return f"it ends after {file.n_bytes} bytes"
-            return f"byte {position + at} is 0x{found[at]:02x}, expected 0x{expected[at]:02x}"
+            return describe_other_byte(found, expected, position)
         position += len(expected)
     end = file.n_bytes - len(_AFTER_MERGES + _END)
     if end < position or file.read_exact(end, len(_AFTER_MERGES + _END)) != _AFTER_MERGES + _END:
@@ -55,8 +55,26 @@ def what_differs(
     return wrong_merge(_merges(file, position, end))
 
 
+def spelled(
+    whole: Mapping[str, Any], vocabulary: Iterable[str], merges: Sequence[str]
+) -> Iterator[bytes]:
+    """Spell a file as it should stand there, piece by piece.
+
+    Args:
+        whole: As for `what_differs`.
+        vocabulary: The text of each piece, by id; there is one at least.
+        merges: As they stand in the file.
+    """
+    yield from _before_merges(whole, vocabulary)
+    if merges:
+        yield _BEFORE_MERGES + _spelled_all(merges)[1:-1].encode() + _AFTER_MERGES
+    else:
+        yield b',\n    "merges": []'
+    yield _END
+
+
 def _before_merges(whole: Mapping[str, Any], vocabulary: Iterable[str]) -> Iterator[bytes]:
-    """Spell everything up to the first merge, some thousand pieces at a time."""
+    """Spell everything up to the merges, some thousand pieces at a time."""
     pieces = json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(whole)
     held = b""
     while batch := "".join(islice(pieces, _PIECES)).encode():
@@ -70,7 +88,7 @@ def _before_merges(whole: Mapping[str, Any], vocabulary: Iterable[str]) -> Itera
     )
     while batch := "".join(islice(lines, _PIECES)).encode():
         yield batch
-    yield b"\n    }" + _BEFORE_MERGES
+    yield b"\n    }"
 
 
 def _merges(file: InputFile, start: int, end: int) -> Iterator[str]:

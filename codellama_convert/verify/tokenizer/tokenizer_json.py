@@ -6,8 +6,7 @@ merges are not generated and compared, they are compared with the rule that orde
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from codellama_convert.formats.sentencepiece_message import PieceType
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.verify.output_files import parse_json
 from codellama_convert.verify.report import Problems
-from codellama_convert.verify.tokenizer.long_json import what_differs
+from codellama_convert.verify.tokenizer.long_json import spelled, what_differs
 
 _SPACE = "\u2581"
 INFILLING = tuple(f"{_SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
@@ -67,30 +66,8 @@ def check_tokenizer_json(folder: Path, model: SentencePieceModel, problems: Prob
         problems.add(wrong, file=name)
     elif not differs:
         # The merges are right as they stand: what is left is how the file is spelled around them.
-        problems.add_spelling(name, raw, _spelled(frame, settings, model.ids, merges))
-
-
-def _spelled(
-    frame: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    vocabulary: Mapping[str, int],
-    merges: Sequence[str],
-) -> Iterator[bytes]:
-    """Spell the file piece by piece, with an indent of two.
-
-    The library's fast encoder knows no indent; but one level of it is only a longer separator.
-    """
-    long = json.JSONEncoder(ensure_ascii=False, separators=(",\n      ", ": "))
-    whole = {**frame, "model": {**settings, "vocab": {}, "merges": []}}
-    empty = json.dumps(whole, indent=2, ensure_ascii=False)
-    # They are the last keys, and no text of the file holds a line break.
-    head, _, tail = empty.rpartition('"vocab": {},\n    "merges": []')
-    yield f'{head}"vocab": {{\n      '.encode()
-    yield long.encode(vocabulary)[1:-1].encode()
-    yield b'\n    },\n    "merges": ['
-    if merges:
-        yield f"\n      {long.encode(merges)[1:-1]}\n    ".encode()
-    yield f"]{tail}".encode()
+        whole = frame | {"model": settings | {"vocab": {}}}
+        problems.add_spelling(name, raw, spelled(whole, model.pieces.texts, merges))
 
 
 def _parse_tokenizer_json(
