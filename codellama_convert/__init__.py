@@ -12,7 +12,7 @@ _EXPORTS = {
     "convert.run": ("convert_checkpoint", "reverse_checkpoint"),
     "errors": (
         "CastError", "CheckpointError", "ConfigError", "ConvertError", "Interrupted", "LayoutError",
-        "OutputError", "TokenizerError", "VerifyError",
+        "OutputError", "TokenizerError", "VerifyError", "WorkerError",
     ),
     "plan.job": ("Job", "plan_conversion"),
     "plan.options": ("Options",),
@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # the same once more, as type checkers read it; a test compar
     from codellama_convert.errors import OutputError as OutputError
     from codellama_convert.errors import TokenizerError as TokenizerError
     from codellama_convert.errors import VerifyError as VerifyError
+    from codellama_convert.errors import WorkerError as WorkerError
     from codellama_convert.plan.job import Job as Job
     from codellama_convert.plan.job import plan_conversion as plan_conversion
     from codellama_convert.plan.options import Options as Options

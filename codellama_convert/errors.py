@@ -8,6 +8,7 @@ ConvertError
 ├── CastError          a value that the wanted dtype cannot hold
 ├── OutputError        the output folder cannot be written
 ├── VerifyError        the output differs from the source
+├── WorkerError        a worker of an executor died, or its run is over
 └── Interrupted        a signal asked us to stop
 """
 
@@ -62,11 +63,15 @@ def shown(value: object, limit: int = 80) -> str:
 class ConvertError(Exception):
     """A problem with what we were given, told in one line: what, where, what to do.
 
+    It can be sent from one process to another, and is the same there but for its `__cause__`.
+
     Attributes:
         message: What happened, with the tensor and both values where there are any.
         path: The file or folder it happened in.
         hint: What the user can do about it.
     """
+
+    _can_resume = False
 
     def __init__(
         self, message: str, *, path: str | os.PathLike[str] | None = None, hint: str | None = None
@@ -76,10 +81,29 @@ class ConvertError(Exception):
         self.path = path
         self.hint = hint
 
+    @property
+    def can_resume(self) -> bool:
+        """Whether what is whole so far is worth keeping: the same command may get to its end.
+
+        It may after a signal, on a disk that was full, or when the source can be read again; not
+        where the source is damaged or a value cannot be cast.
+        """
+        return self._can_resume or isinstance(self.__cause__, OSError)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are made again from their arguments, which lack what is given by keyword; and
+        # pools put another cause in the place of the one that says whether a run can be resumed.
+        state = {**self.__dict__, "_can_resume": self.can_resume}
+        return _made_again, (type(self), self.args), state
+
     def __str__(self) -> str:
         where = f"{os.fspath(self.path)}: " if self.path is not None else ""
         what_to_do = f"; {self.hint}" if self.hint else ""
         return one_line(f"{where}{self.message}{what_to_do}")
+
+
+def _made_again(kind: type[ConvertError], arguments: tuple[object, ...]) -> ConvertError:
+    return kind.__new__(kind, *arguments)
 
 
 class CheckpointError(ConvertError):
@@ -105,9 +129,17 @@ class CastError(ConvertError):
 class OutputError(ConvertError):
     """The output folder cannot be written."""
 
+    _can_resume = True
+
 
 class VerifyError(ConvertError):
     """The output differs from its source."""
+
+
+class WorkerError(ConvertError):
+    """A worker of an executor died, or works for a run that is over; what is whole is kept."""
+
+    _can_resume = True
 
 
 class Interrupted(ConvertError):  # noqa: N818 - not an error, but it ends the run the same way
@@ -116,6 +148,8 @@ class Interrupted(ConvertError):  # noqa: N818 - not an error, but it ends the r
     Attributes:
         signal_number: The signal; the exit status is 128 + it.
     """
+
+    _can_resume = True
 
     def __init__(self, message: str, *, signal_number: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)

@@ -208,17 +208,9 @@ class OutputFolder:
         self._leave()
 
     def _keep_what_can_go_on(self, problem: BaseException) -> None:
-        """Drop what is staged, unless the same command can resume it.
-
-        It can after a signal, on a disk that was full, or when the source can be read again. What
-        a damaged source or a failing cast has left is not worth keeping.
-        """
-        can_go_on = (
-            not isinstance(problem, ConvertError)
-            or isinstance(problem, Interrupted | OutputError)
-            or isinstance(problem.__cause__, OSError)
-        )
-        if can_go_on and (self.sealed or isinstance(problem, Interrupted)):
+        """Drop what is staged, unless the same command can resume it."""
+        can_resume = not isinstance(problem, ConvertError) or problem.can_resume
+        if can_resume and (self.sealed or isinstance(problem, Interrupted)):
             drop_parts(self._held)
         else:
             drop_staging(self._folder, self._held)

@@ -34,7 +34,7 @@ NAMES = {
     "ConvertError", "Interrupted", "Job", "LayoutError", "Options", "OutputError", "RunOptions",
     "TokenizerError", "VerifyError", "VerifyReport", "convert_checkpoint", "dtype_named",
     "plan_conversion", "verify_output", "reverse_checkpoint", "plan_reverse", "ReverseJob",
-    "ReverseOptions",
+    "ReverseOptions", "WorkerError",
 }  # fmt: skip
 
 
