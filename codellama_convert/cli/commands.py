@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from codellama_convert import __version__
-from codellama_convert.cli.describe import describe_report
+from codellama_convert.cli.batch import batch
 from codellama_convert.cli.group import ConvertGroup
 from codellama_convert.cli.machine import check_memory
 from codellama_convert.cli.named_folders import FoldersCommand
 from codellama_convert.cli.options import (
+    CARD,
     CONTEXT,
     INPUT,
     JSON,
@@ -24,18 +23,14 @@ from codellama_convert.cli.options import (
     RUN_OPTIONS,
     SPEED_OPTIONS,
 )
-from codellama_convert.cli.printing import print_notes, print_plan, print_report
-from codellama_convert.cli.problems import usage_errors
-from codellama_convert.cli.progress import progress_bar
+from codellama_convert.cli.printing import print_plan, print_report
 from codellama_convert.cli.reverse import reverse
 from codellama_convert.cli.steps import (
-    check_source,
+    convert_job,
     look_ahead,
     plan_and_check,
     read_job,
     to_options,
-    verify_staged,
-    weight_bytes,
 )
 from codellama_convert.cli.verify import verify
 from codellama_convert.cli.words import plan_lines
@@ -73,7 +68,7 @@ def main() -> None:
 @MODEL_OPTIONS
 @SPEED_OPTIONS
 @RUN_OPTIONS
-@click.option("--model_card", is_flag=True, help="Also write a README.md about the model.")
+@CARD
 @QUIET
 @JSON
 # Over 40 lines: every option is a parameter, and each has a line of its own.
@@ -98,33 +93,19 @@ def convert(
       codellama-convert --input_dir CodeLlama-7b --model_size 7B
     """  # noqa: D301
     check_memory()
-    from codellama_convert.convert.run import run
     from codellama_convert.meta.places import default_output_dir
-    from codellama_convert.plan.run_options import RunOptions, refuse_unused
-    from codellama_convert.storage.watch import Watch, stop_on_signals
+    from codellama_convert.plan.run_options import RunOptions
+    from codellama_convert.storage.watch import stop_on_signals
 
-    told: list[str] = []
     run_options = RunOptions(
-        overwrite=overwrite,
-        restart=restart,
-        sha256=sha256,
-        model_card=model_card,
-        check_source=partial(check_source, told, hidden=quiet),
-        check_staged=partial(verify_staged, hidden=quiet) if verify_too else None,
+        overwrite=overwrite, restart=restart, sha256=sha256, model_card=model_card
     )
-    options = to_options(choices)
-    with usage_errors():
-        refuse_unused(options, run_options)
-    job = read_job(input_dir, options)
+    job = read_job(input_dir, to_options(choices, run_options))
     output_dir = output_dir or default_output_dir(job.files.folder)
-    started = time.monotonic()
-    with (
-        stop_on_signals() as stop,
-        progress_bar("converting", weight_bytes(job), hidden=quiet) as progress,
-    ):
-        report = run(job, output_dir, run_options, watch=Watch(progress, stop))
-    print_notes(report.notes[len(job.notes) + len(told) :])
-    described = describe_report(report, time.monotonic() - started)
+    with stop_on_signals() as stop:
+        described = convert_job(
+            job, output_dir, run_options, verify_too=verify_too, quiet=quiet, stop=stop
+        )
     print_report(described, as_json=as_json, quiet=quiet)
 
 
@@ -153,5 +134,6 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     print_plan(described, plan_lines(described), as_json=as_json)
 
 
+main.add_command(batch)
 main.add_command(reverse)
 main.add_command(verify)

@@ -195,6 +195,7 @@ RUN_OPTIONS = _options(
     ),
     click.option("--sha256", is_flag=True, help="Add the files' SHA-256 to conversion.json."),
 )
+CARD = click.option("--model_card", is_flag=True, help="Also write a README.md about the model.")
 QUIET = click.option(
     "--quiet", is_flag=True, help="Show notes and errors only: no progress bar and no summary."
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -45,13 +45,40 @@ def one_line_problems(*, as_json: bool) -> Iterator[None]:
         line = one_line(problem.format_message())
         click.UsageError(line, problem.ctx).show()
         _end(ConvertError(line), "UsageError", _WRONG_USE, as_json=as_json)
-    except Interrupted as problem:
-        say(str(problem), err=True)
-        status = 128 + problem.signal_number
-        _end(problem, "Interrupted", status, as_json=as_json)
     except ConvertError as problem:
-        say(f"Error: {problem}", err=True)
-        _end(problem, type(problem).__name__, _PROBLEM, as_json=as_json)
+        say_problem(problem)
+        _end(problem, type(problem).__name__, status_of(problem), as_json=as_json)
+
+
+def say_problem(problem: ConvertError) -> None:
+    """Print a problem on stderr; to be interrupted is no error."""
+    say(str(problem) if isinstance(problem, Interrupted) else f"Error: {problem}", err=True)
+
+
+def status_of(problem: ConvertError) -> int:
+    """Return the exit status that a problem has."""
+    return 128 + problem.signal_number if isinstance(problem, Interrupted) else _PROBLEM
+
+
+def describe_problem(problem: ConvertError, kind: str, status: int) -> dict[str, Any]:
+    """Describe a problem, for machines.
+
+    Args:
+        problem: What was raised.
+        kind: Its kind's name.
+        status: The exit status that it has.
+
+    Returns:
+        Plain values.
+    """
+    return {
+        "error": str(problem),
+        "kind": kind,
+        "message": problem.message,
+        "path": None if problem.path is None else os.fspath(problem.path),
+        "hint": problem.hint,
+        "exit_status": status,
+    }
 
 
 def end_for_lack(problem: BaseException, lack: str, *, as_json: bool) -> NoReturn:
@@ -72,16 +99,6 @@ def end_for_lack(problem: BaseException, lack: str, *, as_json: bool) -> NoRetur
 
 def _end(problem: ConvertError, kind: str, status: int, *, as_json: bool) -> NoReturn:
     if as_json:
-        path = None if problem.path is None else os.fspath(problem.path)
         with suppress(OSError):  # stdout may be what is full
-            say_json(
-                {
-                    "error": str(problem),
-                    "kind": kind,
-                    "message": problem.message,
-                    "path": path,
-                    "hint": problem.hint,
-                    "exit_status": status,
-                }
-            )
+            say_json(describe_problem(problem, kind, status))
     raise SystemExit(status) from problem

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codellama_convert.cli.describe import describe_job
+from codellama_convert.cli.describe import describe_job, describe_report
 from codellama_convert.cli.printing import print_notes
 from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from codellama_convert.plan.ranks.job import ReverseJob
     from codellama_convert.plan.run_options import RunOptions
     from codellama_convert.staging.output_state import OutputState
-    from codellama_convert.storage.watch import Watch
+    from codellama_convert.storage.watch import StopRequest, Watch
 
 
 def check_source(told: list[str], job: Job, watch: Watch, *, hidden: bool) -> tuple[str, ...]:
@@ -51,13 +53,14 @@ def verify_staged(
         raise VerifyError(report.problems[0], path=staged, hint=hint)
 
 
-def to_options(choices: Mapping[str, Any]) -> Options:
+def to_options(choices: Mapping[str, Any], run_options: RunOptions | None = None) -> Options:
     """Take the options of a conversion into a Hugging Face folder from those that were given."""
     from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, Options
+    from codellama_convert.plan.run_options import RunOptions, refuse_unused
 
     shard_size = choices["max_shard_size"]
     with usage_errors():
-        return Options(
+        options = Options(
             model_size=choices["model_size"],
             flavor=choices["variant"],
             dtype=None if choices["dtype"] == "auto" else choices["dtype"],
@@ -72,6 +75,46 @@ def to_options(choices: Mapping[str, Any]) -> Options:
             workers=choices["workers"],
             max_ram_bytes=choices["max_ram"],
         )
+        refuse_unused(options, run_options or RunOptions())
+    return options
+
+
+def convert_job(
+    job: Job,
+    output_dir: Path,
+    run_options: RunOptions,
+    *,
+    verify_too: bool,
+    quiet: bool,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    """Convert a checkpoint that was read; print what the user should know on the way.
+
+    Args:
+        job: From `read_job`.
+        output_dir: The new folder.
+        run_options: How to treat the new folder.
+        verify_too: Whether to verify before anything is published.
+        quiet: Whether to show no progress.
+        stop: What ends it.
+
+    Returns:
+        What was done, from `describe_report`.
+    """
+    from codellama_convert.convert.run import run
+    from codellama_convert.storage.watch import Watch
+
+    told: list[str] = []
+    chosen = replace(
+        run_options,
+        check_source=partial(check_source, told, hidden=quiet),
+        check_staged=partial(verify_staged, hidden=quiet) if verify_too else None,
+    )
+    started = time.monotonic()
+    with progress_bar("converting", weight_bytes(job), hidden=quiet) as progress:
+        report = run(job, output_dir, chosen, watch=Watch(progress, stop))
+    print_notes(report.notes[len(job.notes) + len(told) :])
+    return describe_report(report, time.monotonic() - started)
 
 
 def read_job(input_dir: Path, options: Options) -> Job:

@@ -10,7 +10,7 @@ from pathlib import Path
 from codellama_convert.errors import CheckpointError, ConfigError, TokenizerError, one_line
 from codellama_convert.meta.other_layouts import look_alike, other_layout, refuse_fp8
 from codellama_convert.meta.rank_names import choose_ranks, is_meta_name, is_of_weights
-from codellama_convert.meta.search import Listing, open_listing, search_below
+from codellama_convert.meta.search import Listing, open_listing, search_all, search_below
 from codellama_convert.meta.unfinished import refuse_unfinished
 from codellama_convert.model.releases import Flavor
 
@@ -97,6 +97,30 @@ def find_files(
     refuse_unfinished(files.all())
     _refuse_dangling(files.all())
     return files
+
+
+def find_folders(top: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Find the folder of every checkpoint in a folder and up to five levels below it.
+
+    Args:
+        top: Where to look.
+
+    Returns:
+        The folders, sorted, at least one; and those that could not be read.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or the folder holds too much to be searched.
+    """
+    found, unreadable = search_all(open_listing(top), _has_params_and_weights)
+    if not found:
+        unseen = f"; {unreadable[0]} could not be opened" if unreadable else ""
+        raise CheckpointError(
+            f"holds no checkpoint (consolidated.NN.pth and {PARAMS_NAME}), nor does a folder below it"
+            f"{unseen}",
+            path=top,
+            hint="name the folder that the checkpoints' folders lie in",
+        )
+    return found, unreadable
 
 
 def _find_folder(

@@ -129,6 +129,28 @@ def search_below(
     return None
 
 
+def search_all(
+    top: Listing, holds: Callable[[Listing], bool]
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Find every checkpoint in a folder and below it, by the rules of `search_below`.
+
+    Args:
+        top: The folder that was given.
+        holds: Whether a folder holds a checkpoint.
+
+    Returns:
+        The folders of the checkpoints, sorted, and those that could not be read.
+
+    Raises:
+        CheckpointError: If the folder holds too much to be searched.
+    """
+    if holds(top):
+        return (top.path,), ()
+    search = _Search(_MAX_ENTRIES)
+    found = [one.path for level in _levels(top, holds, search) for one in level]
+    return tuple(sorted(found)), tuple(search.unreadable)
+
+
 def _levels(
     top: Listing, holds: Callable[[Listing], bool], search: _Search
 ) -> Iterator[list[Listing]]:

@@ -354,7 +354,7 @@ def test_what_the_program_says_is_up_to_date(page, names):
     assert regenerated(read(page), names) == read(page), "run python -m tests.house.readme"
 
 
-COMMANDS = ["", "convert ", "plan ", "reverse ", "verify "]
+COMMANDS = ["", "batch ", "convert ", "plan ", "reverse ", "verify "]
 
 
 def test_the_help_of_every_command_is_shown():

@@ -21,7 +21,6 @@ LONGER_MODULES = {
     # Stories of one thing each, told with the same fixtures.
     "tests/convert/ranks/test_round_trip.py",
     "tests/convert/test_run.py",
-    "tests/examples/test_scripts.py",
     "tests/faults/sweep.py",
     "tests/faults/syscall_faults.py",
     "tests/faults/test_syscalls.py",
