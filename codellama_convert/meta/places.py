@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
-from codellama_convert.model.recognise import read_folder_name
+from codellama_convert.model.folder_name import read_folder_name
 
 # Folders that hubs and repositories put around a checkpoint; they say nothing of the model.
 # huggingface_hub: models--ORG--NAME/snapshots/<commit>; Kaggle: NAME/<version>; Meta's repositories

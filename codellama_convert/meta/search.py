@@ -11,7 +11,8 @@ from pathlib import Path
 from codellama_convert.errors import CheckpointError, one_line
 from codellama_convert.meta.places import current_snapshot, model_name
 from codellama_convert.meta.rank_names import listed
-from codellama_convert.model.recognise import read_folder_name, wanted_flavor
+from codellama_convert.model.folder_name import read_folder_name
+from codellama_convert.model.recognise import wanted_flavor
 from codellama_convert.model.releases import Flavor
 from codellama_convert.storage.blocks import first_line
 

@@ -6,31 +6,27 @@ comes from the table of releases. What cannot be known becomes a note, never a s
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.folder_name import read_folder_name
 from codellama_convert.model.generations import LLAMA_3
 from codellama_convert.model.releases import (
-    FLAVORS,
     RELEASES,
     SHAPES_BY_SIZE,
     Family,
     Flavor,
     Release,
     SpecialNames,
+    either,
+    special_names_of,
 )
-from codellama_convert.model.rope_scaling import scaling_of
+from codellama_convert.model.rope_scaling import Scaling, scaling_of
 
 _UNKNOWN_CONTEXT = 2048  # the shortest that any of the families was trained for
 _CODE_LLAMA_CONTEXT = 16384
 _CODE_LLAMA_ROPE_THETA = 1e6
 _LLAMA_3_CONTEXT, _SCALED_CONTEXT = 8192, 131072
-_FAMILIES_OF_3: dict[str, Family] = {
-    "3": "Llama 3", "3-1": "Llama 3.1", "3-2": "Llama 3.2", "3-3": "Llama 3.3",
-    "guard-2": "Llama Guard 2", "guard-3": "Llama Guard 3",
-}  # fmt: skip
-_NAME_OF_3 = re.compile(r"llama-?(guard-[23]|3-[123]|3)(?![a-z0-9])")
 
 
 def wanted_flavor(model_size: str | None, flavor: Flavor | None) -> Flavor | None:
@@ -51,6 +47,7 @@ class Recognised:
         rope_scaling_factor: By which the lowest rotary frequencies are divided; None where they
             are not scaled.
         scaling_is_known: As `context_is_known`, of the factor.
+        special_names: Whose names the special tokens have, where the vocabulary is Llama 3's.
         notes: What could not be known, and which option sets it.
     """
 
@@ -61,45 +58,8 @@ class Recognised:
     context_is_known: bool
     rope_scaling_factor: float | None
     scaling_is_known: bool
+    special_names: SpecialNames
     notes: tuple[str, ...]
-
-    @property
-    def special_names(self) -> SpecialNames:
-        """Whose names the special tokens have, where the vocabulary is Llama 3's."""
-        return "3" if self.rope_scaling_factor is None else "3.1"
-
-
-def read_folder_name(name: str) -> tuple[Family | None, Flavor | None]:
-    """Read the family and the flavour off a folder's name.
-
-    Args:
-        name: Such as "CodeLlama-7b-Instruct", "llama-2-13b-chat" or "30B".
-
-    Returns:
-        What the name tells; None where it tells nothing.
-    """
-    words = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    family: Family | None = None
-    third = _NAME_OF_3.search(words)
-    if re.search(r"code-?llama", words):
-        family = "Code Llama"
-    elif third:
-        family = _FAMILIES_OF_3[third[1]]
-    elif re.search(r"llama-?2(-|$)", words):
-        family = "Llama 2"
-    elif re.search(r"llama-?1(-|$)", words) or re.fullmatch(r"(7|13|30|33|65)b", words):
-        family = "Llama 1"  # its download script names a folder by the size alone
-    found = re.search(r"(?:^|-)(python|instruct|chat)(?:-|$)", words)
-    if family in ("Llama Guard 2", "Llama Guard 3"):
-        return family, "guard"
-    if found:
-        return family, next(flavor for flavor in FLAVORS if flavor == found[1])
-    return family, None if family is None else "base"
-
-
-def special_names_of(family: Family | None) -> SpecialNames:
-    """Say whose names the special tokens of a family of Llama 3 have; those of 3.1 where unsure."""
-    return "3" if family in ("Llama 3", "Llama Guard 2") else "3.1"
 
 
 def check_model_size(size: str, config: ModelConfig, n_ranks: int) -> str | None:
@@ -165,30 +125,16 @@ def recognise(
         What it is, with a note on everything that could not be known.
     """
     family, named_flavor = read_folder_name(folder_name)
-    notes: list[str] = []
-    candidates = fitting_releases(config)
-    of_family = tuple(v for v in candidates if family in (None, v.family))
-    if candidates and not of_family:
-        notes.append(
-            f"the folder's name says {family}, but the weights are those of {candidates[0].family}"
-        )
+    candidates, notes = _candidates(config, family)
+    if notes:
         named_flavor = None
-    candidates = of_family or candidates
     candidates, wanted, flavor_notes = _of_flavor(candidates, flavor, named_flavor)
     notes += flavor_notes
+    scaling = scaling_of(candidates, family, config, rope_scaling_factor)
     context, context_note = max_position_embeddings, None
     if context is None:
-        context, context_note = _context(candidates, family, config)
-    if context_note is not None:
-        notes.append(context_note)
-    scaling = scaling_of(candidates, family, config, rope_scaling_factor)
-    if scaling.note is not None:
-        notes.append(scaling.note)
-    if len(candidates) == 1 and config.rms_norm_eps != candidates[0].norm_epsilons[0]:
-        notes.append(
-            f"params.json says norm_eps {config.rms_norm_eps}; Meta corrected it to "
-            f"{candidates[0].norm_epsilons[0]} in later downloads of {candidates[0].name}"
-        )
+        context, context_note = _context(candidates, family, config, scaling)
+    notes += tuple(note for note in (context_note, scaling.note) if note is not None)
     families = {release.family for release in candidates}
     return Recognised(
         name=_describe(candidates, family),
@@ -198,11 +144,55 @@ def recognise(
         context_is_known=context_note is None,
         rope_scaling_factor=scaling.factor,
         scaling_is_known=scaling.is_known,
-        notes=tuple(notes),
+        special_names=_special_names(candidates, family, config),
+        notes=notes + _epsilon_notes(candidates, config),
     )
 
 
+def _candidates(
+    config: ModelConfig, family: Family | None
+) -> tuple[tuple[Release, ...], tuple[str, ...]]:
+    """List the released models that it may be, by its numbers and the family that is named."""
+    fitting = fitting_releases(config)
+    of_family = tuple(release for release in fitting if family in (None, release.family))
+    if not of_family and not config.scaled_rope:
+        # A name says more than a params.json without a key: Guard 3 8B's may never have had it.
+        of_family = tuple(
+            release
+            for release in RELEASES
+            if release.family == family and _has_numbers(release, config)
+        )
+    if of_family or not fitting:
+        return of_family, ()
+    note = f"the folder's name says {family}, but the weights are those of {fitting[0].family}"
+    return fitting, (note,)
+
+
+def _special_names(
+    candidates: tuple[Release, ...], family: Family | None, config: ModelConfig
+) -> SpecialNames:
+    """Take the names from the release, or from the name; else params.json tells 3 from later ones."""
+    if candidates or family:
+        return special_names_of(candidates[0].family if candidates else family)
+    return "3.1" if config.scaled_rope else "3"
+
+
+def _epsilon_notes(candidates: tuple[Release, ...], config: ModelConfig) -> tuple[str, ...]:
+    if len(candidates) != 1 or config.rms_norm_eps == candidates[0].norm_epsilons[0]:
+        return ()
+    note = (
+        f"params.json says norm_eps {config.rms_norm_eps}; Meta corrected it to "
+        f"{candidates[0].norm_epsilons[0]} in later downloads of {candidates[0].name}"
+    )
+    return (note,)
+
+
 def _fits(release: Release, config: ModelConfig) -> bool:
+    is_scaled = release.rope_scaling_factor is not None
+    return is_scaled == config.scaled_rope and _has_numbers(release, config)
+
+
+def _has_numbers(release: Release, config: ModelConfig) -> bool:
     shape = release.shape
     return (
         shape.hidden_size == config.hidden_size
@@ -212,7 +202,6 @@ def _fits(release: Release, config: ModelConfig) -> bool:
         and shape.intermediate_size == config.intermediate_size
         and release.vocab_size == config.vocab_size
         and release.rope_theta == config.rope_theta
-        and (release.rope_scaling_factor is not None) == config.scaled_rope
         and config.rms_norm_eps in release.norm_epsilons
     )
 
@@ -221,34 +210,44 @@ def _of_flavor(
     candidates: tuple[Release, ...], flavor: Flavor | None, named: Flavor | None
 ) -> tuple[tuple[Release, ...], Flavor | None, tuple[str, ...]]:
     """Keep the candidates of a flavour, asked for or named; give them, the flavour, and notes."""
+    flavors = {release.flavor for release in candidates}
     wanted = flavor or named
+    if wanted == "base" and flavor is None and len(flavors) == 1 and wanted not in flavors:
+        (only,) = flavors
+        note = (
+            f"the folder's name does not say what it was tuned for, and the weights are those of "
+            f"{either(candidates)}: taken for it; if it is not, say so with --variant base"
+        )
+        return candidates, only, (note,)
     if wanted is not None:
         fitting = tuple(release for release in candidates if release.flavor == wanted)
         if fitting or not candidates:
             return fitting, wanted, ()
         asked = f"{flavor} was asked for" if flavor else f"the folder's name says {named}"
-        note = f"{asked}, but the weights are those of {_either(candidates)}"
+        note = f"{asked}, but the weights are those of {either(candidates)}"
         return candidates, wanted, (note,)
-    flavors = {release.flavor for release in candidates}
     if len(flavors) < 2:
         return candidates, next(iter(flavors), None), ()
     note = (
-        f"the weights fit {_either(candidates)}: no chat template is written; if it was tuned "
+        f"the weights fit {either(candidates)}: no chat template is written; if it was tuned "
         "for dialogue, say so with --variant"
     )
     return candidates, None, (note,)
 
 
 def _context(
-    candidates: tuple[Release, ...], family: Family | None, config: ModelConfig
+    candidates: tuple[Release, ...], family: Family | None, config: ModelConfig, scaling: Scaling
 ) -> tuple[int, str | None]:
     """Return the context length, and a note unless every candidate has the same."""
     lengths = sorted({release.max_position_embeddings for release in candidates})
-    if len(lengths) == 1:
+    is_whole = scaling.factor is not None or not any(one.rope_scaling_factor for one in candidates)
+    if len(lengths) == 1 and is_whole:
         return lengths[0], None
-    if lengths:
+    if not is_whole:
+        guess, why = _LLAMA_3_CONTEXT, "its rope is not scaled as Llama 3.1's"
+    elif lengths:
         guess = lengths[0]
-        why = f"the weights fit {_either(candidates)}"
+        why = f"the weights fit {either(candidates)}"
     elif config.scaled_rope:
         guess, why = _SCALED_CONTEXT, "not a released model, but its rope is scaled as Llama 3.1's"
     elif config.rope_theta == LLAMA_3.rope_theta:
@@ -273,8 +272,4 @@ def _describe(candidates: tuple[Release, ...], family: Family | None) -> str:
             if family
             else "not a released model"
         )
-    return _either(candidates)
-
-
-def _either(candidates: tuple[Release, ...]) -> str:
-    return " or ".join(release.name for release in candidates)
+    return either(candidates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -165,3 +166,13 @@ MODEL_SIZES: tuple[str, ...] = (
     "13Bf",
     "70Bf",
 )
+
+
+def either(releases: Sequence[Release]) -> str:
+    """Name released models of which it is one, such as "Llama 2 7B or Llama 2 7B Chat"."""
+    return " or ".join(release.name for release in releases)
+
+
+def special_names_of(family: Family | None) -> SpecialNames:
+    """Say whose names the special tokens of a family of Llama 3 have; those of 3.1 where unsure."""
+    return "3" if family in ("Llama 3", "Llama Guard 2") else "3.1"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.generations import LLAMA_3
-from codellama_convert.model.releases import Family, Release
+from codellama_convert.model.releases import RELEASES, Family, Release, either
 
 # Meta's own code takes 8 for every model, which is wrong for Llama 3.2 1B and 3B: Meta's answer in
 # meta-llama/llama-models issue 241.
@@ -50,34 +50,70 @@ def scaling_of(
         ConfigError: If a factor is asked for, and the code of such models scales nothing.
     """
     if asked is not None:
-        return _as_asked(config, float(asked))  # 32 and 32.0 are one in every file
+        return _as_asked(candidates, config, float(asked))  # 32 and 32.0 are one in every file
     if not config.scaled_rope:
-        return Scaling(None)
+        return _left_out(candidates, named)
+    alike = [one for one in candidates if one.tied == config.tie_word_embeddings]
     factors = {release.rope_scaling_factor for release in candidates}
-    if len(factors) == 1 and [release.name for release in candidates] != [_DOUBTFUL]:
+    if len(factors) == 1 and alike and alike[0].name != _DOUBTFUL:
         return Scaling(factors.pop())
-    names = " or ".join(release.name for release in candidates)
-    why = f"the weights fit {names}" if candidates else "not a released model"
-    alike = [one for one in candidates if one.tied == config.tie_word_embeddings] or candidates
     guess = _OF_3_2 if named == "Llama 3.2" else _USUAL
-    if alike:
-        guess = alike[0].rope_scaling_factor or guess
+    of_whom = alike or candidates
+    if of_whom:
+        guess = of_whom[0].rope_scaling_factor or guess
+    why, as_in = _doubt(candidates, config)
     note = (
-        f"the factor of the rotary scaling is not in the checkpoint ({why}): assumed to be "
-        f"{guess:g}; set it with --rope_scaling_factor"
+        f"the factor of the rotary scaling is not in the checkpoint{why}: assumed to be "
+        f"{guess:g}{as_in}; set it with --rope_scaling_factor"
     )
     return Scaling(guess, is_known=False, note=note)
 
 
-def _as_asked(config: ModelConfig, asked: float) -> Scaling:
-    if config.scaled_rope:
-        return Scaling(asked)
-    if config.generation != LLAMA_3:
+def _doubt(candidates: Sequence[Release], config: ModelConfig) -> tuple[str, str]:
+    """Say why a factor is not known, and where the one that is assumed comes from."""
+    if [release.name for release in candidates] == [_DOUBTFUL]:
+        return "", (
+            f", as in copies of the hub's config.json of {_DOUBTFUL}; Llama 3.2 1B, which it was "
+            f"made of, has {_OF_3_2:g}"
+        )
+    if candidates and all(one.tied and not config.tie_word_embeddings for one in candidates):
+        return f" ({either(candidates)} has no head of its own, and this model has one)", ""
+    if candidates:
+        return f" (the weights fit {either(candidates)})", ""
+    return " (not a released model)", ""
+
+
+def _left_out(candidates: Sequence[Release], named: Family | None) -> Scaling:
+    """Follow a params.json that does not say that frequencies are scaled, as the release's are."""
+    alike = candidates or [one for one in RELEASES if one.family == named]
+    factor = next((one.rope_scaling_factor for one in alike), None)
+    if factor is None:
+        return Scaling(None)
+    note = (
+        f"params.json does not say that the rotary frequencies are scaled, as those of "
+        f"{either(candidates) or named} are, by {factor:g}: they are written without; "
+        f"--rope_scaling_factor {factor:g} scales them"
+    )
+    return Scaling(None, is_known=False, note=note)
+
+
+def _as_asked(candidates: Sequence[Release], config: ModelConfig, asked: float) -> Scaling:
+    if not config.scaled_rope and config.generation != LLAMA_3:
         raise ConfigError(
             f"--rope_scaling_factor {asked:g}, but the code of {config.generation.name} scales no "
             "rotary frequencies",
             hint="leave it out",
         )
+    factors = {one.rope_scaling_factor for one in candidates}
+    if candidates and asked not in factors:
+        has = " or ".join(sorted("none" if one is None else f"{one:g}" for one in factors))
+        note = (
+            f"--rope_scaling_factor {asked:g} is written as asked for, but {either(candidates)} "
+            f"has {has}"
+        )
+        return Scaling(asked, note=note)
+    if config.scaled_rope:
+        return Scaling(asked)
     note = (
         f"params.json does not say that the rotary frequencies are scaled; they are written as "
         f"scaled by {asked:g}, as asked for"

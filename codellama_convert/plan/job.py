@@ -15,6 +15,7 @@ from codellama_convert import __version__
 from codellama_convert.arguments import as_path, instance_of
 from codellama_convert.errors import one_line
 from codellama_convert.formats.pth.reader import RankIndex
+from codellama_convert.formats.tiktoken import TiktokenModel
 from codellama_convert.formats.tokenizer_model import read_tokenizer_model
 from codellama_convert.meta.checklist import ListedSums
 from codellama_convert.meta.checkpoint import open_checkpoint
@@ -25,8 +26,9 @@ from codellama_convert.meta.find import (
     missing_tokenizer,
 )
 from codellama_convert.meta.places import model_name
+from codellama_convert.model.folder_name import read_folder_name
 from codellama_convert.model.marks import Marks
-from codellama_convert.model.recognise import read_folder_name, special_names_of
+from codellama_convert.model.releases import special_names_of
 from codellama_convert.plan.options import TOKENIZER_ONLY, Options
 from codellama_convert.plan.plan import FilePlan
 from codellama_convert.plan.side import HUGGING_FACE, TargetSide
@@ -35,6 +37,11 @@ from codellama_convert.plan.weights import WeightsJob, plan_weights
 from codellama_convert.storage.contents import Content
 from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Progress, Watch
+
+_UNKNOWN_NAMES = (
+    "the folder's name does not say which Llama 3 it is: special tokens get the names of Llama 3.1 "
+    "and later, which differ from Llama 3's at ids that no text gives"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,4 +236,6 @@ def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
     model, names = read_tokenizer_model(path), special_names_of(family)
     tokenizer = plan_tokenizer(model, options, None, names=names)
     notes = list_notes + tokenizer.check()
+    if family is None and isinstance(model, TiktokenModel):
+        notes += (_UNKNOWN_NAMES,)
     return Job(options, files, None, tokenizer, tuple(map(one_line, notes)))

@@ -76,9 +76,10 @@ def test_a_tokenizer_alone_takes_the_names_from_its_folder(tmp_path: Path) -> No
     ):
         write_model(tmp_path / name, spelled(TINY))
         output = tmp_path / f"{name}-hf"
-        convert_checkpoint(tmp_path / name, output, options=alone)
+        report = convert_checkpoint(tmp_path / name, output, options=alone)
         tokens = {t["id"]: t["content"] for t in read(output, "tokenizer.json")["added_tokens"]}
         assert tokens[EOM] == expected
+        assert any("the names of Llama 3.1" in one for one in report.notes) is (name == "somewhere")
         assert verify_output(output, plan_conversion(tmp_path / name, alone)).problems == ()
 
 

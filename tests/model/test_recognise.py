@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import ModelConfig
-from codellama_convert.model.recognise import check_model_size, read_folder_name, recognise
+from codellama_convert.model.recognise import check_model_size, recognise
 from codellama_convert.model.releases import RELEASES
 from tests.model.params import (
     CODE_7B,
@@ -32,7 +31,6 @@ from tests.model.params import (
     LLAMA_3_70B,
     model,
 )
-from tests.refusals import refused
 
 # content, feed-forward width, vocabulary, folder -> name, flavour, positions, rope_theta; every
 # released model, and one that was renamed
@@ -94,7 +92,8 @@ RELEASED_3 = [
 def test_a_model_of_llama_3_is_recognised_without_a_note(
     content, width, folder, name, flavor, positions, factor, names
 ):
-    config = model(content, width, 128256)
+    # Only the small ones of 3.2 have no head of their own.
+    config = replace(model(content, width, 128256), tie_word_embeddings=factor == 32.0)
     found = recognise(config, folder_name=folder)
     assert (found.name, found.flavor, found.max_position_embeddings) == (name, flavor, positions)
     assert (found.rope_scaling_factor, found.special_names) == (factor, names)
@@ -103,25 +102,54 @@ def test_a_model_of_llama_3_is_recognised_without_a_note(
     assert (config.rope_theta, config.generation.name) == (500000.0, "Llama 3")
 
 
-def test_llama_guard_3_1b_gets_the_hubs_factor_and_a_note():
-    """Its base model, Llama 3.2 1B, has 32; copies of the hub's config.json have 8."""
-    found = recognise(model(LLAMA_3_2_1B, 8192, 128256), folder_name="Llama-Guard-3-1B")
-    assert (found.name, found.rope_scaling_factor) == ("Llama Guard 3 1B", 8.0)
+@pytest.mark.parametrize(
+    ("folder", "factor", "names"),
+    [
+        ("Meta-Llama-3-8B-Instruct", None, "3"),
+        ("Meta-Llama-3-8B-Instruct", 8.0, "3"),
+        ("Llama-Guard-2-8B", 8.0, "3"),
+        ("renamed", 8.0, "3"),
+        ("Llama-Guard-3-8B", None, "3.1"),
+        ("Llama-Guard-3-8B", 8.0, "3.1"),
+    ],
+)
+def test_the_names_of_special_tokens_follow_the_release_and_not_the_factor(folder, factor, names):
+    """A factor that was asked for gave Llama 3 the names, and the stop ids, of Llama 3.1."""
+    plain = model(LLAMA_3_8B, 14336, 128256)
+    found = recognise(plain, folder_name=folder, rope_scaling_factor=factor)
+    assert found.special_names == names
+
+
+@pytest.mark.parametrize(
+    ("folder", "scaled", "names"),
+    [
+        ("my-Llama-3.1-pruned", False, "3.1"),
+        ("my-Llama-3-pruned", False, "3"),
+        ("pruned", True, "3.1"),
+        ("pruned", False, "3"),
+    ],
+)
+def test_the_names_of_special_tokens_of_a_model_that_was_never_released(folder, scaled, names):
+    config = replace(model(LLAMA_3_8B, 14336, 128256), num_hidden_layers=7, scaled_rope=scaled)
+    for factor in (None, 8.0):
+        found = recognise(config, folder_name=folder, rope_scaling_factor=factor)
+        assert found.special_names == names
+
+
+def test_a_family_without_a_base_model_is_taken_for_the_one_that_it_has():
+    """Llama 3.3 was released as Instruct alone; the note said that the name says base."""
+    config = model(LLAMA_3_1_70B, 28672, 128256)
+    found = recognise(config, folder_name="Llama-3.3-70B")
+    assert (found.name, found.flavor) == ("Llama 3.3 70B Instruct", "instruct")
     (note,) = found.notes
-    assert "assumed to be 8" in note
-    assert "--rope_scaling_factor" in note
-
-
-@pytest.mark.parametrize(("tied", "factor"), [(True, 32.0), (False, 8.0)])
-def test_a_factor_that_is_not_known_is_a_note_and_an_option(tied, factor):
-    """1B has the numbers of Llama 3.2 and of Guard 3: a head of its own speaks for Guard."""
-    config = replace(model(LLAMA_3_2_1B, 8192, 128256), tie_word_embeddings=tied)
-    found = recognise(config, folder_name="renamed")
-    assert found.rope_scaling_factor == factor
-    assert not found.scaling_is_known
-    assert f"assumed to be {factor:g}; set it with --rope_scaling_factor" in found.notes[-1]
-    asked = recognise(config, folder_name="renamed", flavor="base", rope_scaling_factor=16.0)
-    assert (asked.rope_scaling_factor, asked.scaling_is_known, asked.notes) == (16.0, True, ())
+    assert "does not say what it was tuned for" in note
+    assert "those of Llama 3.3 70B Instruct: taken for it" in note
+    assert "--variant base" in note
+    base = recognise(config, folder_name="Llama-3.3-70B", flavor="base")
+    assert base.flavor == "base"
+    (note,) = base.notes
+    assert note == "base was asked for, but the weights are those of Llama 3.3 70B Instruct"
+    assert recognise(config, folder_name="Llama-3.1-70B").notes == ()
 
 
 @pytest.mark.parametrize(
@@ -138,15 +166,6 @@ def test_a_model_in_llama_3s_layout_that_was_never_released(folder, scaled, fact
     assert (found.rope_scaling_factor, found.max_position_embeddings) == (factor, positions)
     assert len(found.notes) == 1 + scaled
     assert "--max_position_embeddings" in found.notes[0]
-
-
-def test_a_factor_for_what_is_not_scaled_is_refused_or_a_note():
-    plain = model(LLAMA_3_8B, 14336, 128256)
-    found = recognise(plain, folder_name="Llama-Guard-3-8B", rope_scaling_factor=8)
-    assert found.rope_scaling_factor == 8
-    assert "params.json does not say" in found.notes[-1]
-    with refused(ConfigError, "--rope_scaling_factor 8", "Code Llama", "leave it out"):
-        recognise(model(CODE_7B, 11008, 32016), folder_name="x", rope_scaling_factor=8)
 
 
 def test_the_405b_of_16_files_is_as_released_as_that_of_8():
@@ -254,26 +273,6 @@ def test_a_folder_named_after_another_family_is_a_note():
     found = recognise(model(LLAMA_2_7B, 11008, 32000), folder_name="CodeLlama-7b")
     assert found.max_position_embeddings == 4096
     assert "Code Llama" in found.notes[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "family", "flavor"),
-    [
-        ("CodeLlama-7b-Instruct", "Code Llama", "instruct"),
-        ("code_llama_13b_python", "Code Llama", "python"),
-        ("llama-2-70b", "Llama 2", "base"),
-        ("Llama2-7b-chat", "Llama 2", "chat"),
-        ("13B", "Llama 1", "base"),
-        ("llama-2b-sized", None, None),
-        ("Hermes-3-Llama-3.1-8B", "Llama 3.1", "base"),
-        ("Meta-Llama-3-1b-chat", "Llama 3", "chat"),
-        ("Llama-4-Scout", None, None),
-        ("llama-30b-x", None, None),
-        ("checkpoint", None, None),
-    ],
-)
-def test_a_folders_name_is_read(name, family, flavor):
-    assert read_folder_name(name) == (family, flavor)
 
 
 def test_a_model_size_that_the_tensors_contradict_is_a_note():
