@@ -1,4 +1,5 @@
-"""Running a job: tiles go from the ranks through a cast or a reordering into the staged files.
+"""Running a job: tiles go from the source through a cast or a reordering into the staged files.
 
-In: a `Job` and an output folder. Out: a published model and a `ConversionReport`.
+In: a `Job`, an output folder, and an executor whose workers write the files, or threads of this
+process. Out: a published model and a `ConversionReport`.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def convert_checkpoint(
     options: Options | None = None,
     run_options: RunOptions | None = None,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> ConversionReport:
     """Convert a Meta checkpoint into a Hugging Face folder.
 
@@ -44,7 +46,10 @@ def convert_checkpoint(
         output_dir: The new folder.
         options: What to write, and how.
         run_options: How to treat the output folder, and what to do besides.
-        progress: Called with the bytes of each tile that was written, from several threads.
+        progress: Called with the bytes of each tile that was written, from several threads; with an
+            executor, of each file.
+        executor: Whose workers write the files, one each; they need the same folders under the same
+            paths. None writes on threads of this process.
 
     Returns:
         What was done.
@@ -53,11 +58,14 @@ def convert_checkpoint(
         ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
     or_none(FUNCTION).check("progress", progress)
+    or_none(instance_of(Executor)).check("executor", executor)
     target, chosen = _check_run(output_dir, run_options)
     asked = Options() if options is None else options
     instance_of(Options).check("options", asked)
     refuse_unused(asked, chosen)
-    return run(plan_conversion(input_dir, asked), target, chosen, watch=Watch(progress))
+    return run(
+        plan_conversion(input_dir, asked), target, chosen, watch=Watch(progress), executor=executor
+    )
 
 
 def reverse_checkpoint(
@@ -67,6 +75,7 @@ def reverse_checkpoint(
     options: ReverseOptions | None = None,
     run_options: RunOptions | None = None,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> ConversionReport:
     """Write Meta's layout of a folder of either side.
 
@@ -75,7 +84,10 @@ def reverse_checkpoint(
         output_dir: The new folder.
         options: What to write, and how.
         run_options: How to treat the output folder, and what to do besides.
-        progress: Called with the bytes of each tile that was written, from several threads.
+        progress: Called with the bytes of each tile that was written, from several threads; with an
+            executor, of each file.
+        executor: Whose workers write the files, one each; they need the same folders under the same
+            paths. None writes on threads of this process.
 
     Returns:
         What was done.
@@ -84,11 +96,14 @@ def reverse_checkpoint(
         ConvertError: If anything is wrong; nothing half-done is left that loads.
     """
     or_none(FUNCTION).check("progress", progress)
+    or_none(instance_of(Executor)).check("executor", executor)
     target, chosen = _check_run(output_dir, run_options)
     asked = ReverseOptions() if options is None else options
     instance_of(ReverseOptions).check("options", asked)
     refuse_unused(asked, chosen)
-    return run(plan_reverse(input_dir, asked), target, chosen, watch=Watch(progress))
+    return run(
+        plan_reverse(input_dir, asked), target, chosen, watch=Watch(progress), executor=executor
+    )
 
 
 def _check_run(
@@ -106,6 +121,7 @@ def run(
     run_options: RunOptions | None = None,
     *,
     watch: Watch | None = None,
+    executor: Executor | None = None,
 ) -> ConversionReport:
     """Run a prepared conversion, or resume it where an earlier run stopped.
 
@@ -114,6 +130,7 @@ def run(
         output_dir: The new folder.
         run_options: How to treat it.
         watch: Whom each tile that was written is reported to, and what may stop the run.
+        executor: Whose workers write the files; None writes on threads of this process.
 
     Returns:
         What was done, which is nothing where the folder holds the result of the same conversion.
@@ -124,6 +141,7 @@ def run(
     """
     instance_of(Job, ReverseJob).check("job", job)
     or_none(instance_of(Watch)).check("watch", watch)
+    or_none(instance_of(Executor)).check("executor", executor)
     output_dir, chosen = _check_run(output_dir, run_options)
     refuse_unused(job.options, chosen)
     refuse_inputs(output_dir, job.input_dir, job.input_files)
@@ -131,7 +149,7 @@ def run(
     watch = replace(watch or Watch(), hint=hint)
     finished = find_finished(output_dir, job, chosen)
     if finished is None:
-        return _convert(job, output_dir, chosen, watch)
+        return _convert(job, output_dir, chosen, watch, executor)
     if chosen.check_staged is not None:
         chosen.check_staged(job, output_dir, watch)
     clear_up(output_dir)
@@ -139,7 +157,11 @@ def run(
 
 
 def _convert(
-    job: Job | ReverseJob, output_dir: Path, chosen: RunOptions, watch: Watch
+    job: Job | ReverseJob,
+    output_dir: Path,
+    chosen: RunOptions,
+    watch: Watch,
+    executor: Executor | None,
 ) -> ConversionReport:
     small_files = job.small_files()
     sizes = file_sizes(job, small_files, with_card=chosen.model_card)
@@ -154,7 +176,7 @@ def _convert(
     with OutputFolder(output_dir, wanted) as folder:
         check_source = chosen.check_source or _check_ranks
         job = replace(job, notes=job.notes + check_source(job, watch))
-        write = WeightWriter(job, folder, watch)
+        write = WeightWriter(job, folder, watch, executor)
         written = _stage(job, folder, chosen, small_files=small_files, write=write, watch=watch)
         folder.commit()
         names = folder.publish()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource
-from codellama_convert.convert.weights import names_read
+from codellama_convert.convert.write_pass import names_read
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.ranks.weights import RanksJob
 from codellama_convert.plan.tiles import TensorPlan

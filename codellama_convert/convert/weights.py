@@ -1,24 +1,35 @@
-"""Own the writing of a job's weights: which files are still to be written, and what becomes known of them."""
+"""Own the course of a job's weights: what is kept, who writes the rest, and what gets its name.
+
+Only here are files named and recorded, whoever wrote them, and the sums of the source joined.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
-from codellama_convert.convert.movers import Movers
-from codellama_convert.convert.transfer import TileSource, write_tensors
+from codellama_convert.convert.executors import RemoteWriter
+from codellama_convert.convert.write_pass import (
+    BufferPair,
+    FileReport,
+    PassWriter,
+    names_read,
+    new_buffers,
+    open_readers,
+)
+from codellama_convert.errors import WorkerError
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.target import TargetFile, file_crc
-from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.record_values import SealedFile
-from codellama_convert.storage.blocks import IoMode, aligned_buffer
 from codellama_convert.storage.checksums import SourceSums
-from codellama_convert.storage.output_file import OutputFile
 from codellama_convert.storage.watch import Watch
+
+Pass = Sequence[TargetFile]
 
 
 @dataclass(slots=True)
@@ -32,59 +43,89 @@ class Written:
 
 
 class WeightWriter:
-    """Writes the files of a job's weights that are not whole yet."""
+    """Sees to it that the files of a job's weights are written that are not whole yet."""
 
-    def __init__(self, job: Job | ReverseJob, folder: OutputFolder, watch: Watch) -> None:
+    def __init__(
+        self,
+        job: Job | ReverseJob,
+        folder: OutputFolder,
+        watch: Watch,
+        executor: Executor | None = None,
+    ) -> None:
+        """Take what is written where; without an executor, on threads of this process."""
         self._job, self._folder, self._watch = job, folder, watch
+        self._executor = executor
+        self._readers: Sequence[TensorReader] = ()
 
     def all_files(self) -> Written:
-        """Write them pass by pass, the files of each whole before the next one."""
+        """Have them written pass by pass, the files of each named together."""
         weights = self._job.weights
         if weights is None:
             return Written()
         plan = weights.plan
-        io_mode = self._job.options.io_mode
         with ExitStack() as stack:
-            movers = Movers(weights.source_dtypes, plan.dtype)
-            stack.callback(movers.close)
-            readers = [
-                stack.enter_context(
-                    TensorReader(file, names_read(plan.tensors, number), io_mode=io_mode)
-                )
-                for number, file in enumerate(weights.source_files)
-            ]
-            buffers = [
-                (aligned_buffer(plan.read_tile_bytes), aligned_buffer(plan.write_tile_bytes))
-                for _ in range(plan.workers)
-            ]
-            missing = [
-                files for files in plan.passes if not self._keeps(files, readers, buffers[0][0])
-            ]
+            self._readers = open_readers(weights, self._job.options.io_mode, stack)
+            buffers = new_buffers(plan, plan.workers if self._executor is None else 1)
+            buffer = buffers[0][0]
+            missing = [files for files in plan.passes if not self._keeps(files, buffer)]
             kept_bytes = plan.tensor_bytes - sum(map(_tensor_bytes, missing))
-            self._folder.parts.reserve(
-                {file.name: file.n_bytes for files in missing for file in files}
-            )
-            source = TileSource(readers, movers)
-            direct = all(reader.direct for reader in readers)
-            for files in missing:
-                output_is_direct = self._write_pass(files, source, buffers, io_mode)
-                direct = direct and output_is_direct
-            for reader in readers:
-                reader.finish(buffers[0][0], self._watch)
-            rank_crcs = tuple(reader.file_crc(buffers[0][0], self._watch) for reader in readers)
-            return Written(dict(self._folder.sealed), rank_crcs, kept_bytes, direct)
+            direct = all(reader.direct for reader in self._readers)
+            with closing(self._reports(missing, buffers, stack)) as reports:
+                for files, report in reports:
+                    self._take(files, report)
+                    direct = direct and report.direct
+            for reader in self._readers:
+                reader.finish(buffer, self._watch)
+            crcs = tuple(reader.file_crc(buffer, self._watch) for reader in self._readers)
+            return Written(dict(self._folder.sealed), crcs, kept_bytes, direct)
 
-    def _keeps(
-        self, files: Sequence[TargetFile], readers: Sequence[TensorReader], buffer: memoryview
-    ) -> bool:
+    def _reports(
+        self, missing: Sequence[Pass], buffers: Sequence[BufferPair], to_close: ExitStack
+    ) -> Generator[tuple[Pass, FileReport], None, None]:
+        """Have passes written, and report on each as it is done."""
+        weights = self._job.weights
+        if weights is None or not missing:
+            return
+        if self._executor is not None:
+            remote = RemoteWriter(self._executor, self._job, self._folder, self._watch)
+            yield from remote.write(missing)
+            return
+        self._folder.parts.reserve({file.name: file.n_bytes for files in missing for file in files})
+        writer = to_close.enter_context(
+            PassWriter(
+                weights, self._readers, buffers, self._folder.parts,
+                io_mode=self._job.options.io_mode, watch=self._watch,
+            )
+        )  # fmt: skip
+        for files in missing:
+            yield files, writer.write(files)
+
+    def _take(self, files: Pass, report: FileReport) -> None:
+        """Name and record the files of a pass; what was read for them counts from now on."""
+        if not self._are_of(report.sealed, files):
+            raise WorkerError(
+                f"what was written as {files[0].name} is not what the plan says",
+                path=self._folder.staging,
+                hint="all workers must run the same version",
+            )
+        self._note(report.sealed[0].source)
+        for part, sealed in zip(report.parts, report.sealed, strict=True):
+            self._folder.parts.name(part, sealed.name)
+            self._folder.note_sealed(sealed)
+
+    def _note(self, sums_of_pass: Sequence[SourceSums]) -> None:
+        for reader, sums in zip(self._readers, sums_of_pass, strict=True):
+            reader.note(sums)
+
+    def _keeps(self, files: Pass, buffer: memoryview) -> bool:
         """Return whether an earlier run left all files of a pass whole, and take note of its sums.
 
         What was read for one of them was read for all, so none is kept without the others.
         """
         kept = [self._folder.keeps(file.name, file.beginning, buffer) for file in files]
-        if all(kept) and self._confirms(files, readers, buffer):
+        if all(kept) and self._confirms(files, buffer):
             sums_of_pass = self._folder.sealed[files[0].name].source
-            for reader, sums in zip(readers, sums_of_pass, strict=True):
+            for reader, sums in zip(self._readers, sums_of_pass, strict=True):
                 reader.keep(sums)
             self._watch.advance(_tensor_bytes(files))
             return True
@@ -93,66 +134,34 @@ class WeightWriter:
                 self._folder.forget(file.name)
         return False
 
-    def _confirms(
-        self, files: Sequence[TargetFile], readers: Sequence[TensorReader], buffer: memoryview
-    ) -> bool:
-        """Return whether the records speak of these files, and the source is what they were made of.
-
-        What was read for a pass stands in the record of its first file.
-        """
-        first, *others = (self._folder.sealed[file.name] for file in files)
-        return (
-            all(map(_is_of, (first, *others), files))
-            and not any(other.source for other in others)
-            and len(first.source) == len(readers)
-            and all(
-                reader.confirms(sums, names_read(files[0].tensors, number), buffer, self._watch)
-                for number, (reader, sums) in enumerate(zip(readers, first.source, strict=True))
+    def _confirms(self, files: Pass, buffer: memoryview) -> bool:
+        """Return whether the records speak of these files, and the source is what they were made of."""
+        records = [self._folder.sealed[file.name] for file in files]
+        return self._are_of(records, files) and all(
+            reader.confirms(sums, names_read(files[0].tensors, number), buffer, self._watch)
+            for number, (reader, sums) in enumerate(
+                zip(self._readers, records[0].source, strict=True)
             )
         )
 
-    def _write_pass(
-        self,
-        files: Sequence[TargetFile],
-        source: TileSource,
-        buffers: Sequence[tuple[memoryview, memoryview]],
-        io_mode: IoMode,
-    ) -> bool:
-        """Read some tensors once, and write them into all files that get some of them."""
-        with ExitStack() as stack:
-            outputs = {
-                file.number: stack.enter_context(
-                    self._folder.parts.open(file.name, io_mode=io_mode)
+    def _are_of(self, records: Sequence[SealedFile], files: Pass) -> bool:
+        """Return whether records speak of the files of a pass, and of what was read for them.
+
+        What was read for a pass stands in the record of its first file.
+        """
+        first, *others = records
+        return (
+            [one.name for one in records] == [file.name for file in files]
+            and all(map(_is_of, records, files))
+            and not any(other.source for other in others)
+            and len(first.source) == len(self._readers)
+            and all(
+                reader.fits(sums, names_read(files[0].tensors, number))
+                for number, (reader, sums) in enumerate(
+                    zip(self._readers, first.source, strict=True)
                 )
-                for file in files
-            }
-            crcs = write_tensors(
-                files[0].tensors, outputs, source, buffers=buffers, watch=self._watch
             )
-            self._watch.check()
-            was_direct = all(output.direct for output in outputs.values())
-            sums = [reader.take_sums() for reader in source.readers]
-            for file in files:
-                own = {name: by_file[file.number] for name, by_file in crcs.items()}
-                self._seal(file, outputs[file.number], own)
-                self._note(file, own, source, sums if file is files[0] else [])
-        return was_direct
-
-    def _seal(self, file: TargetFile, output: OutputFile, crcs: Mapping[str, int]) -> None:
-        for position, piece in file.body(crcs):
-            output.write_at(position, piece)
-        self._folder.parts.seal(output, file.name, file.seal(crcs))
-
-    def _note(
-        self, file: TargetFile, crcs: dict[str, int], source: TileSource, sums: list[SourceSums]
-    ) -> None:
-        counts = source.movers.counts(crcs)
-        self._folder.note_sealed(
-            SealedFile(
-                name=file.name, n_bytes=file.n_bytes, crc32=file_crc(file, crcs), tensors=crcs,
-                became_zero=counts.became_zero, nonfinite=counts.nonfinite, source=sums,
-            )
-        )  # fmt: skip
+        )
 
 
 def _is_of(sealed: SealedFile, file: TargetFile) -> bool:
@@ -166,23 +175,6 @@ def _is_of(sealed: SealedFile, file: TargetFile) -> bool:
     )
 
 
-def _tensor_bytes(files: Sequence[TargetFile]) -> int:
+def _tensor_bytes(files: Pass) -> int:
     """Count the bytes that a pass writes, copies once."""
     return sum(tensor.spec.n_bytes for tensor in files[0].tensors)
-
-
-def names_read(tensors: Sequence[TensorPlan], number: int) -> list[str]:
-    """Name the tensors whose rows are taken from a file: copies are taken from the first.
-
-    Args:
-        tensors: All that are moved.
-        number: Of the file.
-
-    Returns:
-        Their names in the file.
-    """
-    return [
-        tensor.source.name
-        for tensor in tensors
-        if any(part.file == number for part in tensor.source.sources)
-    ]

@@ -171,7 +171,6 @@ class TensorReader:
         Raises:
             CheckpointError: If a CRC-32 differs.
         """
-        self.take_sums()
         for name, storage in self.index.storages.items():
             self._fill_gaps(storage.offset, self._known[name], buffer, watch)
             for ledger in self._known[name]:
@@ -226,35 +225,35 @@ class TensorReader:
         return whole.crc
 
     def take_sums(self) -> SourceSums:
-        """Report what was read since the last call: what one output file is made of.
-
-        Every storage that is now whole is checked. Call it before that file is named.
-
-        Raises:
-            CheckpointError: If a CRC-32 differs.
-        """
+        """Report what was read since the last call: what one output file is made of."""
         sums = sums_in(self._read)
         self._read = new_ledgers(self.index, self._pass_of)
-        self._take_note(sums)
         return sums
 
-    def keep(self, sums: SourceSums) -> None:
-        """Take note of what an earlier run read for a file that is kept.
+    def note(self, sums: SourceSums) -> None:
+        """Take note of what was read for a file, here or by another reader, before it is named.
+
+        Every storage that is now whole is checked.
 
         Args:
-            sums: From `take_sums`, of a reader opened for the same names; `confirms` them.
+            sums: From `take_sums`, of a reader opened for the same names; they fit the file.
 
         Raises:
             CheckpointError: If a storage is whole with them, and its CRC-32 differs.
         """
-        self._read_earlier.update(sums)
-        self._take_note(sums)
-
-    def _take_note(self, sums: SourceSums) -> None:
         add_sums(self._known, sums)
         for name in sums:
             for ledger in self._known[name]:
                 self._check(self.index.storages[name], ledger)
+
+    def keep(self, sums: SourceSums) -> None:
+        """Take note of what an earlier run read for a file that is kept; `confirms` the sums."""
+        self._read_earlier.update(sums)
+        self.note(sums)
+
+    def fits(self, sums: SourceSums, names: Collection[str]) -> bool:
+        """Return whether sums can be of the reading of some tensors, and of nothing else."""
+        return fits(sums, [self.index.tensors[name] for name in names], self._pass_of)
 
     def confirms(
         self,
@@ -281,7 +280,7 @@ class TensorReader:
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
         """
-        if not fits(sums, [self.index.tensors[name] for name in names], self._pass_of):
+        if not self.fits(sums, names):
             return False
         for name, pieces in sums.items():
             storage = self.index.storages[name]

@@ -50,6 +50,7 @@ class Job:
 
     Attributes:
         options: What was asked for.
+        given_dir: The folder that was named, which is or holds the one that is read.
         files: The input's files.
         weights: The checkpoint and what is written of it; None where only the tokenizer is
             converted.
@@ -58,6 +59,7 @@ class Job:
     """
 
     options: Options
+    given_dir: Path
     files: CheckpointFiles
     weights: WeightsJob | None
     tokenizer: TokenizerJob | None
@@ -214,7 +216,7 @@ def plan_conversion(input_dir: str | os.PathLike[str], options: Options | None =
     if checkpoint.tokenizer is not None:
         tokenizer = plan_tokenizer(checkpoint.tokenizer, options, checkpoint.recognised)
         notes += tokenizer.check()
-    return Job(options, files, weights, tokenizer, tuple(map(one_line, notes)))
+    return Job(options, folder, files, weights, tokenizer, tuple(map(one_line, notes)))
 
 
 def _sums(files: CheckpointFiles, options: Options) -> ListedSums:
@@ -238,4 +240,4 @@ def _prepare_tokenizer(input_dir: Path, options: Options) -> Job:
     notes = list_notes + tokenizer.check()
     if family is None and isinstance(model, TiktokenModel):
         notes += (_UNKNOWN_NAMES,)
-    return Job(options, files, None, tokenizer, tuple(map(one_line, notes)))
+    return Job(options, input_dir, files, None, tokenizer, tuple(map(one_line, notes)))

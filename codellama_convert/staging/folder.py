@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.staging.crash_points import step
@@ -25,6 +26,7 @@ from codellama_convert.staging.records import (
     write_journal,
 )
 from codellama_convert.staging.resume import Wanted, resume_or_begin
+from codellama_convert.staging.run_token import drop_token, put_token
 from codellama_convert.staging.space import ANOTHER_PLACE, NOT_THE_DISK
 from codellama_convert.staging.staged import (
     STAGING_NAME,
@@ -75,6 +77,23 @@ class OutputFolder:
     def sealed(self) -> Mapping[str, SealedFile]:
         """The staged files that are whole, by name."""
         return self._journal.sealed
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The inputs and options of the conversion, as a journal gives them back."""
+        return self._wanted.fingerprint
+
+    def begin_run(self) -> str:
+        """Let workers elsewhere know that the run goes; the errors of `put_token`.
+
+        Returns:
+            What they are given.
+        """
+        return put_token(self._held)
+
+    def end_run(self) -> None:
+        """Let them know that it is over."""
+        drop_token(self._held)
 
     def __enter__(self) -> OutputFolder:  # noqa: PYI034 - typing.Self is not in Python 3.10
         try:

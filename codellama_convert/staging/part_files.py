@@ -6,6 +6,7 @@ import errno
 import secrets
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
@@ -14,6 +15,7 @@ from codellama_convert.staging.crash_points import step
 from codellama_convert.staging.publish import rename
 from codellama_convert.staging.record_values import FileSum
 from codellama_convert.staging.space import ANOTHER_PLACE, NOT_THE_DISK
+from codellama_convert.staging.staged import PART_SUFFIX, drop_entries
 from codellama_convert.storage.blocks import IoMode, first_line
 from codellama_convert.storage.contents import Content, chunks_of
 from codellama_convert.storage.folders import refuse_promise
@@ -42,7 +44,7 @@ class PartFiles:
         n_promised = 0
         for name, n_bytes in sizes.items():
             # A name that no other run uses: without working locks, two runs waste work only.
-            part = self._staging.path / f"{name}.{secrets.token_hex(4)}.part"
+            part = self._staging.path / f"{name}.{secrets.token_hex(4)}{PART_SUFFIX}"
             try:
                 with OutputFile(part, opener=self._staging.open_path) as output:
                     if not output.reserve(n_bytes):
@@ -81,15 +83,14 @@ class PartFiles:
             self._parts[name], io_mode=io_mode, reserved=True, opener=self._staging.open_path
         )
 
-    def seal(self, output: OutputFile, name: str, seal: Sequence[tuple[int, bytes]]) -> None:
-        """Write what makes a file loadable, save it to the disk and give it its name here.
+    def seal(self, output: OutputFile, seal: Sequence[tuple[int, bytes]]) -> None:
+        """Write what makes a file loadable, and save it to the disk.
 
         All else is on the disk before the seal is written: a torn file has none, and a file
         without one cannot be loaded.
 
         Args:
             output: From `open`, all else written; this closes it.
-            name: Its final name.
             seal: Position and bytes of each piece.
 
         Raises:
@@ -102,9 +103,35 @@ class PartFiles:
         output.sync()
         step("header saved")
         output.close()
-        rename(self._staging, output.path.name, self._staging, name)
+
+    def name(self, part: str, name: str) -> None:
+        """Give a sealed file its name here, which is on the disk when this returns.
+
+        Args:
+            part: Its name so far.
+            name: Its final name.
+
+        Raises:
+            OutputError: If the file system does not.
+        """
+        rename(self._staging, part, self._staging, name)
         self._staging.sync()
         step("file named")
+
+    def drop_of(self, name: str) -> None:
+        """Remove every part of a file, whoever wrote it.
+
+        Raises:
+            OutputError: If one cannot be removed.
+        """
+        parts = (one for one in self._staging.names() if one.endswith(PART_SUFFIX))
+        drop_entries(self._staging, (one for one in parts if one.startswith(f"{name}.")))
+
+    def drop_own(self) -> None:
+        """Remove the parts that were reserved here, as far as that can be done."""
+        for part in self._parts.values():
+            with suppress(OSError):
+                self._staging.remove(part.name)
 
     def write(self, name: str, content: Content) -> FileSum:
         """Write a small file whole; the errors of `reserve` and `seal`.

@@ -24,6 +24,7 @@ from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Watch
 
 STAGING_NAME = ".codellama-convert.partial"
+PART_SUFFIX = ".part"  # of what is not whole
 _PIECE_BYTES = 1 << 20
 
 
@@ -239,7 +240,7 @@ def drop_parts(staging: HeldFolder) -> None:
     Raises:
         OutputError: If one cannot be removed.
     """
-    drop_entries(staging, (name for name in staging.names() if name.endswith(".part")))
+    drop_entries(staging, (name for name in staging.names() if name.endswith(PART_SUFFIX)))
 
 
 def drop_all_but(staging: HeldFolder, names: Collection[str]) -> None:

@@ -8,14 +8,15 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted
-from codellama_convert.formats.source_sums import sums_in
-from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.job import Job
+from codellama_convert.staging.folder import OutputFolder
+from codellama_convert.staging.record_values import SealedFile
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.watch import Watch
 from tests.outputs import STAGING, StopAfter, flip_bit, journal_of
@@ -85,18 +86,25 @@ def replace_ranks(folder: Path, new: Path) -> None:
 
 def spoil_the_records() -> None:
     """Plant a mistake: a file's record holds what was read for all files before it, too."""
-    take = TensorReader.take_sums
+    note = OutputFolder.note_sealed
 
-    def take_too_much(reader: TensorReader) -> SourceSums:
-        take(reader)
-        return sums_in(reader._known)
+    def note_too_much(folder: OutputFolder, sealed: SealedFile) -> None:
+        source = sealed.source
+        for other in filter(lambda other: other.source, folder.sealed.values()):
+            source = [*map(_both, source, other.source)]
+        note(folder, replace(sealed, source=source))
 
-    TensorReader.take_sums = take_too_much  # type: ignore[method-assign]
+    OutputFolder.note_sealed = note_too_much  # type: ignore[method-assign]
+
+
+def _both(one: SourceSums, other: SourceSums) -> SourceSums:
+    names = sorted({*one, *other})
+    return {name: sorted({*one.get(name, []), *other.get(name, [])}) for name in names}
 
 
 @contextmanager
 def spoiled_records() -> Iterator[None]:
     """Plant it for a while."""
-    with mock.patch.object(TensorReader, "take_sums", TensorReader.take_sums):
+    with mock.patch.object(OutputFolder, "note_sealed", OutputFolder.note_sealed):
         spoil_the_records()
         yield

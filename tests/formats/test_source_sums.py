@@ -25,7 +25,7 @@ N_BYTES = 2 * N_ELEMENTS
 
 
 def read_files(index: RankIndex, files: list[list[str]], tile_rows: int = 3) -> list[SourceSums]:
-    """Read the tensors of each file and take the sums after it."""
+    """Read the tensors of each file, and take and note the sums after it."""
     buffer = aligned_buffer(N_BYTES)
     taken = []
     with RankReader(index, list(index.tensors)) as reader:
@@ -35,6 +35,7 @@ def read_files(index: RankIndex, files: list[list[str]], tile_rows: int = 3) -> 
                 for row in range(0, n_rows, tile_rows):
                     reader.read_rows(name, row, min(tile_rows, n_rows - row), buffer)
             taken.append(reader.take_sums())
+            reader.note(taken[-1])
     return taken
 
 

@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert import __version__
-from codellama_convert.arguments import (
-    as_path,
-    instance_of,
-)
+from codellama_convert.arguments import as_path, instance_of
 from codellama_convert.errors import ConfigError, TokenizerError, one_line
 from codellama_convert.formats.pth.saved_rank import TorchLayout
 from codellama_convert.formats.tokenizer_model import TokenizerModel, read_tokenizer_model
@@ -48,12 +45,14 @@ class ReverseJob:
 
     Attributes:
         options: What was asked for.
+        given_dir: The folder that was named, which is or holds the one that is read.
         weights: What is read, and what is written of it.
         tokenizer: The tokenizer.model that is copied; None where it is skipped.
         notes: What the user should know.
     """
 
     options: ReverseOptions
+    given_dir: Path
     weights: RanksJob
     tokenizer: TokenizerModel | None
     notes: tuple[str, ...]
@@ -194,7 +193,8 @@ def plan_reverse(
     options = ReverseOptions() if options is None else options
     instance_of(ReverseOptions).check("options", options)
     dtype = None if options.dtype is None else as_dtype(options.dtype)
-    source = open_source(as_path("input_dir", input_dir), dtype=dtype)
+    folder = as_path("input_dir", input_dir)
+    source = open_source(folder, dtype=dtype)
     tokenizer = _tokenizer(source, options)
     n_rows = _vocabulary_rows(source, tokenizer, options)
     config = replace(source.config, vocab_size=n_rows)
@@ -205,7 +205,7 @@ def plan_reverse(
         refuse_uneven_split(config, n_ranks)
         weights = plan_standard(source, config, n_ranks, options, dtype)
     notes = tuple(map(one_line, (*source.notes, *notes)))
-    return ReverseJob(options, weights, tokenizer, notes)
+    return ReverseJob(options, folder, weights, tokenizer, notes)
 
 
 def _tokenizer(source: Source, options: ReverseOptions) -> TokenizerModel | None:

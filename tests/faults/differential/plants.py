@@ -33,20 +33,18 @@ def _cumulative_sums() -> None:
     from codellama_convert.formats.source_sums import new_ledgers, sums_in
     from codellama_convert.formats.tensor_reader import TensorReader
 
-    take_note = TensorReader._take_note
+    take, note = TensorReader.take_sums, TensorReader.note
 
     def take_all_sums(self: TensorReader) -> Any:
-        sums = sums_in(self._read)
-        self._read = new_ledgers(self.index, self._pass_of)
-        take_note(self, sums)
+        note(self, take(self))
         return sums_in(self._known)
 
     def replace(self: TensorReader, sums: Any) -> None:
         self._known = new_ledgers(self.index, self._pass_of)
-        take_note(self, sums)
+        note(self, sums)
 
     vars(tensor_reader)["fits"] = lambda *_: True
-    for name, method in (("take_sums", take_all_sums), ("keep", replace)):
+    for name, method in (("take_sums", take_all_sums), ("note", replace), ("keep", replace)):
         setattr(TensorReader, name, method)
 
 

@@ -1,0 +1,182 @@
+"""Own one file as a job: a request of plain values in, a report out, in any process of any machine.
+
+Whoever works on a request plans the conversion again: that is quicker than to send a plan, and
+shows whether both see the same checkpoint in the same version. A job writes parts and nothing else;
+it names, records and publishes nothing, so two of one file do no harm.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from codellama_convert.convert.write_pass import (
+    FileReport,
+    PassWriter,
+    new_buffers,
+    open_readers,
+)
+from codellama_convert.errors import OutputError, WorkerError
+from codellama_convert.plan.job import Job, plan_conversion
+from codellama_convert.plan.options import Options
+from codellama_convert.plan.ranks.job import ReverseJob, plan_reverse
+from codellama_convert.plan.ranks.options import ReverseOptions
+from codellama_convert.plan.target import TargetFile
+from codellama_convert.staging.part_files import PartFiles
+from codellama_convert.staging.records import differences, fingerprint_sha256
+from codellama_convert.staging.run_token import is_running
+from codellama_convert.staging.staged import hold_staging
+from codellama_convert.storage.blocks import first_line
+from codellama_convert.storage.held_folder import HeldFolder
+from codellama_convert.storage.watch import Watch
+
+_LOOK_SECONDS = 0.5  # from one look whether the run still goes to the next
+_PLANS_KEPT = 4
+_PLANNING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class FileRequest:
+    """A job: the files of one pass that somebody is to write.
+
+    Attributes:
+        input_dir: The folder that was named, from the root of the file system.
+        output_dir: The output folder, likewise.
+        options: What was asked for.
+        fingerprint: Of the conversion, as whoever asks sees it.
+        names: The files.
+        token: Of the run, from `put_token`.
+    """
+
+    input_dir: str
+    output_dir: str
+    options: Options | ReverseOptions
+    fingerprint: Mapping[str, Any]
+    names: tuple[str, ...]
+    token: str
+
+
+def write_file(request: FileRequest) -> FileReport:
+    """Write the files of a request into parts of the staging folder.
+
+    Args:
+        request: What is to be written; any number of workers may be given the same one.
+
+    Returns:
+        What was written, for the coordinator to name and to record.
+
+    Raises:
+        WorkerError: If the run is over, or this worker does not see what it was planned with.
+        ConvertError: If reading, casting or writing fails; nothing is left behind.
+    """
+    with ExitStack() as stack:
+        staging = _open_staging(Path(request.output_dir), stack)
+        watch = Watch(_RunClock(staging, request.token).look)
+        watch.advance(0)
+        with _PLANNING:
+            job = _planned(request.input_dir, request.options, request.token)
+        _refuse_another(job, request)
+        files = _pass_of(job, request.names)
+        parts = PartFiles(staging, job.side)
+        try:
+            return _write(job, files, parts, watch)
+        except BaseException:
+            parts.drop_own()
+            raise
+
+
+def _write(
+    job: Job | ReverseJob, files: Sequence[TargetFile], parts: PartFiles, watch: Watch
+) -> FileReport:
+    assert job.weights is not None, "it has files"
+    io_mode = job.options.io_mode
+    with ExitStack() as stack:
+        readers = open_readers(job.weights, io_mode, stack)
+        parts.reserve({file.name: file.n_bytes for file in files})
+        plan = job.weights.plan
+        writer = stack.enter_context(
+            PassWriter(
+                job.weights, readers, new_buffers(plan, plan.workers), parts,
+                io_mode=io_mode, watch=watch,
+            )
+        )  # fmt: skip
+        return writer.write(files)
+
+
+class _RunClock:
+    """Looks now and then whether a run still goes; threads may share it."""
+
+    def __init__(self, staging: HeldFolder, token: str) -> None:
+        self._staging, self._token = staging, token
+        self._next = 0.0
+
+    def look(self, n_bytes: int) -> None:
+        """Raise WorkerError where it does not."""
+        del n_bytes
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _LOOK_SECONDS
+        if not is_running(self._staging, self._token):
+            raise _over(self._staging.path)
+
+
+def _over(path: Path) -> WorkerError:
+    return WorkerError("the run that this work was for is over", path=path)
+
+
+def _open_staging(output_dir: Path, to_close: ExitStack) -> HeldFolder:
+    try:
+        folder = to_close.enter_context(HeldFolder(output_dir))
+    except FileNotFoundError:
+        raise WorkerError(
+            "this worker does not see the output folder",
+            path=output_dir,
+            hint="all workers need the same file system under the same path",
+        ) from None
+    except OSError as problem:
+        raise OutputError(f"cannot open: {first_line(problem)}", path=output_dir) from problem
+    staging = hold_staging(folder)
+    if staging is None:
+        raise _over(output_dir)
+    return to_close.enter_context(staging)
+
+
+@lru_cache(maxsize=_PLANS_KEPT)
+def _planned(input_dir: str, options: Options | ReverseOptions, token: str) -> Job | ReverseJob:
+    """Plan once for each run: the files may be others in the next one."""
+    del token
+    if isinstance(options, ReverseOptions):
+        return plan_reverse(input_dir, options)
+    return plan_conversion(input_dir, options)
+
+
+def _refuse_another(job: Job | ReverseJob, request: FileRequest) -> None:
+    """Refuse to write for a run that sees other files, or is of another version."""
+    own = json.loads(json.dumps(job.fingerprint()))
+    if fingerprint_sha256(own) != fingerprint_sha256(request.fingerprint):
+        named = "; ".join(differences(request.fingerprint, own))
+        raise WorkerError(
+            f"this worker does not see what the run was planned with: {named}",
+            path=request.input_dir,
+            hint="all workers need the same version of this program and the same input",
+        )
+
+
+def _pass_of(job: Job | ReverseJob, names: Sequence[str]) -> Sequence[TargetFile]:
+    passes = () if job.weights is None else job.weights.plan.passes
+    for files in passes:
+        if [file.name for file in files] == [*names]:
+            return files
+    raise WorkerError(
+        f"{', '.join(names)} is not written in one pass",
+        path=job.input_dir,
+        hint="all workers need the same version of this program",
+    )

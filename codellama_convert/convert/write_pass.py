@@ -1,0 +1,173 @@
+"""Own the writing of the files of one pass, each into a part of its own: the same work whoever does it.
+
+Nothing gets its name here. What comes of a pass is a report, by which a coordinator names the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from codellama_convert.convert.movers import Movers
+from codellama_convert.convert.transfer import TileSource, write_tensors
+from codellama_convert.formats.tensor_reader import TensorReader
+from codellama_convert.plan.ranks.weights import RanksJob
+from codellama_convert.plan.target import TargetFile, TransferPlan, file_crc
+from codellama_convert.plan.tiles import TensorPlan
+from codellama_convert.plan.weights import WeightsJob
+from codellama_convert.staging.part_files import PartFiles
+from codellama_convert.staging.record_values import SealedFile
+from codellama_convert.storage.blocks import IoMode, aligned_buffer
+from codellama_convert.storage.checksums import SourceSums
+from codellama_convert.storage.output_file import OutputFile
+from codellama_convert.storage.watch import Watch
+
+BufferPair = tuple[memoryview, memoryview]  # to read into, and to write from
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What was written in one pass, whole and on the disk, and not named yet.
+
+    Attributes:
+        parts: The names under which the files stand in the staging folder.
+        sealed: What each of them is; the first says what was read of the source for all of them.
+        direct: Whether the page cache was passed by, on both sides.
+    """
+
+    parts: tuple[str, ...]
+    sealed: tuple[SealedFile, ...]
+    direct: bool
+
+
+def open_readers(
+    weights: WeightsJob | RanksJob, io_mode: IoMode, to_close: ExitStack
+) -> list[TensorReader]:
+    """Open the files of the source; whoever opens them for one plan means the same sums.
+
+    Args:
+        weights: What is read.
+        io_mode: How.
+        to_close: Closes them.
+
+    Returns:
+        The readers, by their number on the source's side.
+
+    Raises:
+        CheckpointError: If a file cannot be opened, or changed since the plan was made.
+    """
+    return [
+        to_close.enter_context(
+            TensorReader(file, names_read(weights.plan.tensors, number), io_mode=io_mode)
+        )
+        for number, file in enumerate(weights.source_files)
+    ]
+
+
+def new_buffers(plan: TransferPlan, n_pairs: int) -> list[BufferPair]:
+    """Allocate what so many workers of a plan read into and write from."""
+    return [
+        (aligned_buffer(plan.read_tile_bytes), aligned_buffer(plan.write_tile_bytes))
+        for _ in range(n_pairs)
+    ]
+
+
+def names_read(tensors: Sequence[TensorPlan], number: int) -> list[str]:
+    """Name the tensors whose rows are taken from a file: copies are taken from the first.
+
+    Args:
+        tensors: All that are moved.
+        number: Of the file.
+
+    Returns:
+        Their names in the file.
+    """
+    return [
+        tensor.source.name
+        for tensor in tensors
+        if any(part.file == number for part in tensor.source.sources)
+    ]
+
+
+class PassWriter:
+    """Writes passes, one after another."""
+
+    def __init__(
+        self,
+        weights: WeightsJob | RanksJob,
+        readers: Sequence[TensorReader],
+        buffers: Sequence[BufferPair],
+        parts: PartFiles,
+        *,
+        io_mode: IoMode,
+        watch: Watch,
+    ) -> None:
+        """Take what is open already; `close` gives back what this takes besides.
+
+        Args:
+            weights: What is written of what.
+            readers: From `open_readers`.
+            buffers: From `new_buffers`, a pair for each thread.
+            parts: Where the files go; their space is reserved.
+            io_mode: How they are written.
+            watch: Whom each tile that was written is reported to.
+        """
+        self._movers = Movers(weights.source_dtypes, weights.plan.dtype)
+        self._source = TileSource(readers, self._movers)
+        self._buffers, self._parts = buffers, parts
+        self._io_mode, self._watch = io_mode, watch
+
+    def write(self, files: Sequence[TargetFile]) -> FileReport:
+        """Read some tensors once, and write them into all files that get some of them.
+
+        Args:
+            files: Those of one pass.
+
+        Returns:
+            What was written.
+
+        Raises:
+            ConvertError: If reading, casting or writing fails, or the watch asked to stop.
+        """
+        with ExitStack() as stack:
+            outputs = [
+                stack.enter_context(self._parts.open(file.name, io_mode=self._io_mode))
+                for file in files
+            ]
+            by_number = {file.number: one for file, one in zip(files, outputs, strict=True)}
+            crcs = write_tensors(
+                files[0].tensors, by_number, self._source, buffers=self._buffers, watch=self._watch
+            )
+            self._watch.check()
+            readers = self._source.readers
+            direct = all(one.direct for one in readers) and all(one.direct for one in outputs)
+            sums = [reader.take_sums() for reader in readers]
+            sealed: list[SealedFile] = []
+            for file, output in zip(files, outputs, strict=True):
+                own = {name: by_file[file.number] for name, by_file in crcs.items()}
+                self._seal(file, output, own)
+                sealed.append(self._sealed(file, own, [] if sealed else sums))
+        return FileReport(tuple(one.path.name for one in outputs), tuple(sealed), direct)
+
+    def _seal(self, file: TargetFile, output: OutputFile, crcs: Mapping[str, int]) -> None:
+        for position, piece in file.body(crcs):
+            output.write_at(position, piece)
+        self._parts.seal(output, file.seal(crcs))
+
+    def _sealed(self, file: TargetFile, crcs: dict[str, int], sums: list[SourceSums]) -> SealedFile:
+        counts = self._movers.counts(crcs)
+        return SealedFile(
+            name=file.name, n_bytes=file.n_bytes, crc32=file_crc(file, crcs), tensors=crcs,
+            became_zero=counts.became_zero, nonfinite=counts.nonfinite, source=sums,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Give back what the movers took from the process."""
+        self._movers.close()
+
+    def __enter__(self) -> PassWriter:  # noqa: PYI034 - typing.Self is not in Python 3.10
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
