@@ -114,7 +114,7 @@ def convert(
 @click.option(
     "--output_dir",
     type=NEW_FOLDER,
-    help="The folder that would be written (OUT); by default as convert takes it.",
+    help="The folder that would be written (OUT); by default the folder that convert would choose.",
 )
 @MODEL_OPTIONS
 @SPEED_OPTIONS

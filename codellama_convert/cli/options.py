@@ -105,7 +105,7 @@ MODEL_OPTIONS = _options(
     click.option(
         "--rope_scaling_factor",
         type=click.FloatRange(min=1, max=LARGEST_SCALING),
-        help="By how much Llama 3.1 and later scales its rotary frequencies (8, or 32 in 3.2), where "
+        help="By how much Llama 3.1 and later scale their rotary frequencies (8, or 32 in 3.2), where "
         "the model does not say.",
     ),
     click.option(

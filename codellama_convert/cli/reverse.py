@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--input_dir",
     type=FOLDER,
-    help="A Hugging Face folder (IN), or one of Meta's that gets another number of ranks.",
+    help="A Hugging Face folder (IN), or one of Meta's, to split its weights over another number of ranks.",
 )
 @click.option(
     "--output_dir",
@@ -72,8 +72,8 @@ def reverse(
 ) -> None:
     """Write Meta's layout: consolidated.NN.pth (the ranks), params.json and tokenizer.model.
 
-    IN is a Hugging Face folder of any writer. It may also be a folder of Meta's, whose weights are
-    split over another number of ranks. After a stop or a crash the same command resumes.
+    IN is a Hugging Face folder, whoever wrote it, or one of Meta's, to split its weights over
+    another number of ranks. After a stop or a crash the same command resumes.
 
     \b
     Example:

@@ -151,7 +151,7 @@ def _read(
     files, source, tensors = (record[key] for key in ("files", "source", "tensors"))
     notes = tuple(record["notes"])
     if not all(isinstance(note, str) for note in notes):
-        raise ValueError("a note is not a text")
+        raise ValueError("a note is not a string")
     sealed = {file.name: _sealed(file, tensors) for file in job.weight_files}
     source_files = () if job.weights is None else job.weights.source_files
     return _Said(

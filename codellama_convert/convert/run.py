@@ -206,7 +206,7 @@ def _old_card_notes(output_dir: Path, names: Collection[str]) -> tuple[str, ...]
     """Say so if a card of an earlier conversion stays: it may have been edited, so it is kept."""
     if CARD_NAME in names:
         return ()
-    note = f"{CARD_NAME} is of an earlier conversion; --model_card replaces it"
+    note = f"{CARD_NAME} comes from an earlier conversion; --model_card replaces it"
     return (note,) if holds_a_card(output_dir) else ()
 
 

@@ -142,7 +142,7 @@ def _entries(header: dict[str, Any]) -> dict[str, _Entry]:
     """Take a header's entries, in the order of their bytes; ValueError says what is wrong."""
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not _is_texts(metadata):
-        raise ValueError("its __metadata__ is not an object of texts")
+        raise ValueError("its __metadata__ is not an object of strings")
     found = {name: _entry(name, value) for name, value in header.items()}
     return dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].end, item[0])))
 
@@ -190,7 +190,9 @@ def _require_filled(path: Path, entries: Mapping[str, _Entry], n_data_bytes: int
             )
         if one.start > end:
             raise CheckpointError(
-                f"bytes {end} to {one.start} of the data are no tensor's", path=path, hint=_AGAIN
+                f"bytes {end} to {one.start} of the data belong to no tensor",
+                path=path,
+                hint=_AGAIN,
             )
         end, last = one.end, name
     if end > n_data_bytes:
@@ -201,7 +203,7 @@ def _require_filled(path: Path, entries: Mapping[str, _Entry], n_data_bytes: int
         )
     if end < n_data_bytes:
         raise CheckpointError(
-            f"bytes {end} to {n_data_bytes} of the data are no tensor's", path=path, hint=_AGAIN
+            f"bytes {end} to {n_data_bytes} of the data belong to no tensor", path=path, hint=_AGAIN
         )
 
 

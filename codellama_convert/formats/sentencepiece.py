@@ -38,7 +38,7 @@ MAX_PIECE_CHARS = 256
 MAX_ALL_CHARS = 1 << 22
 
 DOWNLOAD_AGAIN = "download the model's tokenizer.model again"
-FILE_HINT = "give the tokenizer.model that is downloaded with the weights, or beside them"
+FILE_HINT = "use the tokenizer.model that was downloaded with the weights"
 
 BPE = 2
 MODEL_TYPES = ((1, "unigram"), (BPE, "BPE"), (3, "word"), (4, "char"))

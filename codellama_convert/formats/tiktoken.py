@@ -105,11 +105,11 @@ def read_tiktoken_model(path: Path) -> TiktokenModel:
 def _parse_lines(raw: bytes) -> Iterator[bytes]:
     """Yield all tokens; whatever is wrong with them is a ValueError."""
     if not raw.endswith(b"\n"):
-        raise ValueError("the last line has no end: the file is truncated")
+        raise ValueError("the last line does not end in a newline: the file is truncated")
     seen = set[bytes]()
     for rank, line in enumerate(io.BytesIO(raw)):
         if rank == MAX_TOKENS:
-            raise ValueError(f"has more than {MAX_TOKENS} tokens; Llama 3's has 128000")
+            raise ValueError(f"has more than {MAX_TOKENS} tokens; Llama 3's vocabulary has 128000")
         token = _parse_line(line, rank)
         if token in seen:
             raise ValueError(f"line {rank + 1}: the token {shown(token)} occurs a second time")
@@ -118,7 +118,7 @@ def _parse_lines(raw: bytes) -> Iterator[bytes]:
     missing = [byte for byte in range(256) if bytes([byte]) not in seen]
     if missing:
         raise ValueError(
-            f"the byte 0x{missing[0]:02x} is no token (of 256 bytes, {len(missing)} are not): "
+            f"the byte 0x{missing[0]:02x} is not a token (of 256 bytes, {len(missing)} are not): "
             "not every text could be encoded"
         )
 
@@ -138,7 +138,7 @@ def _parse_line(line: bytes, rank: int) -> bytes:
         token = b""
     # The decoder passes over bits and signs that no encoder writes.
     if binascii.b2a_base64(token, newline=False) != spelled:
-        raise ValueError(f"line {rank + 1}: {shown(spelled)} is not base64 as it is written")
+        raise ValueError(f"line {rank + 1}: {shown(spelled)} is not canonical base64")
     if len(token) > MAX_TOKEN_BYTES:
         raise ValueError(f"line {rank + 1}: the token has {len(token)} bytes")
     if token.startswith(b"<|") and token.endswith(b"|>"):

@@ -75,7 +75,7 @@ def read_directory(file: InputFile) -> tuple[bytes, int, list[ListedEntry]]:
     if listed and listed[-1].header_offset >= offset:
         raise CheckpointError(
             f"entry {show_name(listed[-1].raw_name)!r} is said to begin at byte "
-            f"{listed[-1].header_offset}, behind all entries",
+            f"{listed[-1].header_offset}, after all entries",
             path=file.path,
             hint=DAMAGED_HINT,
         )

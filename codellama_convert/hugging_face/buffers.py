@@ -49,7 +49,7 @@ def check_frequencies(path: Path, tensor: StoredTensor, config: ModelConfig) -> 
     """
     if not _FREQUENCIES.fullmatch(tensor.name):
         return
-    hint = "config.json and the weights must be of the same model"
+    hint = "config.json and the weights must belong to the same model"
     n_pairs = config.head_dim // 2
     if tensor.shape != (n_pairs,):
         raise LayoutError(
@@ -64,7 +64,7 @@ def check_frequencies(path: Path, tensor: StoredTensor, config: ModelConfig) -> 
         tolerance = wanted * _ROUNDING[tensor.dtype.itemsize] + tensor.dtype.min_positive
         if not abs(found - wanted) <= tolerance:  # a NaN is wrong too
             raise LayoutError(
-                f"tensor {tensor.name!r} has {found:.6g} at {at}, and rope_theta "
+                f"tensor {tensor.name!r} has {found:.6g} at {at}, but rope_theta "
                 f"{config.rope_theta:g} gives {wanted:.6g}",
                 path=path,
                 hint=hint,

@@ -141,17 +141,17 @@ def _refuse_other_models(said: Settings) -> None:
             raise ConfigError(
                 f"has {key!r} ({shown(method, 40)}): the weights are quantised",
                 path=path,
-                hint="use the weights that were quantised, in bfloat16, float16 or float32",
+                hint="use the weights before quantisation, in bfloat16, float16 or float32",
             )
     for key in ("attention_bias", "mlp_bias"):
         if said.flag(key):
             raise ConfigError(
-                f"has {key!r}: true, and Meta's code has no biases", path=path, hint=SUPPORTED_HINT
+                f"has {key!r}: true, but Meta's code has no biases", path=path, hint=SUPPORTED_HINT
             )
     activation = found.get("hidden_act")
     if activation not in (None, "silu"):
         raise ConfigError(
-            f"has 'hidden_act': {shown(activation, 40)}, and Meta's code has silu alone",
+            f"has 'hidden_act': {shown(activation, 40)}, but Meta's code has only silu",
             path=path,
             hint=SUPPORTED_HINT,
         )
@@ -169,8 +169,8 @@ def _require_heads(said: Settings, hidden_size: int, n_heads: int, n_kv_heads: i
     size = said.optional_whole("head_dim")
     if size not in (None, hidden_size // n_heads):
         raise ConfigError(
-            f"has 'head_dim': {size}, and hidden_size {hidden_size} over num_attention_heads "
-            f"{n_heads} gives {hidden_size // n_heads}, which is what Meta's code takes",
+            f"has 'head_dim': {size}, but hidden_size {hidden_size} over num_attention_heads "
+            f"{n_heads} gives {hidden_size // n_heads}, which is what Meta's code uses",
             path=said.path,
             hint=SUPPORTED_HINT,
         )

@@ -130,7 +130,7 @@ def _wanted(
             raise CheckpointError(
                 f"holds {kind.single_name} and {kind.index_name}, which does not name it",
                 path=folder,
-                hint="remove the one that is not of this model",
+                hint="remove the one that does not belong to this model",
             )
     elif kind.single_name in names:
         wanted = [kind.single_name]
@@ -144,7 +144,7 @@ def _wanted(
     ]
     passed_over = [name for name in others if name not in wanted]
     if passed_over:
-        notes.append(f"passed over {_listed(passed_over)}")
+        notes.append(f"ignored {_listed(passed_over)}")
     return wanted, tuple(notes)
 
 
@@ -210,7 +210,7 @@ def _places(folder: Path, files: tuple[Shard, ...]) -> dict[str, int]:
                     f"tensor {shown(name)} is in {files[file_of[name]].path.name} and in "
                     f"{index.path.name}",
                     path=folder,
-                    hint="remove the files that are not of this model",
+                    hint="remove the files that do not belong to this model",
                 )
             file_of[name] = number
     return file_of
@@ -224,7 +224,7 @@ def _compare(path: Path, weight_map: Mapping[str, str], found: Mapping[str, str]
             where = "nowhere" if said is None else f"in {said}"
             is_in = "in no file" if there is None else f"in {there}"
             raise LayoutError(
-                f"says that tensor {shown(name)} is {where}, and it is {is_in}",
+                f"says that tensor {shown(name)} is {where}, but it is {is_in}",
                 path=path,
                 hint="an index and its files must come from the same folder",
             )

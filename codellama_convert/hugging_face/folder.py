@@ -173,7 +173,7 @@ def _unknown(folder: Path, unknown: Sequence[str], wanted: set[str]) -> LayoutEr
     parts = name.split(".")
     if parts[:2] == ["model", "layers"] and ".".join([*parts[:2], "0", *parts[3:]]) in wanted:
         return LayoutError(
-            f"tensor {name!r}{others} is of a layer beyond the num_hidden_layers of config.json",
+            f"tensor {name!r}{others} belongs to a layer beyond the num_hidden_layers of config.json",
             path=folder,
             hint=_SAME_FOLDER_HINT,
         )
@@ -217,12 +217,12 @@ def _check_dropped(
             check_frequencies(index.path, index.tensors[name], config)
     if buffers:
         listed = buffers[0] + _and_others(len(buffers) - 1)
-        notes.append(f"left out {listed}: buffers that follow from config.json, no weights")
+        notes.append(f"left out {listed}: buffers computed from config.json, not weights")
     embedding, head = hf_name_of("embedding"), hf_name_of("head")
     if not config.tie_word_embeddings:
         return tuple(buffers), tuple(notes)
     if head not in found.file_of:
-        notes.append(f"{head} is not there: tie_word_embeddings says that it is the embedding")
+        notes.append(f"{head} is not stored: tie_word_embeddings says that it is the embedding")
         return tuple(buffers), tuple(notes)
     # Planning does without numpy, unless a head is stored twice.
     from codellama_convert.hugging_face.two_heads import require_same  # noqa: PLC0415
@@ -240,7 +240,7 @@ def _common_dtype(files: Sequence[Shard], tensors: Sequence[SourceTensor]) -> Dt
                 f"tensor {tensor.spec.name!r} is {tensor.spec.dtype.name}, but others are "
                 f"{first.dtype.name}",
                 path=files[tensor.file].path,
-                hint="say with --dtype what all of them become; each is cast by itself",
+                hint="choose one dtype for all of them with --dtype",
             )
     return first.dtype
 
@@ -249,7 +249,9 @@ def _dtype_notes(said: HuggingFaceConfig, tensors: Sequence[SourceTensor]) -> li
     counts = Counter(tensor.spec.dtype.name for tensor in tensors)
     if len(counts) > 1:
         parts = [f"{n} {'is' if n == 1 else 'are'} {name}" for name, n in counts.items()]
-        return [f"of {len(tensors)} tensors, {' and '.join(parts)}: each is cast by itself"]
+        return [
+            f"of {len(tensors)} tensors, {' and '.join(parts)}: each is cast from its own dtype"
+        ]
     if said.dtype is not None and said.dtype.name not in counts:
-        return [f"config.json says {said.dtype.name}, and the tensors are {next(iter(counts))}"]
+        return [f"config.json says {said.dtype.name}, but the tensors are {next(iter(counts))}"]
     return []

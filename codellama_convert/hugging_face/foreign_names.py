@@ -12,7 +12,7 @@ from codellama_convert.model.foreign_params import SUPPORTED_HINT
 
 _MAX_SHOWN = 120
 _MERGE = "merge the adapter into its model first, with the program that trained it"
-_PLAIN = "use the weights that were quantised, in bfloat16, float16 or float32"
+_PLAIN = "use the weights before quantisation, in bfloat16, float16 or float32"
 _SAVE_AGAIN = "load it with transformers and save it with save_pretrained, which writes safetensors"
 
 
@@ -38,7 +38,7 @@ def _row(pattern: str, what: str, hint: str) -> ForeignName:
 # Beside whole weights too: transformers puts an adapter on them, and their numbers are not the
 # model's.
 _ADAPTERS = _row(
-    r"adapter_config\.json|adapter_model\..*", "which is of an adapter such as LoRA", _MERGE
+    r"adapter_config\.json|adapter_model\..*", "which belongs to an adapter such as LoRA", _MERGE
 )
 # Of folders without weights that are read. The first row that fits is told.
 _OTHER_WEIGHTS = (
@@ -49,13 +49,13 @@ _OTHER_WEIGHTS = (
     ),
     _row(
         r"consolidated.*\.pth|params\.json",
-        "which is of a checkpoint in Meta's layout",
+        "which belongs to a checkpoint in Meta's layout",
         "name a Hugging Face folder: config.json beside model.safetensors",
     ),
     _row(
         r".*\.gguf|ggml.*\.bin",
-        "which is a model of llama.cpp, often quantised",
-        "use the weights that it was made of, as safetensors",
+        "which is a llama.cpp model, often quantised",
+        "use the weights that it was made from, as safetensors",
     ),
     _row(r"(tf|flax)_model.*", "which is another framework's format", _SAVE_AGAIN),
     _row(r".*\.(bin|pth|pt)", "which is torch's format", _SAVE_AGAIN),
@@ -63,20 +63,20 @@ _OTHER_WEIGHTS = (
 # Names: transformers, modeling_llama.py and modeling_mixtral.py; peft; AutoGPTQ; AutoAWQ;
 # bitsandbytes, nn/modules.py; compressed-tensors; MLX.
 _TENSORS = (
-    _row(r".*(\.|^)(lora_\w+|adapter\w*|base_layer|modules_to_save)(\..*|$)", "is of an adapter", _MERGE),
+    _row(r".*(\.|^)(lora_\w+|adapter\w*|base_layer|modules_to_save)(\..*|$)", "belongs to an adapter", _MERGE),
     _row(
         r".*\.(qweight|qzeros|g_idx|scales|biases|absmax|quant_map|nested_absmax|nested_quant_map|"
         r"quant_state\..*|SCB|weight_format|weight_scale\w*|weight_zero_point|weight_packed|"
         r"weight_shape|input_scale)",
-        "is of quantised weights",
+        "belongs to quantised weights",
         _PLAIN,
     ),
     _row(
         r".*\.(experts|block_sparse_moe|router)\..*",
-        "is of a mixture of experts, such as Mixtral",
+        "belongs to a mixture of experts, such as Mixtral",
         SUPPORTED_HINT,
     ),
-    _row(r".*\.bias", "is a bias, and Meta's code has no biases", SUPPORTED_HINT),
+    _row(r".*\.bias", "is a bias, but Meta's code has no biases", SUPPORTED_HINT),
     _row(
         r".*\.(q_norm|k_norm)\.weight",
         "normalises queries or keys, which Meta's code does not",
@@ -187,7 +187,7 @@ def refuse_wrapped(folder: Path, names: Collection[str], anchor: str) -> None:
     bare = anchor.partition(".")[2]
     if bare in names:
         raise LayoutError(
-            f"tensor {bare!r} is there, and {anchor!r} is not: the model was saved without its "
+            f"tensor {bare!r} is there, but {anchor!r} is not: the model was saved without its "
             "head",
             path=folder,
             hint="save the whole language model (LlamaForCausalLM)",

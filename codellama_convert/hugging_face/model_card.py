@@ -25,7 +25,7 @@ pipeline_tag: text-generation
 
 # {title}
 
-Weights from Meta's layout in the one that Hugging Face's transformers reads.
+Converted from Meta's checkpoint format to the one that Hugging Face's transformers loads.
 
 | | |
 |---|---|
@@ -53,8 +53,8 @@ Weights from Meta's layout in the one that Hugging Face's transformers reads.
 
 ## Licence
 
-Weights and tokenizer are under the licence that came with the checkpoint.
-If you pass them on, put its files beside them: LICENSE, and USE_POLICY.md where there is one.
+The weights and the tokenizer are under the licence that came with the checkpoint.
+If you redistribute them, include its files: LICENSE, and USE_POLICY.md if there is one.
 """
 # What model hubs read: meta-llama/codellama and meta-llama/llama, LICENSE, are one licence, which
 # hubs call llama2.

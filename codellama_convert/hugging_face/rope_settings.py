@@ -65,8 +65,8 @@ def scaling_notes(factor: float | None) -> tuple[str, ...]:
     if factor in (None, _FACTOR_OF_METAS_CODE):
         return ()
     note = (
-        f"config.json scales the rotary frequencies by {factor:g}, and params.json says only that "
-        f"they are scaled: Meta's own code takes {_FACTOR_OF_METAS_CODE:g}"
+        f"config.json scales the rotary frequencies by {factor:g}, but params.json says only that "
+        f"they are scaled: Meta's own code uses {_FACTOR_OF_METAS_CODE:g}"
     )
     return (note,)
 
@@ -99,7 +99,7 @@ def _refuse_partial(said: Settings, place: str) -> None:
     factor = said.optional_real("partial_rotary_factor")
     if factor not in (None, 1.0):
         raise ConfigError(
-            f"has 'partial_rotary_factor': {factor!r}{place}, and Meta's code rotates whole heads",
+            f"has 'partial_rotary_factor': {factor!r}{place}, but Meta's code rotates whole heads",
             path=said.path,
             hint=SUPPORTED_HINT,
         )

@@ -27,8 +27,8 @@ def require_same(file: TensorFile, name: str, other_file: TensorFile, other_name
     if same_bits(file, name, other_file, other_name):
         return
     raise LayoutError(
-        f"tensor {other_name!r} differs from {name!r}, and config.json says with "
-        "tie_word_embeddings that they are one",
+        f"tensor {other_name!r} differs from {name!r}, but tie_word_embeddings in "
+        "config.json says that they are the same",
         path=other_file.path,
         hint="set tie_word_embeddings to false if the head was trained, or remove the head",
     )

@@ -102,7 +102,7 @@ class Checkpoint:
                     f"tensor {tensor.meta.name!r} is {tensor.spec.dtype.name}, but others are "
                     f"{first.name}",
                     path=self.ranks[0].path,
-                    hint="say with --dtype what all of them become; each is cast by itself",
+                    hint="choose one dtype for all of them with --dtype",
                 )
         return first
 
@@ -227,7 +227,9 @@ def _kind_notes(
     counts = Counter(tensor.spec.dtype.name for tensor in layout)
     if len(counts) > 1:
         parts = [f"{n} {'is' if n == 1 else 'are'} {name}" for name, n in counts.items()]
-        notes.append(f"of {len(layout)} tensors, {' and '.join(parts)}: each is cast by itself")
+        notes.append(
+            f"of {len(layout)} tensors, {' and '.join(parts)}: each is cast from its own dtype"
+        )
     return tuple(notes)
 
 
@@ -284,6 +286,6 @@ def _renamed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
     others = f" and {len(renamed) - 1} more" if len(renamed) > 1 else ""
     note = (
         f"{renamed[0].path.name}{others}: saved as {renamed[0].root}.pth and renamed; if ranks "
-        "changed places, the model is wrong"
+        "were swapped, the model is wrong"
     )
     return (note,)

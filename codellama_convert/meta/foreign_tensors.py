@@ -37,32 +37,32 @@ class ForeignTensor:
 FOREIGN_TENSORS: tuple[ForeignTensor, ...] = (
     ForeignTensor(
         re.compile(r"(?:^|\.)(?:vision_\w+|cross_attention_layers|multi_modal_projector)\."),
-        "is of a model that reads images, such as Llama 3.2 Vision",
+        "belongs to a model that reads images, such as Llama 3.2 Vision",
     ),
     ForeignTensor(
         re.compile(r"(?:^|\.)(?:lora_\w+|lora|adapter\w*|base_layer)(?:\.|$)"),
-        "is of a LoRA or another adapter",
+        "belongs to a LoRA or another adapter",
         "merge the adapter into its model first, with the program that trained it",
     ),
     ForeignTensor(
         re.compile(r"\.(?:experts|router\w*|block_sparse_moe|feed_forward\.gate)\."),
-        "is of a mixture of experts, such as Mixtral",
+        "belongs to a mixture of experts, such as Mixtral",
     ),
     ForeignTensor(
         re.compile(
             r"\.(?:qweight|qzeros|g_idx|scales|zeros|weight_scale\w*|absmax|quant_map|SCB)$"
         ),
-        "is of quantised weights",
-        "use the weights that were quantised, in bfloat16, float16 or float32",
+        "belongs to quantised weights",
+        "use the weights before quantisation, in bfloat16, float16 or float32",
     ),
     ForeignTensor(
         re.compile(r"\.attention\.wqkv\."),
-        "holds queries, keys and values in one, as gpt-fast joins them",
-        "use the files that it was made of",
+        "holds queries, keys and values joined, as gpt-fast writes them",
+        "use the files that it was made from",
     ),
     ForeignTensor(
         re.compile(r"(?:^|\.)transformer\.(?:wte|h\.[0-9]+)\."),
-        "is not one of Meta's: litgpt and GPT-2 call their tensors so",
+        "is not one of Meta's: litgpt and GPT-2 name their tensors like this",
         "get Meta's files, or use the program that wrote this one",
     ),
     ForeignTensor(

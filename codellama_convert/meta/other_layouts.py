@@ -34,19 +34,19 @@ def _row(names: str, what: str, hint: str) -> OtherLayout:
 _FP8_SCALES = re.compile(r"fp8_scales_[0-9]+\.pt")
 _PTH = "get the model's consolidated.NN.pth files, as Meta releases them"
 _AS_IT_IS = (
-    "a Hugging Face folder needs no conversion: load it as it is, or write Meta's ranks of it with "
+    "a Hugging Face folder needs no conversion: load it as it is, or write Meta's ranks from it with "
     "codellama-convert reverse"
 )
 # The first that fits is told, so what says more stands first.
 _LAYOUTS = (
     _row(
         r"adapter_(model|config|\d+)\..*",
-        "is of a LoRA adapter, not of a whole model",
+        "belongs to a LoRA adapter, not to a whole model",
         "merge the adapter into its model first, with the program that trained it",
     ),
     _row(
         r".*\.distcp",
-        "is of a distributed checkpoint of PyTorch, which must be joined first",
+        "belongs to a distributed PyTorch checkpoint, which must be joined first",
         "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER consolidated.00.pth",
     ),
     _row(
@@ -62,16 +62,16 @@ _LAYOUTS = (
     _row(r".*\.safetensors", "is a safetensors file; Meta's ranks are .pth files", _PTH),
     _row(
         r".*\.gguf|ggml.*\.bin",
-        "is a model of llama.cpp, often quantised; it cannot be turned back into Meta's ranks",
+        "is a llama.cpp model, often quantised; it cannot be turned back into Meta's ranks",
         _PTH,
     ),
     _row(
         r".*\.pte",
-        "is a program of ExecuTorch, whose weights are quantised",
+        "is an ExecuTorch program, whose weights are quantised",
         _PTH,
     ),
     _row(r".*\.bin", "is a .bin file; Meta's ranks are .pth files", _PTH),
-    _row(r"config\.json", "is of a Hugging Face folder, not of Meta's layout", _AS_IT_IS),
+    _row(r"config\.json", "belongs to a Hugging Face folder, not to Meta's layout", _AS_IT_IS),
 )
 
 
@@ -107,7 +107,7 @@ def refuse_fp8(folder: Path, names: Iterable[str]) -> None:
     scales = next((name for name in names if _FP8_SCALES.fullmatch(name)), None)
     if scales is not None:
         raise CheckpointError(
-            f"holds {scales}: these ranks are the FP8 form of Llama 3.1 405B, of one byte a weight",
+            f"holds {scales}: these ranks are the FP8 form of Llama 3.1 405B, with one byte per weight",
             path=folder,
             hint="get the bfloat16 ranks: the download Llama3.1-405B-bf16-mp8 or -mp16, on the hub "
             "original/mp8 or original/mp16",

@@ -90,7 +90,7 @@ def default_output_dir(folder: Path, suffix: str = _HF) -> Path:
     if _is_in_cache(place.absolute()) or _is_hub_cache(_unwrapped(place.absolute()).parent):
         if _is_in_cache(Path.cwd()) or _is_hub_cache(Path.cwd()):
             raise OutputError(
-                "lies in a cache, and the current folder is one or in one: an output does not belong there",
+                "lies in a cache, and so does the current folder: an output does not belong there",
                 path=folder,
                 hint="name another place with --output_dir",
             )

@@ -82,5 +82,5 @@ def _unequal_copy(
         f"tensor {name!r} differs from that of {of.path.name} at element {element} (bits {bits}, "
         f"there {others}); every rank must have the same copy",
         path=rank.path,
-        hint="the files are of different models, or one is corrupt",
+        hint="the files belong to different models, or one is corrupt",
     )

@@ -148,7 +148,7 @@ def _refuse_gaps(folder: Path, ranks: Sequence[_Numbered]) -> None:
     beyond = next((one for one in ranks if one.number not in wanted), None)
     if beyond is not None:
         raise CheckpointError(
-            f"holds {beyond.name}, a number beyond the {total} that its name states",
+            f"holds {beyond.name}, numbered beyond the {total} that its name states",
             path=folder,
             hint="leave only the files of one series here",
         )
@@ -182,7 +182,7 @@ def _missing(
     parts = [part for part in unfinished_downloads(names) if part.startswith(name)]
     if parts:
         return CheckpointError(
-            f"{name} is missing, and {parts[0]} is its unfinished download",
+            f"{name} is missing, but {parts[0]} is its unfinished download",
             path=folder,
             hint="finish the download",
         )
@@ -195,9 +195,9 @@ def _missing(
 
 def _taken(chosen: Sequence[str]) -> str:
     if len(chosen) == 1:
-        return f"no consolidated.NN.pth is there, so {chosen[0]} was taken as the weights"
+        return f"no consolidated.NN.pth is there, so {chosen[0]} was used as the weights"
     return (
-        f"no consolidated.NN.pth is there, so {chosen[0]} to {chosen[-1]} were taken as "
+        f"no consolidated.NN.pth is there, so {chosen[0]} to {chosen[-1]} were used as "
         f"{len(chosen)} ranks"
     )
 

@@ -126,7 +126,7 @@ def _missing(rank: RankIndex, name: str) -> LayoutError:
         return LayoutError(
             f"tensor {name!r} is missing, but there is {alike!r}",
             path=rank.path,
-            hint=f"take {alike.removesuffix(name)!r} off the names of its tensors and save it again",
+            hint=f"remove {alike.removesuffix(name)!r} from the names of its tensors and save it again",
         )
     if not any(map(is_meta_tensor, rank.tensors)):
         found = listed([shown(one) for one in rank.tensors], 3)
@@ -210,7 +210,7 @@ def _unknown(rank: RankIndex, unknown: Sequence[str], names: Container[str]) -> 
     name, others = unknown[0], _and_others(len(unknown) - 1)
     if _LAYER.sub("layers.0.", name) in names:
         return LayoutError(
-            f"tensor {name!r}{others} is of a layer beyond the n_layers of params.json",
+            f"tensor {name!r}{others} belongs to a layer beyond the n_layers of params.json",
             path=rank.path,
             hint=SAME_FOLDER_HINT,
         )
@@ -241,7 +241,7 @@ def _compare_head_size(
         shown = head_size_of(name, shape)
         if shown not in (None, head_dim):
             raise LayoutError(
-                f"tensor {name!r} has shape {shape}, which is of heads of {shown}, not of {head_dim}",
+                f"tensor {name!r} has shape {shape}, which means heads of {shown}, not of {head_dim}",
                 path=path,
                 hint=SAME_FOLDER_HINT,
             )

@@ -65,11 +65,13 @@ def find_state_dict(path: Path, top: Mapping[Any, Any]) -> Declared:
     refuse_foreign(path, entries)
     prefix = _common_prefix(path, entries)
     if prefix:
-        notes += (f"every tensor's name begins with {shown(prefix, _MAX_SHOWN)}: taken off",)
+        notes += (
+            f"every tensor's name begins with {shown(prefix, _MAX_SHOWN)}, which was removed",
+        )
         entries = {name.removeprefix(prefix): value for name, value in entries.items()}
     wrappers = sorted({found for name in entries for found in _WRAPPER.findall(name)})
     if wrappers:
-        notes += (f"{_quoted(wrappers)} inside the names of tensors: taken off",)
+        notes += (f"removed {_quoted(wrappers)} from the names of tensors",)
         entries = _without_wrappers(path, entries)
     dropped = {
         name: _plain_shape(value)
@@ -77,7 +79,7 @@ def find_state_dict(path: Path, top: Mapping[Any, Any]) -> Declared:
         if type(value) is View and _BUFFER.fullmatch(name)
     }
     if dropped:
-        notes += (f"left out {_quoted(dropped)}: buffers that follow from the sizes, no weights",)
+        notes += (f"left out {_quoted(dropped)}: buffers computed from the sizes, not weights",)
         entries = {name: value for name, value in entries.items() if name not in dropped}
     return Declared(entries, dropped, notes)
 
@@ -141,7 +143,7 @@ def _unwrap(path: Path, top: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tupl
         )
     ((place, items),) = wrapped.items()
     others = [_spelled(other) for other in level if other != place]
-    passed_over = f"; passed over: {_quoted(others)}" if others else ""
+    passed_over = f"; ignored: {_quoted(others)}" if others else ""
     return items, (f"the tensors lie under {shown(_spelled(place), _MAX_SHOWN)}{passed_over}",)
 
 

@@ -189,7 +189,7 @@ def _refuse_contradiction(model: dict[str, Any], beside: dict[str, Any], path: P
         if beside[key] != model.get(key):
             inside = f"{shown(model[key], 40)} in it" if key in model else f"no {key!r} in it"
             raise ConfigError(
-                f"has {key!r}: {shown(beside[key], 40)} beside 'model', and {inside}",
+                f"has {key!r}: {shown(beside[key], 40)} beside 'model', but {inside}",
                 path=path,
                 hint="keep the one that is right, in 'model'",
             )
@@ -236,7 +236,7 @@ def build_config(
         raise ConfigError(
             f"says no 'rope_theta': the code of {LLAMA_2.name} then takes {LLAMA_2.rope_theta:g}, "
             f"that of {LLAMA_3.name} {LLAMA_3.rope_theta:g}; the ranks are split as those of "
-            f"{generation.name}, and the vocabulary is not",
+            f"{generation.name}, but the vocabulary is not theirs",
             path=path,
             hint="write the right one into it",
         )

@@ -103,7 +103,7 @@ def refuse_other_heads(found: Mapping[str, Any], dim: int, n_heads: int, path: P
         is_right = type(value) in (int, float) and math.isclose(value, right, rel_tol=1e-6)
         if value and not is_right:
             raise ConfigError(
-                f"has {key!r}: {shown(value, 40)}, and dim {dim} over n_heads {n_heads} gives "
+                f"has {key!r}: {shown(value, 40)}, but dim {dim} over n_heads {n_heads} gives "
                 f"{right:g}",
                 path=path,
                 hint=SUPPORTED_HINT,

@@ -28,14 +28,14 @@ def lagging_notes(
             if params.hidden_dim is None
             else f"hidden_dim is {width}"
         )
-        notes.append(f"params.json: {why}; taken is the tensors' {intermediate_size}")
+        notes.append(f"params.json: {why}; the tensors' {intermediate_size} is used")
     if params.vocab_size not in (None, vocab_size):
         notes.append(
-            f"params.json: vocab_size is {params.vocab_size}; taken are the embedding's "
-            f"{vocab_size} rows"
+            f"params.json: vocab_size is {params.vocab_size}; the embedding's "
+            f"{vocab_size} rows are used"
         )
     if params.tie_word_embeddings and not tied:
         notes.append(
-            "params.json: the head is the embedding; written is output.weight, another tensor"
+            "params.json: the head is the embedding; output.weight differs from it, and is written"
         )
     return tuple(notes)

@@ -78,7 +78,7 @@ _HEADS_HINT = (
     "that split them; if not, n_kv_heads in params.json is wrong"
 )
 _ROWS_HINT = (
-    "such ranks are of different sizes, or padded: merge them into one consolidated.00.pth with the "
+    "such ranks have different sizes, or are padded: merge them into one consolidated.00.pth with the "
     "program that split them"
 )
 

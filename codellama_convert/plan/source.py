@@ -129,7 +129,7 @@ def _passed_over(ranks: Sequence[str]) -> tuple[str, ...]:
     if not ranks:
         return ()
     others = f" and {len(ranks) - 1} more" if len(ranks) > 1 else ""
-    return (f"passed over {ranks[0]}{others}: the Hugging Face model in the folder is read",)
+    return (f"ignored {ranks[0]}{others}: the Hugging Face model in the folder is read",)
 
 
 def _of_hugging_face(checkpoint: HuggingFaceCheckpoint) -> Source:

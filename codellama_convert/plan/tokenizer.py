@@ -124,7 +124,7 @@ def plan_tokenizer(
     class_name = options.tokenizer_class or DEFAULT_TOKENIZER_CLASS
     if isinstance(model, TiktokenModel) and class_name != DEFAULT_TOKENIZER_CLASS:
         raise ConfigError(
-            f"tokenizer_class {class_name} is of SentencePiece models: it gives Llama 3's tokenizer "
+            f"tokenizer_class {class_name} is for SentencePiece models: it gives Llama 3's tokenizer "
             "an id beyond the embedding",
             hint="leave it out",
         )

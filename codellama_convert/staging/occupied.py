@@ -80,7 +80,7 @@ def _refuse_a_model(folder: Path, content: Collection[str], side: TargetSide) ->
     of_model = next(filter(side.is_of_weights, content), None)
     if of_model is not None:
         raise OutputError(
-            f"holds a model ({of_model!r}), to which this tokenizer alone need not belong",
+            f"holds a model ({of_model!r}), which this tokenizer may not belong to",
             path=folder,
             hint=f"convert model and tokenizer together, or {ANOTHER_PLACE}",
         )
@@ -90,7 +90,7 @@ def _refuse_what_stays(folder: Path, name: str, names: Collection[str], side: Ta
     """Refuse what is not replaced, and would change how the new model loads or be in its way."""
     what, way_out = None, ANOTHER_PLACE
     if not may_be_ours(name, names, side):
-        what = "loaders take it beside the model" if side.is_taken(name) else None
+        what = "loaders would use it with the model" if side.is_taken(name) else None
     elif name != TEMPLATES_NAME and names_a_folder(folder / name):
         what = "a folder, where a file goes"
     elif name == CARD_NAME and not holds_a_card(folder):

@@ -100,7 +100,7 @@ def begin_staging(folder: HeldFolder) -> HeldFolder:
     folder.make_folder(STAGING_NAME)
     staging = hold_staging(folder)
     if staging is None:
-        raise OutputError("was taken away", path=folder.path / STAGING_NAME)
+        raise OutputError("was removed", path=folder.path / STAGING_NAME)
     return staging
 
 

@@ -22,7 +22,7 @@ from codellama_convert.storage.blocks import first_line, flags_of
 from codellama_convert.storage.folders import sync_entries
 
 _CAN_HOLD = {os.open, os.mkdir, os.rename, os.rmdir, os.stat, os.unlink} <= os.supports_dir_fd
-_ANOTHER_PLACE = "remove it if it may go, or name another place with --output_dir"
+_ANOTHER_PLACE = "remove it if it is not needed, or name another place with --output_dir"
 
 
 class HeldFolder:

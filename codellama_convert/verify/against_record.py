@@ -253,7 +253,7 @@ def _compare_places(record: Record, stored: Mapping[str, StoredOutput], problems
     for name in sorted(needed - set(record.files)):
         problems.add(f"its files lack {name}", file=RECORD_NAME)
     for name in sorted(set(record.files) - needed):
-        what = "of which no tensor is" if name.endswith(MODEL_SUFFIX) else "which it did not write"
+        what = "which holds no tensor" if name.endswith(MODEL_SUFFIX) else "which it did not write"
         problems.add(f"files names {name}, {what}", file=RECORD_NAME)
 
 

@@ -183,5 +183,5 @@ def refuse_pickles(folder: Path, names: Collection[str]) -> None:
         raise VerifyError(
             f"holds {pickled} and no {MODEL_SUFFIX} file; only safetensors are compared",
             path=folder,
-            hint="where you trust it, load it with transformers and save_pretrained it elsewhere",
+            hint="if you trust it, load it with transformers and save_pretrained it elsewhere",
         )

@@ -172,13 +172,13 @@ def _model(content: Mapping[str, Any]) -> str | None:
         raise ValueError("model is missing")
     value = content["model"]
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"model is {shown(value)}, not a text")
+        raise ValueError(f"model is {shown(value)}, not a string")
     return value
 
 
 def _require_texts(value: object) -> None:
     if not isinstance(value, list) or not all(isinstance(note, str) for note in value):
-        raise ValueError(f"notes are {shown(value)}, not a list of texts")
+        raise ValueError(f"notes are {shown(value)}, not a list of strings")
 
 
 def _entries(

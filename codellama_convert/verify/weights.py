@@ -98,7 +98,7 @@ def compare_files(
             if one is not None and one.file.name != file.name:
                 problems.add(
                     f"holds tensor {tensor.spec.name!r}; by the largest size of a file that was "
-                    f"asked for, it belongs into {file.name}",
+                    f"asked for, it belongs in {file.name}",
                     file=one.file.name,
                     about=[file.name],
                 )

@@ -79,7 +79,7 @@ def test_a_card_of_an_earlier_conversion_is_told(checkpoint, tmp_path):
     assert "earlier" not in run(*both, "--model_card").stderr
     card = (tmp_path / "out" / "README.md").read_bytes()
     again = run(*both, "--dtype", "float16")
-    told = "note: README.md is of an earlier conversion; --model_card replaces it"
+    told = "note: README.md comes from an earlier conversion; --model_card replaces it"
     assert told in again.stderr.splitlines()
     assert (tmp_path / "out" / "README.md").read_bytes() == card
     assert "earlier" not in run(*both, "--dtype", "float16", "--model_card").stderr

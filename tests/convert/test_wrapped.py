@@ -82,7 +82,7 @@ def test_plain_state_of_a_trainer_is_passed_over(tmp_path: Path, key: str, where
     state = {key: PLAIN_STATE[key]}
     beside = state if where == "beside" else {"optimizer": {"state": state}}
     source = write_ranks(tmp_path / "in", [{"model": STATE, **beside}])
-    note = f"tensors lie under 'model'; passed over: '{next(iter(beside))}'"
+    note = f"tensors lie under 'model'; ignored: '{next(iter(beside))}'"
     assert_converted_with_note(source, tmp_path / "out", EXPECTED, note)
 
 
@@ -112,7 +112,7 @@ def test_a_model_in_fp8_is_refused_for_it(tmp_path: Path, *, wrapped: bool) -> N
         ({"model": {"state_dict": STATE}}, "lie under 'model.state_dict'"),
         (
             {"app": {"model": STATE, "optim": trainer_state()["optimizer"]}, "epoch": 1},
-            "lie under 'app.model'; passed over: 'app.optim', 'epoch'",
+            "lie under 'app.model'; ignored: 'app.optim', 'epoch'",
         ),
         ({"a": {"b": {0: STATE}}}, "lie under 'a.b.0'"),
     ],
@@ -180,7 +180,7 @@ def test_wrappers_inside_the_names_are_taken_off(
     renamed = {re.sub(where, rf"\g<0>{wrapper}", name): t for name, t in STATE.items()}
     assert set(renamed) != set(STATE)
     source = write_ranks(tmp_path / "in", [{prefix + name: t for name, t in renamed.items()}])
-    facts = ("inside the names of tensors", repr(wrapper), "taken off")
+    facts = ("from the names of tensors", repr(wrapper), "removed")
     assert_converted_with_note(source, tmp_path / "out", EXPECTED, *facts)
 
 

@@ -97,9 +97,9 @@ def test_the_header_has_a_digest_and_the_data_has_no_part_in_it(path):
     [
         ({"norm": NORM, "gate": GATE | {"data_offsets": [4, 28]}}, ["'gate'", "byte 4", "'norm'", "at 8"]),
         ({"norm": NORM, "gate": NORM}, ["begins at byte 0", "which ends at 8"]),
-        ({"gate": GATE}, ["bytes 0 to 8", "no tensor's"]),
-        ({"norm": NORM}, ["bytes 8 to 32", "no tensor's"]),
-        ({}, ["bytes 0 to 32", "no tensor's"]),
+        ({"gate": GATE}, ["bytes 0 to 8", "belong to no tensor"]),
+        ({"norm": NORM}, ["bytes 8 to 32", "belong to no tensor"]),
+        ({}, ["bytes 0 to 32", "belong to no tensor"]),
         ({"norm": NORM, "gate": GATE | {"shape": [2, 4], "data_offsets": [8, 40]}}, ["32 bytes of data", "40", "truncated"]),
         ({"norm": NORM, "gate": GATE | {"shape": [3, 3]}}, ["'gate'", "24 bytes", "(3, 3)", "F32", "36"]),
         ({"norm": NORM | {"data_offsets": [8, 0]}}, ["'norm'", "-8 bytes"]),

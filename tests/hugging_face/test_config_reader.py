@@ -111,7 +111,7 @@ def test_what_a_file_leaves_out_is_what_transformers_takes():
         ({"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForSequenceClassification", "LlamaForCausalLM"]),
         ({"architectures": ["LlamaModel"]}, ["LlamaModel", "with its head"]),
         ({"architectures": "LlamaForCausalLM"}, ["architectures"]),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config", "'gptq'", "quantised", "were quantised"]),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config", "'gptq'", "quantised", "before quantisation"]),
         ({"quantization_config": "int8"}, ["'int8'", "quantised"]),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, ["compression_config"]),
         ({"attention_bias": True}, ["'attention_bias': true", "no biases"]),

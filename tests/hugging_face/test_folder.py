@@ -140,7 +140,7 @@ def test_a_tied_head_is_the_embedding(tmp_path, state):
     assert_holds(found, headless)
     assert found.config.tie_word_embeddings
     (note,) = found.notes
-    assert "lm_head.weight is not there" in note
+    assert "lm_head.weight is not stored" in note
     with refused(LayoutError, "'lm_head.weight' is missing", "tie_word_embeddings to true"):
         open_folder(write_folder(tmp_path / "hf", [headless]))
 
@@ -175,14 +175,14 @@ def test_several_dtypes_need_the_one_that_all_become(tmp_path, state):
     assert found.dtype == FLOAT16
     assert {tensor.spec.dtype for tensor in found.tensors} == {BFLOAT16, FLOAT32}
     assert found.notes == (
-        "of 21 tensors, 16 are bfloat16 and 5 are float32: each is cast by itself",
+        "of 21 tensors, 16 are bfloat16 and 5 are float32: each is cast from its own dtype",
     )
 
 
 def test_the_tensors_dtype_counts_and_not_what_config_json_says(tmp_path, state):
     found = open_folder(write_folder(tmp_path / "hf", [state], torch_dtype="float16"))
     assert found.dtype is BFLOAT16
-    assert found.notes == ("config.json says float16, and the tensors are bfloat16",)
+    assert found.notes == ("config.json says float16, but the tensors are bfloat16",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -196,7 +196,7 @@ def test_buffers_of_old_exports_are_dropped(tmp_path, state, dtype):
     assert_holds(found, state)
     assert set(found.dropped) == set(buffers)
     (note,) = found.notes
-    assert "(and 2 others): buffers that follow from config.json" in note
+    assert "(and 2 others): buffers computed from config.json" in note
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ ONE = torch.ones(4, dtype=torch.bfloat16)
     [
         ({"model.layers.0.self_attn.q_proj.bias": ONE}, ["q_proj.bias' is a bias", "no biases"]),
         ({"model.layers.0.mlp.up_proj.qweight": ONE.to(torch.int32)}, ["up_proj.qweight'", "quantised"]),
-        ({"model.layers.0.mlp.up_proj.scales": ONE}, ["up_proj.scales'", "quantised", "were quantised"]),
+        ({"model.layers.0.mlp.up_proj.scales": ONE}, ["up_proj.scales'", "quantised", "before quantisation"]),
         ({"model.layers.0.mlp.up_proj.weight.absmax": ONE}, ["absmax'", "quantised"]),
         ({"model.layers.0.mlp.up_proj.SCB": ONE.float()}, ["SCB'", "quantised"]),
         ({Q_PROJ: torch.zeros(64, 64).to(torch.float8_e4m3fn)}, [f"{Q_PROJ!r} is F8_E4M3", "quantised"]),
@@ -286,7 +286,7 @@ def test_an_adapter_beside_the_model_is_refused(tmp_path, state, name):
     [
         (["consolidated.00.pth", "params.json"], ["consolidated.00.pth", "Meta's layout"]),
         (["model.bin", "config.json"], ["model.bin", "save_pretrained"]),
-        (["model-q4.gguf"], ["model-q4.gguf", "llama.cpp", "made of"]),
+        (["model-q4.gguf"], ["model-q4.gguf", "llama.cpp", "made from"]),
         (["consolidated.safetensors", "params.json"], ["consolidated.safetensors", "Mistral"]),
         (["tf_model.h5"], ["tf_model.h5", "another framework"]),
         (["config.json"], ["neither safetensors files nor pytorch_model.bin", "config.json"]),
@@ -323,7 +323,7 @@ SECOND = "model-00002-of-00003.safetensors"
     ("change", "facts"),
     [
         ({Q_PROJ: "model-00004-of-00004.safetensors"}, ["model-00004-of-00004.safetensors, which is not there", "has 4 files"]),
-        ({EMBEDDING: SECOND}, [f"{EMBEDDING!r} is in model-00002", "and it is in model-00001"]),
+        ({EMBEDDING: SECOND}, [f"{EMBEDDING!r} is in model-00002", "but it is in model-00001"]),
         ({"ghost.weight": SECOND}, ["'ghost.weight' is in model-00002", "in no file"]),
         ({Q_PROJ: None}, ["'model.layers.1.self_attn.q_proj.weight' is in None", "not the name"]),
         ({Q_PROJ: "../hf/" + SECOND}, ["is in '../hf/", "not the name"]),
@@ -342,7 +342,7 @@ def test_an_index_that_says_otherwise_than_the_files_is_refused(tmp_path, state,
 def test_a_tensor_that_the_index_leaves_out_is_refused(tmp_path, state):
     folder = write_folder(tmp_path / "hf", split(state, 3))
     write_index(folder, {n: f for n, f in map_of(folder).items() if n != Q_PROJ})
-    with refused(CheckpointError, INDEX, f"{Q_PROJ!r} is nowhere", "and it is in model-0000"):
+    with refused(CheckpointError, INDEX, f"{Q_PROJ!r} is nowhere", "but it is in model-0000"):
         open_folder(folder)
 
 

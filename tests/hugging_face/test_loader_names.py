@@ -97,7 +97,7 @@ def test_what_no_saved_model_has_is_refused_before_anything_is_written(
     shutil.copytree(converted / "out", target)
     (target / name).write_bytes(b"mine")
     before = content(target)
-    with pytest.raises(OutputError, match=r"loaders take it.*move it away") as caught:
+    with pytest.raises(OutputError, match=r"loaders would use it.*move it away") as caught:
         convert(converted, target)
     assert repr(name)[1:-1] in str(caught.value)
     assert content(target) == before

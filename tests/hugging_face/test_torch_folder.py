@@ -105,7 +105,7 @@ def test_safetensors_beside_it_count(tmp_path, state):
     write(folder, [{"other": torch.ones(3)}])
     found = open_folder(folder)
     assert [file.path.name for file in found.files] == ["model.safetensors"]
-    assert found.notes == ("passed over pytorch_model.bin",)
+    assert found.notes == ("ignored pytorch_model.bin",)
 
 
 def test_a_tied_head_is_one_storage_or_equal(tmp_path, state):
@@ -134,7 +134,7 @@ def test_buffers_are_dropped_and_frequencies_compared(tmp_path, state, mask):
     found = open_folder(write(tmp_path / "a", [{INV_FREQ: right, MASK: mask} | state]))
     assert_reads(found, state)
     assert set(found.dropped) == {INV_FREQ, MASK}
-    assert "buffers that follow from config.json" in found.notes[0]
+    assert "buffers computed from config.json" in found.notes[0]
     with refused(LayoutError, SINGLE, f"{INV_FREQ!r} has 0.5 at 0", "gives 1"):
         open_folder(write(tmp_path / "b", [{INV_FREQ: right / 2} | state]))
 

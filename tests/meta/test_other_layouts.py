@@ -37,7 +37,10 @@ def holding(folder: Path, *names: str) -> Path:
         (["pytorch_model.bin"], ["pytorch_model.bin", "Hugging Face model"]),
         (["weights.bin"], ["weights.bin", ".bin file"]),
         (["llama_guard_3_1b.pte"], ["llama_guard_3_1b.pte", "ExecuTorch", "quantised"]),
-        (["__0_0.distcp", ".metadata"], ["__0_0.distcp", "distributed checkpoint", "dcp_to_torch"]),
+        (
+            ["__0_0.distcp", ".metadata"],
+            ["__0_0.distcp", "distributed PyTorch checkpoint", "dcp_to_torch"],
+        ),
         (
             ["model-00001-of-00002.safetensors"],
             ["Hugging Face model", "load it as it is, or", "codellama-convert reverse"],
@@ -73,7 +76,7 @@ def test_a_file_that_aria2_still_fills_is_refused(tmp_path, name):
 def test_a_rank_whose_download_is_unfinished_is_not_called_missing_alone(tmp_path):
     folder = save_checkpoint(tmp_path / "in", MHA, n_ranks=4)
     (folder / "consolidated.01.pth").rename(folder / "consolidated.01.pth.crdownload")
-    with refused(CheckpointError, "consolidated.01.pth is missing, and", ".crdownload", "finish"):
+    with refused(CheckpointError, "consolidated.01.pth is missing, but", ".crdownload", "finish"):
         find_files(folder)
 
 
@@ -89,7 +92,7 @@ def test_the_last_rank_whose_download_is_unfinished_is_not_called_missing_alone(
     if end != "aria2":  # beside a file that is there, it says that zeros are in it
         find_files(holding(folder, f"{name.format(1)}.{end}"))
     (folder / name.format(1)).rename(folder / f"{name.format(1)}.{end}")
-    facts = (f"{name.format(1)} is missing, and {name.format(1)}.{end} is its", "finish")
+    facts = (f"{name.format(1)} is missing, but {name.format(1)}.{end} is its", "finish")
     with refused(CheckpointError, str(folder), *facts):
         find_files(folder)
 

@@ -43,20 +43,20 @@ def beside(folder: Path, *names: str) -> Path:
 @pytest.mark.parametrize(
     ("names", "note"),
     [
-        (["consolidated.pth"], "so consolidated.pth was taken as the weights"),
-        (["meta_model_0.pt"], "so meta_model_0.pt was taken"),
-        (["meta_model_3.pt"], "so meta_model_3.pt was taken"),
-        (["llama-7b.pth"], "so llama-7b.pth was taken"),
-        (["CONSOLIDATED.PTH"], "so CONSOLIDATED.PTH was taken"),
-        (["Consolidated.00.pth"], "so Consolidated.00.pth was taken"),
-        (["000.pth", "001.pth"], "so 000.pth to 001.pth were taken as 2 ranks"),
-        (["consolidated.0.pth", "consolidated.1.pth"], "consolidated.1.pth were taken as 2 ranks"),
-        (["consolidated.0.PTH", "Consolidated.1.pth"], "Consolidated.1.pth were taken as 2 ranks"),
+        (["consolidated.pth"], "so consolidated.pth was used as the weights"),
+        (["meta_model_0.pt"], "so meta_model_0.pt was used"),
+        (["meta_model_3.pt"], "so meta_model_3.pt was used"),
+        (["llama-7b.pth"], "so llama-7b.pth was used"),
+        (["CONSOLIDATED.PTH"], "so CONSOLIDATED.PTH was used"),
+        (["Consolidated.00.pth"], "so Consolidated.00.pth was used"),
+        (["000.pth", "001.pth"], "so 000.pth to 001.pth were used as 2 ranks"),
+        (["consolidated.0.pth", "consolidated.1.pth"], "consolidated.1.pth were used as 2 ranks"),
+        (["consolidated.0.PTH", "Consolidated.1.pth"], "Consolidated.1.pth were used as 2 ranks"),
         (
             ["consolidated.00-of-02.model.pth", "consolidated.01-of-02.model.pth"],
-            "consolidated.00-of-02.model.pth to consolidated.01-of-02.model.pth were taken",
+            "consolidated.00-of-02.model.pth to consolidated.01-of-02.model.pth were used",
         ),
-        (["model-00001-of-00002.pt", "model-00002-of-00002.pt"], "were taken as 2 ranks"),
+        (["model-00001-of-00002.pt", "model-00002-of-00002.pt"], "were used as 2 ranks"),
     ],
 )
 def test_ranks_of_other_names_are_converted_with_a_note(tmp_path, names, note):

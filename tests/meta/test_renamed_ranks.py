@@ -14,7 +14,7 @@ from codellama_convert.cli.commands import main
 from tests.faults.hostile.rank_bytes import RANK, SECOND
 from tests.witness.checkpoints import GQA, save_checkpoint
 
-WRONG = f"{RANK} and 1 more: saved as consolidated.01.pth and renamed; if ranks changed places"
+WRONG = f"{RANK} and 1 more: saved as consolidated.01.pth and renamed; if ranks were swapped"
 
 
 @pytest.fixture(scope="module")

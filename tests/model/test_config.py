@@ -35,10 +35,10 @@ def test_what_lies_beside_model_is_read_too():
         with pytest.raises(ConfigError, match=f"has '{key}': "):
             parse(**outer)
     assert parse(rope_scaling=None, sliding_window=0, max_batch_size=4)[1] == ()
-    with pytest.raises(ConfigError, match=r"has 'rope_theta': 10000 beside 'model', and 1000000 "):
+    with pytest.raises(ConfigError, match=r"has 'rope_theta': 10000 beside 'model', but 1000000 "):
         parse(rope_theta=10000)
     with pytest.raises(
-        ConfigError, match=r"has 'n_kv_heads': 8 beside 'model', and no 'n_kv_heads' "
+        ConfigError, match=r"has 'n_kv_heads': 8 beside 'model', but no 'n_kv_heads' "
     ):
         parse(n_kv_heads=8)
     params, notes = parse(rope_theta=1e6, n_kv_heads=None, epoch=2, data={"seed": 3})
@@ -157,7 +157,7 @@ def test_heads_of_another_size_or_scale_are_refused(key, value, right):
     """They were ignored: dim 4096 over 32 heads is 128."""
     given = json.loads(CODE_7B)
     for said in (given | {key: value}, {"model": given, key: value}):
-        with pytest.raises(ConfigError, match=f"has '{key}': {value!r}, and dim 4096 ") as caught:
+        with pytest.raises(ConfigError, match=f"has '{key}': {value!r}, but dim 4096 ") as caught:
             parse_params(json.dumps(said).encode(), PATH)
         assert f"over n_heads 32 gives {right}" in str(caught.value)
 
@@ -186,7 +186,7 @@ def test_a_head_that_is_tied_in_params_json_alone_is_a_note(key):
     assert notes == ()
     (note,) = lagging_notes(params, intermediate_size=11008, vocab_size=32016, tied=False)
     assert note == (
-        "params.json: the head is the embedding; written is output.weight, another tensor"
+        "params.json: the head is the embedding; output.weight differs from it, and is written"
     )
     assert lagging_notes(params, intermediate_size=11008, vocab_size=32016, tied=True) == ()
 
@@ -235,9 +235,9 @@ def test_params_that_lag_behind_the_tensors_are_a_note():
 
     assert notes(CODE_7B) == ()
     (note,) = notes(CODE_7B, intermediate_size=11264)
-    assert "give a feed-forward width of 11008; taken is the tensors' 11264" in note
+    assert "give a feed-forward width of 11008; the tensors' 11264 is used" in note
     (note,) = notes(CODE_7B.replace(b'"dim"', b'"vocab_size": 32000, "dim"'))
-    assert "vocab_size is 32000; taken are the embedding's 32016 rows" in note
+    assert "vocab_size is 32000; the embedding's 32016 rows are used" in note
     assert notes(CODE_7B.replace(b'"dim"', b'"vocab_size": 32016, "dim"')) == ()
 
 

@@ -59,7 +59,7 @@ def test_ranks_beside_a_hugging_face_model_are_passed_over_with_a_note(
             hugging_face / f"consolidated.{number:02d}.pth",
         )
     both = "consolidated.00.pth" if n_ranks == 1 else "consolidated.00.pth and 1 more"
-    note = f"passed over {both}: the Hugging Face model in the folder is read"
+    note = f"ignored {both}: the Hugging Face model in the folder is read"
     assert set(plan_reverse(hugging_face).notes) - set(said) == {note}
     reverse_checkpoint(hugging_face, tmp_path / "both")
     alone, beside = content(tmp_path / "alone"), content(tmp_path / "both")

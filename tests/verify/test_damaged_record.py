@@ -31,7 +31,7 @@ from tests.verify.damage import MODEL, NORM, RECORD, change, told
         (lambda c: c["files"].update({"../one/x": {"size": 1, "crc32": "0" * 8}}), "not a file name"),
         (lambda c: c["files"].update({"a\n\ud800": {"size": 1, "crc32": "0" * 8}}), "file name"),
         (lambda c: c["files"].update({"x": {"size": 1, "crc32": "0" * 8}}), "No such file"),
-        (lambda c: c["files"].update({"x.safetensors": {"size": 1, "crc32": "0" * 8}}), "of which no tensor is"),
+        (lambda c: c["files"].update({"x.safetensors": {"size": 1, "crc32": "0" * 8}}), "which holds no tensor"),
         (lambda c: c["files"].clear(), "lack config.json"),
         (lambda c: c["files"].pop(MODEL), f"lack {MODEL}"),
         (lambda c: c["files"].pop("tokenizer.json"), "lack tokenizer.json"),

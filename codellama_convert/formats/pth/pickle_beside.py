@@ -73,7 +73,7 @@ _OF_PYTHON = sys.stdlib_module_names | {"__builtin__", "copy_reg", "posix", "nt"
 _MAX_SHOWN = 80
 TRAINERS_HINT = (
     "it is a trainer's file, or malicious: something else lies beside the model's tensors, or around "
-    "them. Nothing was executed; where you trust it, load it and save the model's state dict alone"
+    "them. Nothing was executed; if you trust it, load it and save the model's state dict alone"
 )
 
 

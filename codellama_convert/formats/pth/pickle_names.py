@@ -228,7 +228,7 @@ def _of_another_dtype(name: str, arguments: tuple[Any, ...]) -> OtherTensor:
     is_fp8 = bool(names) and names[-1].startswith(("float8", "float4"))
     return OtherTensor(
         f"a tensor of an unsupported kind ({of_dtype})",
-        "these are quantised weights: use those that they were made of"
+        "these are quantised weights: use those that they were made from"
         if is_fp8
         else METAS_FILES_HINT,
     )

@@ -182,7 +182,7 @@ class _Machine:
         for key, value in zip(flat[::2], flat[1::2], strict=True):
             # Optimizers number their states. Hashing a forged tuple of tuples takes for ever.
             if type(key) not in (str, int, float):
-                raise RefusedPickle("a dict key is neither a text nor a number", TRAINERS_HINT)
+                raise RefusedPickle("a dict key is neither a string nor a number", TRAINERS_HINT)
             if key in content:
                 raise RefusedPickle(f"the dict key {shown(key)} occurs twice")
             content[key] = value

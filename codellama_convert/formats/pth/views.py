@@ -77,7 +77,7 @@ def refuse_costly_views(path: Path, tensors: Collection[StoredTensor]) -> None:
         worst = max(tensors, key=lambda tensor: tensor.read_bytes)
         raise CheckpointError(
             f"{read_bytes} bytes would be read for its tensors, which are views of {stored_bytes} "
-            f"bytes; most, {worst.read_bytes}, for {worst.name!r} of shape {worst.shape} with "
+            f"bytes; most of them ({worst.read_bytes}) for {worst.name!r} of shape {worst.shape} with "
             f"strides {worst.strides}",
             path=path,
             hint=_CONTIGUOUS_HINT,

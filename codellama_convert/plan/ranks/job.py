@@ -246,7 +246,7 @@ def _vocabulary_rows(
         if n_more > 0:
             hint = f"--vocab_rows {tokenizer.n_pieces} leaves the other rows out"
         raise TokenizerError(
-            f"has {tokenizer.n_pieces} pieces, and {wanted or n_rows} rows of the embedding would "
+            f"has {tokenizer.n_pieces} pieces, but {wanted or n_rows} rows of the embedding would "
             "be written: Meta's loader needs the same number",
             path=tokenizer.path,
             hint=hint,

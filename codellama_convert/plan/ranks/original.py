@@ -140,17 +140,17 @@ def parse_original(value: object) -> Original:
         ValueError: If one is not, or an unknown key is there.
     """
     if not isinstance(value, dict) or value.keys() != _KEYS:
-        raise ValueError("original is another object than a conversion writes")
+        raise ValueError("original is not an object that a conversion writes")
     roots = _items(value, "roots", _text, 1, MAX_RANKS)
     if len({len(root) for root in roots}) != 1:
-        raise ValueError("original: roots are not of one length")
+        raise ValueError("original: roots differ in length")
     rest = _items(value, "rest", _bytes, 1, len(roots))
     if sum(map(len, rest)) > MAX_REST_BYTES:
         raise ValueError("original: rest is too long")
     if len(rest) == 1:
         rest *= len(roots)
     if len(rest) != len(roots) or len({len(one) for one in rest}) != 1:
-        raise ValueError("original: rest is not of each rank")
+        raise ValueError("original: rest is not of every rank")
     places, storages = _optional(value, "places", _place), _optional(value, "storages", _elements)
     if (places is None) != (storages is None):
         raise ValueError("original: places and storages do not belong together")

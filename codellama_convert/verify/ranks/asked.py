@@ -81,7 +81,7 @@ def without_impossible(asked: AskedRanks, job: ReverseJob, problems: Problems) -
     what = _impossible(source, n_rows, asked.ranks or len(job.weight_files))
     if what is None:
         return asked
-    problems.add(f"no such ranks can be written of the source: {what}")
+    problems.add(f"no such ranks can be written from the source: {what}")
     return replace(asked, ranks=None, vocab_rows=None)
 
 

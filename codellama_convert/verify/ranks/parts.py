@@ -69,7 +69,7 @@ def _wrong_form(rank: RankIndex, name: str, spec: TensorSpec | None) -> str | No
     if tensor.dtype != spec.dtype:
         return f"is {tensor.dtype.name}, expected {spec.dtype.name}"
     if not tensor.row_major:
-        return f"does not lie in order: it has strides {tensor.strides}"
+        return f"is not stored in order: it has strides {tensor.strides}"
     return None
 
 

@@ -185,7 +185,7 @@ def _compare_files(record: Record, n_ranks: int, said: AskedRanks, problems: Pro
     for name in sorted(needed.difference(record.files)):
         problems.add(f"its files lack {name}", file=RECORD_NAME)
     for name in sorted(set(record.files) - needed):
-        what = "of which no tensor is" if is_rank(name) else "which it did not write"
+        what = "which holds no tensor" if is_rank(name) else "which it did not write"
         problems.add(f"files names {name}, {what}", file=RECORD_NAME)
 
 

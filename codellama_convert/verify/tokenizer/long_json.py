@@ -109,6 +109,6 @@ def _merge(file: InputFile, spelled: bytes) -> str:
         merge = None
     if type(merge) is not str or _spelled(merge).encode() != spelled:
         raise VerifyError(
-            f"{spelled[:80]!r} stands in the place of a merge", path=file.path, hint=CONVERT_AGAIN
+            f"{spelled[:80]!r} stands where a merge belongs", path=file.path, hint=CONVERT_AGAIN
         )
     return merge

@@ -79,7 +79,7 @@ def test_what_cannot_be_is_a_difference_too(place, said, fact):
     assert done.exit_code == 1
     assert "Error" not in done.stderr
     said_line, last = done.stdout.splitlines()
-    assert said_line == f"no such ranks can be written of the source: {fact}"
+    assert said_line == f"no such ranks can be written from the source: {fact}"
     assert "DIFFERS from its source: 21 tensors" in last
 
 
@@ -92,7 +92,7 @@ def test_notes_are_on_the_source_and_not_on_what_would_be_written(place, tmp_pat
     (place / "hf" / "pytorch_model.bin").touch()  # a note on the source stays
     try:
         assert (
-            "note: passed over pytorch_model.bin"
+            "note: ignored pytorch_model.bin"
             in run("verify", place / "hf", tmp_path / "out").stderr
         )
     finally:

@@ -196,7 +196,7 @@ def test_ranks_of_an_older_result_go_and_other_pth_files_are_refused(folder, tmp
     with refused(OutputError, "not empty", "--overwrite"):
         run(plan_reverse(folder, ReverseOptions(n_ranks=2)), tmp_path / "out")
     (tmp_path / "out" / "optimizer.pth").write_bytes(b"x")
-    with refused(OutputError, "optimizer.pth", "loaders take it"):
+    with refused(OutputError, "optimizer.pth", "loaders would use it"):
         run(plan_reverse(folder), tmp_path / "out", RunOptions(overwrite=True))
     (tmp_path / "out" / "optimizer.pth").unlink()
     run(
@@ -232,7 +232,7 @@ def test_ranks_are_not_mixed_with_a_hugging_face_model(folder, splits, tmp_path)
     over = RunOptions(overwrite=True)
     for name in ("consolidated.00.pth", "consolidated.01.pth"):
         before = content(tmp_path / "out")
-        with refused(OutputError, f"holds '{name}'", "loaders take it", "move it away"):
+        with refused(OutputError, f"holds '{name}'", "loaders would use it", "move it away"):
             convert_checkpoint(splits / "1", tmp_path / "out", run_options=over)
         assert content(tmp_path / "out") == before
         (tmp_path / "out" / name).unlink()
@@ -244,6 +244,6 @@ def test_a_hugging_face_model_is_not_mixed_with_ranks(folder, tmp_path):
     """Its config.json stayed beside the ranks, and each command took the folder for the other."""
     shutil.copytree(folder, tmp_path / "out")
     before = content(tmp_path / "out")
-    with refused(OutputError, "holds 'config.json'", "loaders take it"):
+    with refused(OutputError, "holds 'config.json'", "loaders would use it"):
         run(plan_reverse(folder), tmp_path / "out", RunOptions(overwrite=True))
     assert content(tmp_path / "out") == before

@@ -115,12 +115,12 @@ def params_refused(folder: Path, content: bytes) -> None:
     (folder / PARAMS).write_bytes(content)
 
 
-@accepted("vocab_size is 301; taken are the embedding's 300 rows")
+@accepted("vocab_size is 301; the embedding's 300 rows are used")
 def params_of_another_vocabulary(folder: Path) -> None:
     (folder / PARAMS).write_bytes(_params(vocab_size=301))
 
 
-@accepted("multiple_of 32 and ffn_dim_multiplier 9.5 give a feed-forward width of 224; taken")
+@accepted("multiple_of 32 and ffn_dim_multiplier 9.5 give a feed-forward width of 224; the")
 def params_of_another_width(folder: Path) -> None:
     (folder / PARAMS).write_bytes(_params(multiple_of=32, ffn_dim_multiplier=9.5))
 

@@ -176,7 +176,7 @@ def another_structure(folder: Path, saved: Any) -> None:
     torch.save(saved, folder / RANK)
 
 
-@accepted("the tensors lie under 'model'; passed over: 'optimizer'", "begins with 'module.'")
+@accepted("the tensors lie under 'model'; ignored: 'optimizer'", "begins with 'module.'")
 def another_structure_of_a_trainer(folder: Path) -> None:
     state = {f"module.{name}": tensor for name, tensor in STATE.items()}
     torch.save({"model": state, "optimizer": {"state": {0: STATE[QUERY]}}}, folder / RANK)

@@ -168,7 +168,7 @@ def test_the_control_what_torch_saves_again_unchanged_is_right(out, job):
         (put(3, WQ, lambda t: t.float()), LAST, [f"{WQ!r} is float32, expected bfloat16"]),
         (put(3, WQ, lambda t: t.half()), LAST, [f"{WQ!r} is float16, expected bfloat16"]),
         (put(3, WQ, lambda t: t[:8].clone()), LAST, [f"{WQ!r} has shape (8, 64), expected (16, 64)"]),
-        (put(3, WQ, lambda t: t.T.contiguous().T), LAST, [f"{WQ!r} does not lie in order"]),
+        (put(3, WQ, lambda t: t.T.contiguous().T), LAST, [f"{WQ!r} is not stored in order"]),
         (put(3, WQ, negate_last), LAST, [f"{WQ!r} differs", "row 63, column 63:"]),
         (put(3, "output.weight", negate_last), LAST, ["'output.weight' differs", "row 319, column 63:"]),
         (put(3, "tok_embeddings.weight", negate_last), LAST, ["embed_tokens", "row 319, column 63:"]),
