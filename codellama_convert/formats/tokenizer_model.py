@@ -32,8 +32,25 @@ def read_tokenizer_model(path: Path) -> TokenizerModel:
         TokenizerError: If the file cannot be read, is damaged or of another kind, or has settings
             that `tokenizer.json` cannot reproduce.
     """
-    with InputFile(path, error=TokenizerError, hint=FILE_HINT) as file:
-        head = file.read_exact(0, min(HEAD_BYTES, file.n_bytes))
-    if is_of_kind(head, "tiktoken"):
+    if is_tiktoken(path):
         return read_tiktoken_model(path)
     return read_sentencepiece_model(path)
+
+
+def is_tiktoken(path: Path) -> bool:
+    """Report whether a tokenizer.model begins as Llama 3's does.
+
+    Raises:
+        TokenizerError: If the file cannot be read.
+    """
+    with InputFile(path, error=TokenizerError, hint=FILE_HINT) as file:
+        head = file.read_exact(0, min(HEAD_BYTES, file.n_bytes))
+    return is_of_kind(head, "tiktoken")
+
+
+def holds_tiktoken(path: Path | None) -> bool:
+    """Report what `is_tiktoken` does, and False of a file that is missing or cannot be read."""
+    try:
+        return path is not None and is_tiktoken(path)
+    except TokenizerError:  # raised where the tokenizer itself is needed
+        return False

@@ -112,9 +112,7 @@ def parse_config(content: bytes, path: Path) -> HuggingFaceConfig:
         vocab_size=vocab_size,
         tie_word_embeddings=said.flag("tie_word_embeddings"),
         scaled_rope=scaled_rope,
-        generation=generation_of(
-            scaled_rope=scaled_rope, rope_theta=rope.theta, vocab_size=vocab_size
-        ),
+        generation=generation_of(scaled_rope=scaled_rope, vocab_size=vocab_size),
     )
     return HuggingFaceConfig(model, _dtype(said), rope.scaling_factor)
 

@@ -16,7 +16,11 @@ from typing import Any
 from codellama_convert.errors import ConfigError, LayoutError
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.pth.reader import PickleCache, RankIndex, read_rank
-from codellama_convert.formats.tokenizer_model import TokenizerModel, read_tokenizer_model
+from codellama_convert.formats.tokenizer_model import (
+    TokenizerModel,
+    holds_tiktoken,
+    read_tokenizer_model,
+)
 from codellama_convert.meta.find import CheckpointFiles, missing_tokenizer
 from codellama_convert.meta.held_twice import distinct_heads, head_equals_embedding
 from codellama_convert.meta.places import model_name
@@ -136,7 +140,7 @@ def open_checkpoint(
     params, param_notes = parse_params(content, files.params)
     cache: PickleCache = {}
     ranks = tuple(read_rank(path, choose=find_state_dict, cache=cache) for path in files.ranks)
-    config = _measured_config(params, ranks, files.params)
+    config = _measured_config(params, ranks, files)
     require_layers(ranks[0], config.num_hidden_layers, tied=config.tie_word_embeddings)
     heads = distinct_heads(config, ranks)
     config = heads.config
@@ -173,14 +177,17 @@ def open_checkpoint(
     return Checkpoint(files, config, recognised, ranks, layout, dropped, content, tokenizer, notes)
 
 
-def _measured_config(params: MetaParams, ranks: Sequence[RankIndex], path: Path) -> ModelConfig:
+def _measured_config(
+    params: MetaParams, ranks: Sequence[RankIndex], files: CheckpointFiles
+) -> ModelConfig:
     """Join what params.json says with what the tensors show."""
     measured = measure(ranks, hidden_size=params.dim)
     config = build_config(
         params,
         intermediate_size=measured.intermediate_size,
         vocab_size=measured.vocab_size,
-        path=path,
+        path=files.params,
+        has_tiktoken=holds_tiktoken(files.tokenizer),
         generation=measured.generation,
     )
     # Of older models, a head with the embedding's numbers was never tied, and stays as it is.

@@ -202,6 +202,7 @@ def build_config(
     vocab_size: int,
     path: Path,
     tie_word_embeddings: bool = False,
+    has_tiktoken: bool = False,
     generation: Generation | None = None,
 ) -> ModelConfig:
     """Join params.json with what the tensors show.
@@ -212,6 +213,7 @@ def build_config(
         vocab_size: Rows of the embedding.
         path: params.json, for messages.
         tie_word_embeddings: Whether the head is the embedding.
+        has_tiktoken: Whether the tokenizer is of Llama 3's kind.
         generation: Whose code the ranks are split for; None where their shapes do not tell.
 
     Returns:
@@ -229,7 +231,7 @@ def build_config(
         hint=_META_HINT,
     )
     usual = generation_of(
-        scaled_rope=params.use_scaled_rope, rope_theta=params.rope_theta, vocab_size=vocab_size
+        scaled_rope=params.use_scaled_rope, vocab_size=vocab_size, has_tiktoken=has_tiktoken
     )
     generation = generation or usual
     if params.rope_theta is None and generation != usual:

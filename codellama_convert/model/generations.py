@@ -28,14 +28,15 @@ LLAMA_3 = Generation("Llama 3", 500000.0, has_frequencies=False)
 LLAMA_3_PIECES = 128000  # of its tokenizer.model, without the special ones
 
 
-def generation_of(*, scaled_rope: bool, rope_theta: float | None, vocab_size: int) -> Generation:
+def generation_of(*, scaled_rope: bool, vocab_size: int, has_tiktoken: bool = False) -> Generation:
     """Tell the generation of a model by what is known of it on either side.
+
+    The base of the frequencies tells nothing: Llama 2 was trained on with that of Llama 3.
 
     Args:
         scaled_rope: Whether its rotary frequencies are scaled; only Llama 3.1 and later has such.
-        rope_theta: Their base; None where nothing is said.
         vocab_size: Rows of the embedding.
+        has_tiktoken: Whether its tokenizer.model is of Llama 3's kind; its vocabulary may be small.
     """
-    has_its_theta = rope_theta == LLAMA_3.rope_theta
-    is_third = scaled_rope or has_its_theta or vocab_size >= LLAMA_3_PIECES
+    is_third = scaled_rope or has_tiktoken or vocab_size >= LLAMA_3_PIECES
     return LLAMA_3 if is_third else LLAMA_2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.safetensors_reader import SafetensorsIndex
 from codellama_convert.formats.source_sums import TensorFile
+from codellama_convert.formats.tokenizer_model import holds_tiktoken
 from codellama_convert.hugging_face.config_reader import CONFIG_NAME
 from codellama_convert.hugging_face.folder import HuggingFaceCheckpoint, open_folder
 from codellama_convert.hugging_face.loader_names import is_of_weights
@@ -19,6 +21,7 @@ from codellama_convert.meta.find import find_files
 from codellama_convert.meta.rank_copies import read_copy
 from codellama_convert.meta.rank_names import is_meta_name
 from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.generations import generation_of
 from codellama_convert.model.placement import Placement
 from codellama_convert.model.tensor_table import (
     FREQUENCIES_NAME,
@@ -88,12 +91,15 @@ class Source:
         return " and ".join(dtype.name for dtype in self.dtypes)
 
 
-def open_source(folder: Path, *, dtype: Dtype | None) -> Source:
+def open_source(
+    folder: Path, *, dtype: Dtype | None, tokenizer_model: str | os.PathLike[str] | None = None
+) -> Source:
     """Read the structure of a folder of either side, and check that all of it belongs together.
 
     Args:
         folder: A Hugging Face folder, or one of Meta's.
         dtype: What all tensors become; None means that they must be of one dtype.
+        tokenizer_model: Where tokenizer.model is, if elsewhere.
 
     Returns:
         The source.
@@ -105,9 +111,9 @@ def open_source(folder: Path, *, dtype: Dtype | None) -> Source:
     ranks = sorted(filter(is_meta_name, names))
     signs = (CONFIG_NAME in names, _holds_weights(names))
     if all(signs) or (any(signs) and not ranks):
-        source = _of_hugging_face(open_folder(folder, dtype=dtype))
+        source = _of_hugging_face(open_folder(folder, dtype=dtype), tokenizer_model)
         return replace(source, notes=(*source.notes, *_passed_over(ranks)))
-    files = find_files(folder, hint=_HINT)
+    files = find_files(folder, tokenizer_model=tokenizer_model, hint=_HINT)
     # A context length is not written, so none is asked for.
     checkpoint = open_checkpoint(files, max_position_embeddings=1, skip_tokenizer=True)
     if dtype is None:
@@ -132,9 +138,18 @@ def _passed_over(ranks: Sequence[str]) -> tuple[str, ...]:
     return (f"ignored {ranks[0]}{others}: the Hugging Face model in the folder is read",)
 
 
-def _of_hugging_face(checkpoint: HuggingFaceCheckpoint) -> Source:
+def _of_hugging_face(
+    checkpoint: HuggingFaceCheckpoint, tokenizer_model: str | os.PathLike[str] | None
+) -> Source:
     found = {tensor.spec.name: tensor for tensor in checkpoint.tensors}
     config, files = checkpoint.config, list(checkpoint.files)
+    tokenizer = checkpoint.tokenizer if tokenizer_model is None else Path(tokenizer_model)
+    generation = generation_of(
+        scaled_rope=config.scaled_rope,
+        vocab_size=config.vocab_size,
+        has_tiktoken=holds_tiktoken(tokenizer),
+    )
+    config = replace(config, generation=generation)
     if config.tie_word_embeddings:
         embedding = found[hf_name_of("embedding")]
         head, number = hf_name_of("head"), embedding.file
@@ -155,7 +170,7 @@ def _of_hugging_face(checkpoint: HuggingFaceCheckpoint) -> Source:
         dropped=checkpoint.dropped,
         paths=(checkpoint.folder / CONFIG_NAME, *(file.path for file in checkpoint.files)),
         inputs=checkpoint.inputs(),
-        tokenizer=checkpoint.tokenizer,
+        tokenizer=tokenizer,
         notes=checkpoint.notes,
         checkpoint=None,
     )

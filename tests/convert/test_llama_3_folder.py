@@ -19,9 +19,10 @@ from codellama_convert import (
 )
 from codellama_convert.errors import TokenizerError
 from tests.refusals import refused
-from tests.witness.checkpoints import Shape
+from tests.witness.checkpoints import Shape, random_model
 from tests.witness.llama3 import TINY, spelled
-from tests.witness.llama3_ranks import save_llama_3
+from tests.witness.llama3_ranks import llama_3_ranks, save_llama_3
+from tests.witness.ranks import expected_ranks, in_metas_order, rank_differences
 from tests.witness.vocabularies import model_bytes, write_model
 
 # 272 tokens and 256 special ones.
@@ -113,3 +114,32 @@ def test_the_way_back_copies_the_tokenizer_and_counts_its_tokens(tmp_path: Path)
     with refused(TokenizerError, "910 pieces", "528 rows"):
         plan_reverse(output)
     plan_reverse(output, ReverseOptions(skip_tokenizer=True))
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "n_rows", "is_third"),
+    [("sentencepiece", 910, False), ("tiktoken", 528, True)],
+)
+def test_the_tokenizer_and_not_the_theta_tells_whose_model_a_small_one_is(
+    tmp_path: Path, vocabulary: str, n_rows: int, *, is_third: bool
+) -> None:
+    """Llama 2 was trained on with Llama 3's rope_theta: its embedding was split by rows."""
+    shape = Shape(dim=256, n_layers=2, n_heads=4, n_kv_heads=2, hidden=352, vocab=n_rows)
+    state = random_model(shape)
+    source, output, back = (tmp_path / name for name in ("in", "hf", "back"))
+    save_llama_3(source, shape, state, scaled=False)
+    write_model(source, spelled(TINY) if is_third else model_bytes("plain"))
+    convert_checkpoint(source, output)
+    assert verify_output(output, plan_conversion(source)).problems == ()
+    assert read(output, "config.json")["rope_theta"] == 500000.0
+    assert ("transformers_version" in read(output, "config.json")) is is_third
+    (output / "conversion.json").unlink()
+    of_third = [in_metas_order(rank) for rank in llama_3_ranks(state, 2, shape)]
+    of_second = expected_ranks(state, shape, 2, theta=500000.0)
+    for alone in (False, True):
+        two = ReverseOptions(n_ranks=2, skip_tokenizer=alone)
+        ranks = back / str(alone)
+        reverse_checkpoint(output, ranks, options=two)
+        assert verify_output(ranks, plan_reverse(output, two)).problems == ()
+        assert rank_differences(ranks, of_third if is_third else of_second) == []
+        assert rank_differences(ranks, of_second if is_third else of_third) != []

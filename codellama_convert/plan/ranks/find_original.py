@@ -73,9 +73,7 @@ def _holds_copies_of_heads(checkpoint: Checkpoint) -> bool:
 
 def _shows_its_generation(config: ModelConfig) -> bool:
     """Report whether config.json will tell how the ranks were split, which their shapes told here."""
-    told = generation_of(
-        scaled_rope=config.scaled_rope, rope_theta=config.rope_theta, vocab_size=config.vocab_size
-    )
+    told = generation_of(scaled_rope=config.scaled_rope, vocab_size=config.vocab_size)
     return told == config.generation
 
 

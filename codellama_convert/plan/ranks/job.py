@@ -193,8 +193,8 @@ def plan_reverse(
     options = ReverseOptions() if options is None else options
     instance_of(ReverseOptions).check("options", options)
     dtype = None if options.dtype is None else as_dtype(options.dtype)
-    folder = as_path("input_dir", input_dir)
-    source = open_source(folder, dtype=dtype)
+    folder, named = as_path("input_dir", input_dir), options.tokenizer_model
+    source = open_source(folder, dtype=dtype, tokenizer_model=named)
     tokenizer = _tokenizer(source, options)
     n_rows = _vocabulary_rows(source, tokenizer, options)
     config = replace(source.config, vocab_size=n_rows)
@@ -211,15 +211,13 @@ def plan_reverse(
 def _tokenizer(source: Source, options: ReverseOptions) -> TokenizerModel | None:
     if options.skip_tokenizer:
         return None
-    named = options.tokenizer_model
-    path = source.tokenizer if named is None else as_path("tokenizer_model", named)
-    if path is None:
+    if source.tokenizer is None:
         raise TokenizerError(
             "holds no tokenizer.model, without which Meta's code does not start",
             path=source.folder,
             hint="give its path with --tokenizer_model, or leave it out with --skip_tokenizer",
         )
-    return read_tokenizer_model(path)
+    return read_tokenizer_model(source.tokenizer)
 
 
 def _vocabulary_rows(
