@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -75,6 +76,17 @@ def test_a_wheel_holds_the_package_and_nothing_else(tmp_path, added, left_out, c
 def test_a_user_installs_every_dependency_but_torch():
     names = [re.split("=", line)[0] for line in package.dependencies()]
     assert names == ["click", "numpy", "safetensors", "sentencepiece", "tqdm"]
+
+
+def test_an_engine_is_an_extra_and_the_suite_has_it():
+    """`pip install .` brings none: the core takes any executor, and imports no engine."""
+    (extra,) = re.findall(r"^dask = (\[.*\])$", PYPROJECT, re.MULTILINE)
+    (needed,) = ast.literal_eval(extra)
+    assert re.fullmatch(r"distributed>=[0-9.]+", needed)
+    test_group = PYPROJECT[PYPROJECT.index("\ntest = [") :]
+    assert f'"{needed}",' in test_group[: test_group.index("\n]")]
+    dependencies = PYPROJECT[PYPROJECT.index("\ndependencies = [") :]
+    assert "distributed" not in dependencies[: dependencies.index("\n]")]
 
 
 def test_ci_runs_the_scripts_of_a_maintainer_on_all_that_the_metadata_promise():

@@ -1,0 +1,115 @@
+"""Own a real dask cluster on the loopback: a scheduler and workers, each a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from tests.outputs import ROOT, environment
+
+# Whatever happens to the tests, no process outlives them for long: an idle scheduler ends, and a
+# worker without one.
+_IDLE_SECONDS = "120"
+_END_SECONDS = 20
+
+
+@dataclass
+class Cluster:
+    """A scheduler, its workers, and how to reach them."""
+
+    folder: Path
+    tls: tuple[str, ...]
+    to_close: ExitStack
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @cached_property
+    def address(self) -> str:
+        """Where the scheduler listens, as soon as it does."""
+        from distributed.utils import json_load_robust
+
+        return str(json_load_robust(str(self.scheduler_file), timeout=60)["address"])
+
+    @property
+    def scheduler_file(self) -> Path:
+        """The file in which the scheduler says where it listens."""
+        return self.folder / "scheduler.json"
+
+    def start_worker(self, **how: str) -> subprocess.Popen[bytes]:
+        """Start one more worker; `how` goes into its environment."""
+        name = f"worker-{len(self.workers)}"
+        worker = self._start(
+            name, "dask_worker", "--no-nanny", "--nthreads", "1", "--name", name,
+            "--local-directory", str(self.folder), "--death-timeout", _IDLE_SECONDS, **how,
+        )  # fmt: skip
+        self.workers.append(worker)
+        return worker
+
+    def start_scheduler(self) -> None:
+        """Start the scheduler, on a port that is free."""
+        protocol = "tls" if self.tls else "tcp"
+        self._start(
+            "scheduler", "dask_scheduler", "--port", "0", "--protocol", protocol,
+            "--idle-timeout", _IDLE_SECONDS,
+        )  # fmt: skip
+
+    def _start(self, name: str, program: str, *more: str, **how: str) -> subprocess.Popen[bytes]:
+        log = self.to_close.enter_context((self.folder / f"{name}.log").open("wb"))
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", f"distributed.cli.{program}", "--no-dashboard", "--host",
+                "127.0.0.1", "--scheduler-file", str(self.scheduler_file), *self.tls, *more,
+            ],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+            env=environment(**how),
+        )  # fmt: skip
+        self.to_close.callback(end, process)
+        return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that was started here, and wait for it."""
+    process.terminate()
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def running_cluster(
+    folder: Path, *, n_workers: int = 2, tls: tuple[str, ...] = ()
+) -> Iterator[Cluster]:
+    """Run a cluster; the workers come as soon as the scheduler has said where it is."""
+    with ExitStack() as to_close:
+        cluster = Cluster(folder, tls, to_close)
+        cluster.start_scheduler()
+        for _ in range(n_workers):
+            cluster.start_worker()
+        yield cluster
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a key, and a certificate that vouches for itself; examples/clusters shows this command."""
+    certificate, key = folder / "cluster.crt", folder / "cluster.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "365",
+         "-subj", "/CN=cluster", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True, cwd=ROOT,
+    )  # fmt: skip
+    return certificate, key
+
+
+def tls_options(certificate: Path, key: Path) -> tuple[str, ...]:
+    """Spell the options by which a scheduler, a worker and codellama-convert take a certificate."""
+    names = ("--tls-ca-file", "--tls-cert", "--tls-key")
+    return tuple(
+        word
+        for name, path in zip(names, (certificate, certificate, key), strict=True)
+        for word in (name, str(path))
+    )
