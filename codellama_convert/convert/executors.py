@@ -58,16 +58,16 @@ class RemoteWriter:
                 jobs[self._ask(files, token)] = files, 1
             while jobs:
                 done, _ = wait(jobs, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
-                self._watch.check()  # first: a signal may have killed the workers too
-                for future in done:
-                    files, tries = jobs.pop(future)
-                    if self._is_lost(future, files, tries):
-                        jobs[self._ask(files, token)] = files, tries + 1
-                        continue
+                whole = {future for future in done if _is_whole(future)}
+                for future in whole:  # first, whatever else happened: their work is not lost
+                    files, _ = jobs.pop(future)
                     yield files, future.result()
-                    for file in files:
-                        self._folder.parts.drop_of(file.name)
-                    self._watch.advance(sum(one.spec.n_bytes for one in files[0].tensors))
+                    self._clear_up(files)
+                self._watch.check()  # then: a signal may have killed the workers too
+                for future in done - whole:
+                    files, tries = jobs.pop(future)
+                    self._refuse_in_vain(future, files, tries)
+                    jobs[self._ask(files, token)] = files, tries + 1
         finally:
             self._folder.end_run()
             wait([future for future in jobs if not future.cancel()], timeout=_STOP_SECONDS)
@@ -86,23 +86,26 @@ class RemoteWriter:
         except RuntimeError as problem:  # it broke meanwhile, or was shut down
             raise self._broken(problem) from problem
 
-    def _is_lost(self, future: Future[FileReport], files: Pass, tries: int) -> bool:
-        """Return whether a job is to be asked for again; raise what no other worker would change."""
+    def _clear_up(self, files: Pass) -> None:
+        """Remove what workers that were lost have left of files that are named now."""
+        for file in files:
+            self._folder.parts.drop_of(file.name)
+        self._watch.advance(sum(tensor.spec.n_bytes for tensor in files[0].tensors))
+
+    def _refuse_in_vain(self, future: Future[FileReport], files: Pass, tries: int) -> None:
+        """Raise what asking another worker would not change."""
         problem = None if future.cancelled() else future.exception()
-        if problem is None and not future.cancelled():
-            return False
         if isinstance(problem, ConvertError):
             raise problem
         if isinstance(problem, BrokenExecutor):
             raise self._broken(problem) from problem
-        if tries < _TRIES:
-            _LOG.info("%s is asked for again: %r", files[0].name, problem)
-            return True
-        raise WorkerError(
-            f"{tries} workers were lost over {files[0].name}: {shown(problem)}",
-            path=self._folder.path,
-            hint=self._watch.hint,
-        ) from problem
+        if tries == _TRIES:
+            raise WorkerError(
+                f"{tries} workers were lost over {files[0].name}: {shown(problem)}",
+                path=self._folder.path,
+                hint=self._watch.hint,
+            ) from problem
+        _LOG.info("%s is asked for again: %r", files[0].name, problem)
 
     def _broken(self, problem: BaseException) -> WorkerError:
         return WorkerError(
@@ -110,6 +113,10 @@ class RemoteWriter:
             path=self._folder.path,
             hint=self._watch.hint,
         )
+
+
+def _is_whole(future: Future[FileReport]) -> bool:
+    return not future.cancelled() and future.exception() is None
 
 
 def _n_bytes(files: Pass) -> int:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 import torch
 
 from codellama_convert import ConfigError, Options, convert_checkpoint, reverse_checkpoint
 from codellama_convert.plan.ranks.options import ReverseOptions
+from tests.convert.executors.workers import N_FILES, OPTIONS, spawned
 from tests.outputs import content
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
-OPTIONS = Options(max_shard_bytes=60_000, workers=1, tile_bytes=8192)
-N_FILES = 6
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, and what a plain run makes of it."""
-    folder = tmp_path_factory.mktemp("executor")
-    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
-    convert_checkpoint(folder / "in", folder / "out", options=OPTIONS)
-    return folder
-
 
 def processes() -> Executor:
-    return ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+    return spawned(2)
 
 
 def threads() -> Executor:

@@ -1,0 +1,115 @@
+"""Workers that see something else, or outlive their run: they write nothing, or it is not taken."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codellama_convert import Interrupted, WorkerError, convert_checkpoint, plan_conversion
+from codellama_convert.convert import jobs
+from codellama_convert.convert.jobs import FileRequest, write_file
+from codellama_convert.convert.run import run
+from codellama_convert.convert.write_pass import FileReport
+from codellama_convert.staging import crash_points
+from codellama_convert.staging.run_token import put_token
+from codellama_convert.storage.held_folder import HeldFolder
+from codellama_convert.storage.watch import StopRequest, Watch
+from tests.convert.executors.workers import OPTIONS, Through
+from tests.outputs import STAGING, content
+from tests.witness.checkpoints import GQA, random_model, save_checkpoint
+
+
+def changed(**fields: Callable[[Any], Any]) -> Callable[[int, FileRequest], FileReport]:
+    """Let a worker see a request in which some fields are others."""
+
+    def work(number: int, request: FileRequest) -> FileReport:
+        new = {name: change(getattr(request, name)) for name, change in fields.items()}
+        return write_file(replace(request, **new))
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("work", "named"),
+    [
+        (changed(fingerprint=lambda one: {**one, "version": "0.0.1"}), "version is '0.0.1' there"),
+        (changed(options=lambda one: replace(one, dtype="float16")), "dtype is 'bfloat16' there"),
+        (changed(names=lambda _: ("model-00009-of-00006.safetensors",)), "not written in one pass"),
+        (changed(output_dir=lambda one: f"{one}/elsewhere"), "does not see the output folder"),
+        (changed(token=lambda _: "0" * 32), "is over"),
+    ],
+    ids=["version", "options", "names", "mount", "run"],
+)
+def test_a_worker_that_sees_something_else_is_refused(converted, tmp_path, work, named):
+    with Through(work) as wrong, pytest.raises(WorkerError, match=named):
+        convert_checkpoint(converted / "in", tmp_path / "out", options=OPTIONS, executor=wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_is_another_for_the_worker_is_refused(converted, tmp_path):
+    """Mounts differ between machines, or the files are being replaced."""
+    source, other = tmp_path / "in", tmp_path / "other"
+    shutil.copytree(converted / "in", source)
+    save_checkpoint(other, GQA, random_model(GQA, torch.bfloat16, 4), n_ranks=2)
+
+    def replace_it(number: int, request: FileRequest) -> FileReport:
+        shutil.copytree(other, source, dirs_exist_ok=True)
+        return write_file(request)
+
+    with (
+        Through(replace_it) as late,
+        pytest.raises(WorkerError, match=r"consolidated\.00\.pth is not the same file"),
+    ):
+        convert_checkpoint(source, tmp_path / "out", options=OPTIONS, executor=late)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def orphan(converted, tmp_path) -> FileRequest:
+    """The request of a file that is not whole, of a run that stopped."""
+    job, stop = plan_conversion(converted / "in", OPTIONS), StopRequest()
+    watch = Watch(lambda _: stop.ask(signal.SIGTERM), stop)
+    with Through(lambda _, request: write_file(request)) as pool, pytest.raises(Interrupted):
+        run(job, tmp_path / "out", watch=watch, executor=pool)
+    return pool.asked[-1]
+
+
+def test_a_worker_whose_run_is_over_writes_nothing(orphan):
+    staging = Path(orphan.output_dir) / STAGING
+    before = content(staging)
+    with pytest.raises(WorkerError, match="is over"):
+        write_file(orphan)
+    with HeldFolder(staging) as held:
+        token = put_token(held)
+        with pytest.raises(WorkerError, match="is over"):
+            write_file(orphan)  # another run's
+        assert content(staging).keys() - before.keys() == {"run.token"}
+        (part,) = write_file(replace(orphan, token=token)).parts
+    assert content(staging).keys() - before.keys() == {"run.token", part}
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_worker_stops_between_two_tiles_when_its_run_is_over(orphan, monkeypatch, how):
+    monkeypatch.setattr(jobs, "_LOOK_SECONDS", 0.0)
+    staging = Path(orphan.output_dir) / STAGING
+    before = content(staging)
+    with HeldFolder(staging) as held:
+        request = replace(orphan, token=put_token(held))
+
+        def end_the_run(step: str) -> None:
+            if step == "space reserved":
+                (staging / "run.token").unlink()
+                if how == "replaced":
+                    put_token(held)
+
+        monkeypatch.setattr(crash_points, "hook", end_the_run)
+        with pytest.raises(WorkerError, match="is over"):
+            write_file(request)
+    assert content(staging).keys() - before.keys() <= {"run.token"}
