@@ -8,7 +8,6 @@ either side, and left all else as it was, is found by `verify` only.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from codellama_convert.plan.target import TargetFile, file_crc
 from codellama_convert.staging.record_values import FileSum, SealedFile, sealed_file_in
 from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.checksums import crc32
 from codellama_convert.storage.contents import Content, chunks_of
 from codellama_convert.storage.folders import names_in
 from codellama_convert.storage.input_file import InputFile
@@ -195,7 +195,7 @@ def _hex(value: object, n_digits: int) -> str:
 def _sum_of(content: Content) -> FileSum:
     crc = 0
     for chunk in chunks_of(content):
-        crc = zlib.crc32(chunk, crc)
+        crc = crc32(chunk, crc)
     return FileSum(len(content), crc)
 
 

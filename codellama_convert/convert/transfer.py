@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from codellama_convert.model.placement import Move, Part
 from codellama_convert.model.rope import to_half_split, to_interleaved
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
-from codellama_convert.storage.checksums import combine
+from codellama_convert.storage.checksums import combine, crc32
 from codellama_convert.storage.output_file import OutputFile, SpanWriter
 from codellama_convert.storage.threads import share_out
 from codellama_convert.storage.watch import Watch
@@ -168,7 +167,7 @@ class TileSource:
                 np.copyto(copy, shares[0])
         if crc_read is not None and self._is_read_whole(tensor, tile):
             return [crc_read] * len(shares)  # each share is what was read: its sum is known
-        return [zlib.crc32(target) for target in targets]
+        return [crc32(target) for target in targets]
 
     def _move(self, tensor: TensorPlan, part: Part, rows: Rows, target: Part, share: Rows) -> None:
         """Move the columns that a part of either side has in common."""

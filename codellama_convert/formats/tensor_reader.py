@@ -8,7 +8,6 @@ need the other's ledgers.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
@@ -28,7 +27,7 @@ from codellama_convert.formats.source_sums import (
 )
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor, segments
 from codellama_convert.storage.blocks import IoMode
-from codellama_convert.storage.checksums import CrcLedger, SourceSums, combine
+from codellama_convert.storage.checksums import CrcLedger, SourceSums, combine, crc32
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Watch
 
@@ -192,7 +191,7 @@ class TensorReader:
             if n_lacking:
                 for piece in self._file.read_pieces(buffer, offset + start, offset + end):
                     watch.check()
-                    crc = zlib.crc32(piece, crc)
+                    crc = crc32(piece, crc)
             crc_until[end] = crc
         for ledger, start, end in gaps:
             # The CRC-32 of a part follows from those of what lies before it and of both.
@@ -289,7 +288,7 @@ class TensorReader:
                 at = storage.offset
                 for piece in self._file.read_pieces(buffer, at + start, at + end):
                     watch.check()
-                    found = zlib.crc32(piece, found)
+                    found = crc32(piece, found)
                 if found != crc:
                     return False
         return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import secrets
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from codellama_convert.staging.record_values import FileSum
 from codellama_convert.staging.space import ANOTHER_PLACE, NOT_THE_DISK
 from codellama_convert.staging.staged import PART_SUFFIX, drop_entries
 from codellama_convert.storage.blocks import IoMode, first_line
+from codellama_convert.storage.checksums import crc32
 from codellama_convert.storage.contents import Content, chunks_of
 from codellama_convert.storage.folders import refuse_promise
 from codellama_convert.storage.held_folder import HeldFolder
@@ -145,7 +145,7 @@ class PartFiles:
             for chunk in chunks_of(content):
                 output.write_at(n_bytes, chunk)
                 n_bytes += len(chunk)
-                crc = zlib.crc32(chunk, crc)
+                crc = crc32(chunk, crc)
             assert n_bytes == len(content)
             output.sync()
         rename(self._staging, output.path.name, self._staging, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from codellama_convert.staging.records import (
     read_journal,
 )
 from codellama_convert.storage.blocks import aligned_buffer, first_line
+from codellama_convert.storage.checksums import crc32
 from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Watch
@@ -217,7 +217,7 @@ def is_whole(
             return False
         for piece in staged.read_pieces(buffer):
             watch.check()
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
     return crc == wanted.crc32
 
 

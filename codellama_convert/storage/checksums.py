@@ -8,9 +8,8 @@ to be read twice to learn the CRC-32 of the whole.
 from __future__ import annotations
 
 import threading
-import zlib
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
 from itertools import pairwise
 
 # The reflected CRC-32 polynomial of ISO 3309 and zip; bit 31 is x**0.
@@ -21,6 +20,30 @@ Interval = tuple[int, int, int]
 
 # What was read of a rank to write a file: by storage, each (pass, start, end, crc), in order.
 SourceSums = dict[str, list[tuple[int, int, int, int]]]
+
+
+def crc32(piece: bytes | memoryview, before: int = 0) -> int:
+    """Return the CRC-32 of a piece, as `zlib.crc32` does, by the fastest means at hand.
+
+    Args:
+        piece: Its bytes.
+        before: The CRC-32 of what lies before the piece, to join both.
+
+    Returns:
+        The CRC-32.
+    """
+    return _fastest_crc32()(piece, before)
+
+
+@cache
+def _fastest_crc32() -> Callable[[bytes | memoryview, int], int]:
+    """Choose zlib-ng where it is installed: it sums several times as fast as zlib."""
+    # When the first sum is asked for, as the import takes longer than `--help` may wait.
+    try:
+        from zlib_ng.zlib_ng import crc32 as fastest  # noqa: PLC0415
+    except ImportError:
+        from zlib import crc32 as fastest  # noqa: PLC0415
+    return fastest
 
 
 def _multiply(a: int, b: int) -> int:
@@ -100,7 +123,7 @@ class CrcLedger:
         Raises:
             ValueError: If the piece overlaps one that was added before, or leaves the range.
         """
-        crc = zlib.crc32(piece)
+        crc = crc32(piece)
         self.add_crc(start, start + len(piece), crc)
         return crc
 

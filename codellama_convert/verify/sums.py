@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from codellama_convert.errors import ConvertError, VerifyError
 from codellama_convert.storage.blocks import IoMode, aligned_buffer
-from codellama_convert.storage.checksums import combine
+from codellama_convert.storage.checksums import combine, crc32
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.threads import share_out
@@ -139,7 +138,7 @@ def sum_file(
         whole = 0
         for span in _spans(path, file.n_bytes, stored):
             if span.tensor is None:
-                crc = zlib.crc32(file.read_exact(span.start, span.end - span.start))
+                crc = crc32(file.read_exact(span.start, span.end - span.start))
             elif span.tensor in crcs:
                 crc = crcs[span.tensor]
             else:
@@ -178,7 +177,7 @@ def _sums(file: InputFile, spans: Sequence[_Span], reading: FileReading) -> list
     def sum_of(span: _Span, buffer: memoryview, watch: Watch) -> int:
         crc = 0
         for piece in file.read_pieces(buffer, span.start, span.end):
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
             watch.advance(len(piece))
         return crc
 

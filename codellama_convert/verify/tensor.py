@@ -6,7 +6,6 @@ Rows are walked backwards, from the output to the source; a cast is torch's own.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ from codellama_convert.model.placement import Move, Part
 from codellama_convert.model.rope import to_interleaved
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
-from codellama_convert.storage.checksums import combine
+from codellama_convert.storage.checksums import combine, crc32
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Progress
 from codellama_convert.tensors import Dtype
@@ -107,7 +106,7 @@ class TensorComparer:
                 break
             for one in written:
                 known, file = crcs_read.get(one.part.file), one.part.file
-                crc = zlib.crc32(one.window) if known is None else known
+                crc = crc32(one.window) if known is None else known
                 found.crcs[file] = combine(found.crcs[file], crc, len(one.window))
             advance(len(tile.rows) * row_bytes)
         return found

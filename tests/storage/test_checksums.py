@@ -4,14 +4,54 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import threading
 import zlib
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codellama_convert.storage.checksums import CrcLedger, combine
+from codellama_convert.storage import checksums
+from codellama_convert.storage.checksums import CrcLedger, combine, crc32
+
+
+@pytest.fixture(params=["zlib", "zlib_ng"])
+def summing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Sum with one of the two, as if the other were not there; name the one."""
+    if request.param == "zlib":
+        monkeypatch.setitem(sys.modules, "zlib_ng", None)  # what is None cannot be imported
+        monkeypatch.delitem(sys.modules, "zlib_ng.zlib_ng", raising=False)
+    else:
+        pytest.importorskip("zlib_ng", reason="the extra [fast] is not installed")
+    checksums._fastest_crc32.cache_clear()
+    yield request.param
+    checksums._fastest_crc32.cache_clear()
+
+
+def test_zlib_ng_sums_where_it_is_installed_and_zlib_elsewhere(summing: str) -> None:
+    assert checksums._fastest_crc32().__module__.split(".")[0] == summing
+
+
+def test_the_sum_is_zlibs_for_every_length_and_alignment(summing: str) -> None:
+    """Faster ones take 16 to 64 bytes at once, and the first and last bytes in another way."""
+    content = random.Random(3).randbytes(1 << 21)
+    whole = memoryview(content)
+    lengths = [*range(300), 4095, 4096, 4097, (1 << 20) + 13, (1 << 21) - 64]
+    for number, n_bytes in enumerate(lengths):
+        start = number % 64
+        piece = whole[start : start + n_bytes]
+        assert crc32(piece) == zlib.crc32(piece), (start, n_bytes)
+        assert crc32(piece, 0xDEADBEEF) == zlib.crc32(piece, 0xDEADBEEF), (start, n_bytes)
+
+
+@pytest.mark.parametrize("n_bytes", [9, 64, 4096])
+def test_the_sum_is_the_published_one_and_sees_a_flipped_bit(summing: str, n_bytes: int) -> None:
+    assert crc32(b"123456789") == 0xCBF43926  # the check value of ISO 3309
+    flipped = bytearray(n_bytes)
+    flipped[-1] = 1
+    assert crc32(flipped) != crc32(bytes(n_bytes))
 
 
 def cuts_of(n_bytes: int, rng: random.Random) -> list[tuple[int, int]]:
