@@ -15,6 +15,7 @@ from tests.witness.checkpoints import GQA, Shape, State, expected_state_dict, ra
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 THETA = 1000000.0
 
 
@@ -22,6 +23,11 @@ def weights(shape: Shape = GQA, dtype: torch.dtype = torch.bfloat16) -> State:
     """Make a model's tensors under Hugging Face's names, in the order of its state dict."""
     state = expected_state_dict(random_model(shape, dtype), shape)
     return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def split(state: State, n_files: int) -> list[State]:
+    """Deal tensors out like cards, which no program's split does."""
+    return [dict(list(state.items())[i::n_files]) for i in range(n_files)]
 
 
 def config(shape: Shape = GQA, **change: Any) -> dict[str, Any]:

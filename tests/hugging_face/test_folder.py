@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +18,12 @@ from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 from tests.hugging_face.folders import (
     EMBEDDING,
     HEAD,
-    INDEX,
     SINGLE,
     THETA,
     config,
     names_in,
-    weights,
+    split,
     write_folder,
-    write_index,
 )
 from tests.refusals import refused
 from tests.witness.checkpoints import State
@@ -35,13 +32,7 @@ MODEL = ModelConfig(
     hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=8,
     num_key_value_heads=4, rms_norm_eps=1e-5, rope_theta=THETA, vocab_size=320,
 )  # fmt: skip
-Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 INV_FREQ = "model.layers.0.self_attn.rotary_emb.inv_freq"
-
-
-@pytest.fixture(scope="module")
-def state() -> State:
-    return weights()
 
 
 def frequencies(theta: float = THETA, head_dim: int = 8) -> torch.Tensor:
@@ -62,11 +53,6 @@ def assert_holds(found: HuggingFaceCheckpoint, state: State) -> None:
         file = found.files[tensor.file]
         at = file.storages[tensor.spec.name].offset
         assert file.path.read_bytes()[at : at + tensor.spec.n_bytes] == raw(wanted)
-
-
-def split(state: State, n_files: int) -> list[State]:
-    """Deal tensors out like cards, which no program's split does."""
-    return [dict(list(state.items())[i::n_files]) for i in range(n_files)]
 
 
 @pytest.mark.parametrize("n_files", [1, 2, 5])
@@ -215,48 +201,6 @@ def test_frequencies_that_contradict_rope_theta_are_refused(tmp_path, state, sav
         open_folder(write_folder(tmp_path / "hf", [state | {INV_FREQ: saved}]))
 
 
-ONE = torch.ones(4, dtype=torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    ("more", "facts"),
-    [
-        ({"model.layers.0.self_attn.q_proj.bias": ONE}, ["q_proj.bias' is a bias", "no biases"]),
-        ({"model.layers.0.mlp.up_proj.qweight": ONE.to(torch.int32)}, ["up_proj.qweight'", "quantised"]),
-        ({"model.layers.0.mlp.up_proj.scales": ONE}, ["up_proj.scales'", "quantised", "before quantisation"]),
-        ({"model.layers.0.mlp.up_proj.weight.absmax": ONE}, ["absmax'", "quantised"]),
-        ({"model.layers.0.mlp.up_proj.SCB": ONE.float()}, ["SCB'", "quantised"]),
-        ({Q_PROJ: torch.zeros(64, 64).to(torch.float8_e4m3fn)}, [f"{Q_PROJ!r} is F8_E4M3", "quantised"]),
-        ({Q_PROJ: torch.zeros(64, 64, dtype=torch.int8)}, [f"{Q_PROJ!r} is I8", "quantised"]),
-        ({Q_PROJ: torch.zeros(64, 64, dtype=torch.float64)}, [f"{Q_PROJ!r} is F64", "bfloat16, float16"]),
-        ({"model.layers.0.self_attn.q_proj.lora_A.weight": ONE}, ["lora_A", "adapter", "merge"]),
-        ({"model.layers.0.self_attn.q_proj.base_layer.weight": ONE}, ["base_layer", "adapter", "merge"]),
-        ({"model.layers.0.mlp.experts.0.w1.weight": ONE}, ["mixture of experts"]),
-        ({"model.layers.0.self_attn.q_norm.weight": ONE}, ["q_norm.weight' normalises queries"]),
-        ({"model.layers.2.mlp.up_proj.weight": ONE}, ["layer beyond the num_hidden_layers"]),
-        ({"tok_embeddings.weight": ONE}, ["'tok_embeddings.weight' has Meta's name"]),
-        ({"score.weight": ONE, "value.weight": ONE.clone()}, ["'score.weight' does not belong to a Llama model (and 1 other)"]),
-        ({Q_PROJ: torch.ones(64, 32, dtype=torch.bfloat16)}, [SINGLE, f"{Q_PROJ!r} has shape (64, 32), expected (64, 64)", "same model"]),
-    ],
-)  # fmt: skip
-def test_tensors_that_no_llama_has_are_refused_by_name(tmp_path, state, more, facts):
-    with refused(LayoutError, *facts):
-        open_folder(write_folder(tmp_path / "hf", [state | more]))
-
-
-@pytest.mark.parametrize("prefix", ["base_model.model.", "_orig_mod.", "module."])
-def test_the_prefix_of_a_wrapper_is_named(tmp_path, state, prefix):
-    wrapped = {prefix + name: tensor for name, tensor in state.items()}
-    with refused(LayoutError, f"begins with {prefix!r}", "inside the wrapper"):
-        open_folder(write_folder(tmp_path / "hf", [wrapped]))
-
-
-def test_a_model_without_its_head_is_called_that(tmp_path, state):
-    bare = {n.removeprefix("model."): t for n, t in state.items() if n != HEAD}
-    with refused(LayoutError, "'embed_tokens.weight' is there", "without its head"):
-        open_folder(write_folder(tmp_path / "hf", [bare]))
-
-
 def test_each_missing_tensor_is_refused_by_name(tmp_path, state):
     for name in state:
         rest = {other: tensor for other, tensor in state.items() if other != name}
@@ -272,33 +216,6 @@ def test_layers_that_only_config_json_has_are_not_counted_through(tmp_path, stat
         open_folder(folder)
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])  # fmt: skip
-def test_an_adapter_beside_the_model_is_refused(tmp_path, state, name):
-    """transformers would put it on the weights, and the ranks would be another model."""
-    folder = write_folder(tmp_path / "hf", [state])
-    (folder / name).write_bytes(b"{}")
-    with refused(CheckpointError, f"holds {name}", "adapter", "merge"):
-        open_folder(folder)
-
-
-@pytest.mark.parametrize(
-    ("names", "facts"),
-    [
-        (["consolidated.00.pth", "params.json"], ["consolidated.00.pth", "Meta's layout"]),
-        (["model.bin", "config.json"], ["model.bin", "save_pretrained"]),
-        (["model-q4.gguf"], ["model-q4.gguf", "llama.cpp", "made from"]),
-        (["consolidated.safetensors", "params.json"], ["consolidated.safetensors", "Mistral"]),
-        (["tf_model.h5"], ["tf_model.h5", "another framework"]),
-        (["config.json"], ["neither safetensors files nor pytorch_model.bin", "config.json"]),
-    ],
-)
-def test_a_folder_of_another_kind_is_told_what_it_holds(tmp_path, names, facts):
-    for name in names:
-        (tmp_path / name).write_bytes(b"{}")
-    with refused(CheckpointError, *facts):
-        open_folder(tmp_path)
-
-
 def test_a_folder_that_is_not_there_is_one(tmp_path):
     with refused(CheckpointError, "absent", "No such file"):
         open_folder(tmp_path / "absent")
@@ -308,85 +225,6 @@ def test_a_missing_config_is_one(tmp_path, state):
     folder = write_folder(tmp_path / "hf", [state])
     (folder / "config.json").unlink()
     with refused(ConfigError, "config.json", "No such file"):
-        open_folder(folder)
-
-
-def map_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    return found
-
-
-SECOND = "model-00002-of-00003.safetensors"
-
-
-@pytest.mark.parametrize(
-    ("change", "facts"),
-    [
-        ({Q_PROJ: "model-00004-of-00004.safetensors"}, ["model-00004-of-00004.safetensors, which is not there", "has 4 files"]),
-        ({EMBEDDING: SECOND}, [f"{EMBEDDING!r} is in model-00002", "but it is in model-00001"]),
-        ({"ghost.weight": SECOND}, ["'ghost.weight' is in model-00002", "in no file"]),
-        ({Q_PROJ: None}, ["'model.layers.1.self_attn.q_proj.weight' is in None", "not the name"]),
-        ({Q_PROJ: "../hf/" + SECOND}, ["is in '../hf/", "not the name"]),
-        ({Q_PROJ: "pytorch_model.bin"}, ["is in 'pytorch_model.bin'", "not the name"]),
-        ({Q_PROJ: ""}, ["is in ''", "not the name"]),
-    ],
-)  # fmt: skip
-def test_an_index_that_says_otherwise_than_the_files_is_refused(tmp_path, state, change, facts):
-    folder = write_folder(tmp_path / "hf", split(state, 3))
-    open_folder(folder)
-    write_index(folder, map_of(folder) | change)
-    with refused(CheckpointError, INDEX, *facts):
-        open_folder(folder)
-
-
-def test_a_tensor_that_the_index_leaves_out_is_refused(tmp_path, state):
-    folder = write_folder(tmp_path / "hf", split(state, 3))
-    write_index(folder, {n: f for n, f in map_of(folder).items() if n != Q_PROJ})
-    with refused(CheckpointError, INDEX, f"{Q_PROJ!r} is nowhere", "but it is in model-0000"):
-        open_folder(folder)
-
-
-@pytest.mark.parametrize(
-    ("content", "fact"),
-    [(b"", "not JSON"), (b"[]", "not a JSON object"), (b"{}", "no 'weight_map'"),
-     (b'{"weight_map": {}}', "no 'weight_map'"), (b'{"weight_map": [1]}', "no 'weight_map'"),
-     (b" " * ((4 << 20) + 1), "too large")],
-)  # fmt: skip
-def test_an_index_that_is_not_one_is_refused(tmp_path, state, content, fact):
-    folder = write_folder(tmp_path / "hf", split(state, 3))
-    (folder / INDEX).write_bytes(content)
-    with refused(CheckpointError, INDEX, fact):
-        open_folder(folder)
-
-
-def test_a_missing_shard_is_named(tmp_path, state):
-    folder = write_folder(tmp_path / "hf", split(state, 3))
-    (folder / SECOND).unlink()
-    with refused(CheckpointError, INDEX, f"names {SECOND}, which is not there", "has 3 files"):
-        open_folder(folder)
-
-
-@pytest.mark.parametrize("index", [True, False])
-def test_a_tensor_in_two_files_is_refused(tmp_path, state, index):
-    files = split(state, 2)
-    files[1][EMBEDDING] = state[EMBEDDING].clone()
-    folder = write_folder(tmp_path / "hf", files, index=index)
-    with refused(LayoutError, f"{EMBEDDING!r} is in model-00001", "and in model-00002"):
-        open_folder(folder)
-
-
-def test_one_file_and_an_index_of_others_are_two_models(tmp_path, state):
-    folder = write_folder(tmp_path / "hf", split(state, 2))
-    write_folder(folder, [state])
-    with refused(CheckpointError, f"holds {SINGLE} and {INDEX}", "remove the one"):
-        open_folder(folder)
-
-
-def test_a_damaged_shard_is_named(tmp_path, state):
-    folder = write_folder(tmp_path / "hf", split(state, 3))
-    whole = (folder / SECOND).read_bytes()
-    (folder / SECOND).write_bytes(whole[:-1])
-    with refused(CheckpointError, SECOND, "truncated"):
         open_folder(folder)
 
 

@@ -22,7 +22,6 @@ from tests.hugging_face.folders import (
     THETA,
     config,
     names_in,
-    weights,
     write_folder,
 )
 from tests.refusals import refused
@@ -31,11 +30,6 @@ from tests.witness.checkpoints import State
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 INV_FREQ = "model.layers.0.self_attn.rotary_emb.inv_freq"
 MASK = "model.layers.0.self_attn.masked_bias"
-
-
-@pytest.fixture(scope="module")
-def state() -> State:
-    return weights()
 
 
 def write(
