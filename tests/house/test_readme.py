@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,8 @@ import torch
 
 from codellama_convert.cli.commands import main
 from tests.faults.dying import program_that_dies
-from tests.house.readme import PAGES, ROOT, blocks, headings, read, regenerated, without_blocks
-from tests.programs import BIN, needs_commands, path_with
+from tests.house.readme import PAGES, ROOT, blocks, read
+from tests.programs import needs_commands, run_script
 from tests.witness.checkpoints import (
     CODE_LLAMA_7B,
     CODE_LLAMA_70B,
@@ -34,7 +33,7 @@ from tests.witness.sparse import write_sparse_checkpoint
 from tests.witness.tiny import DOCUMENTED_MIDDLE, merged
 
 TINY = ROOT / "examples" / "tiny-codellama"
-FRONT, TOKENIZER, TESTS = "README.md", "codellama_convert/tokenizer/README.md", "tests/README.md"
+FRONT, TOKENIZER = "README.md", "codellama_convert/tokenizer/README.md"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 # Blocks that something else runs: this suite itself, its set-up, or test_scripts.py.
@@ -50,16 +49,6 @@ PLANS = [text for text in TRANSCRIPTS if "codellama-convert plan" in text]
 (QUICKSTART,) = (t for t in TRANSCRIPTS if "infill.py" in t)  # of test_scripts.py
 (CRASH,) = (text for text in TRANSCRIPTS if "Killed" in text)
 (PROOF,) = (t for t in TRANSCRIPTS if "convert verify" in t and t != QUICKSTART)
-
-
-def run(script: str, folder: Path) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], check=False, cwd=folder, text=True, timeout=250,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PATH": path_with(BIN), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, f"{script}\n{done.stdout}"
-    return done.stdout
 
 
 def save_7b(folder: Path) -> None:
@@ -109,13 +98,6 @@ def true_size(tmp_path_factory):
     return folder
 
 
-def test_every_readme_is_looked_at():
-    found = {ROOT / "README.md"}
-    for folder in ("codellama_convert", "examples", "tests"):
-        found.update((ROOT / folder).rglob("README.md"))
-    assert {path.relative_to(ROOT).as_posix() for path in found} == set(PAGES)
-
-
 def test_every_block_is_of_a_kind_that_is_tested():
     assert len(BLOCKS) > 30
     assert {block.language for block in BLOCKS} == {"bash", "console", "python", "text"}
@@ -128,14 +110,6 @@ def test_every_block_is_of_a_kind_that_is_tested():
     assert of_others == {"Infilling in other programs"}
 
 
-def test_a_stranger_reads_the_front_page_in_one_sitting():
-    text = read(FRONT)
-    assert len(text.splitlines()) <= 250
-    assert {"bash examples/quickstart.sh\n", "bash tests/run.sh\n"} <= {
-        block.text for block in blocks(FRONT)
-    }
-
-
 def run_page(page: str, folder: Path) -> tuple[dict[str, object], str]:
     """Run a page's commands and Python in order; give the names it defines, and what it prints."""
     names: dict[str, object] = {}
@@ -143,7 +117,7 @@ def run_page(page: str, folder: Path) -> tuple[dict[str, object], str]:
     n_run = 0
     for block in blocks(page):
         if block.language == "bash" and block.text not in ELSEWHERE:
-            run(block.text, folder)
+            run_script(block.text, folder)
         elif block.language == "python":
             with (
                 warnings.catch_warnings(),
@@ -186,7 +160,7 @@ def test_the_front_page_runs_in_order(folder, monkeypatch):
 def test_the_page_of_the_tokenizer_runs_in_order(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    run("codellama-convert --input_dir CodeLlama-7b", folder)
+    run_script("codellama-convert --input_dir CodeLlama-7b", folder)
     names, printed = run_page(TOKENIZER, folder)
     expected = (
         f'def remove_non_ascii(s: str) -> str:\n    """ {DOCUMENTED_MIDDLE}\n    return result\n'
@@ -206,7 +180,7 @@ def test_the_page_of_the_tokenizer_runs_in_order(folder, monkeypatch):
 # Pages whose commands have to run, and whose results nothing else looks at.
 OTHERS = sorted(
     {b.page for b in BLOCKS if b.language in ("bash", "python") and b.text not in ELSEWHERE}
-    - {FRONT, TOKENIZER, TESTS}
+    - {FRONT, TOKENIZER, "tests/README.md"}
 )
 
 
@@ -215,24 +189,8 @@ OTHERS = sorted(
 def test_every_other_page_runs_in_order(page, folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    run("codellama-convert --input_dir CodeLlama-7b", folder)
+    run_script("codellama-convert --input_dir CodeLlama-7b", folder)
     run_page(page, folder)
-
-
-def test_the_page_about_the_tests_names_what_exists():
-    """This suite does not run itself; what its page says to run must be there."""
-    text = read(TESTS)
-    commands = [block.text for block in blocks(TESTS) if block.language == "bash"]
-    assert len(commands) > 2
-    named = re.findall(r"(?<![\w/])(?:tests|\.ci)/[\w./]*\w", text)
-    assert {"tests/run.sh", ".ci/run"} <= set(named)
-    for path in named:
-        assert (ROOT / path).exists(), path
-    for name in re.findall(r"`(\w+\.py)`", text):
-        assert list((ROOT / "tests").rglob(name)), name
-    modules = re.findall(r"-m (tests[.\w]+)", text)
-    assert modules
-    assert all(find_spec(module) for module in modules), modules
 
 
 def transcript(text: str) -> list[tuple[str, str]]:
@@ -257,7 +215,9 @@ def without_figures(text: str) -> str:
 @pytest.mark.parametrize("block", PLANS)
 def test_a_plan_prints_what_the_page_shows(true_size, block):
     for command, shown in transcript(block):
-        printed = run(f"{{ {command}; }} || true", true_size)  # 1 where the disk is too small
+        printed = run_script(
+            f"{{ {command}; }} || true", true_size
+        )  # 1 where the disk is too small
         assert masked(printed) == masked(shown)
 
 
@@ -269,7 +229,7 @@ def test_true_size_commands_of_the_pages_can_be_planned(true_size):
     assert len(found) > 1
     for options in set(found):
         plan = f"codellama-convert plan {options}"
-        run(f"{plan} > planned || grep 'free: .* too little' planned", true_size)
+        run_script(f"{plan} > planned || grep 'free: .* too little' planned", true_size)
 
 
 @needs_commands
@@ -278,10 +238,10 @@ def test_the_picture_shows_what_goes_in_and_comes_out(true_size, folder):
     assert "](.github/in-and-out.svg)" in read(FRONT)
     shown = re.findall(r'<text class="file"[^>]*>([^<]*)</text>', picture)
     plan = json.loads(
-        run("codellama-convert plan --input_dir CodeLlama-7b --json || true", true_size)
+        run_script("codellama-convert plan --input_dir CodeLlama-7b --json || true", true_size)
     )
     shards = {file["name"]: file["bytes"] for file in plan["files"]}
-    run("codellama-convert --input_dir CodeLlama-7b --max_shard_size 300KB", folder)
+    run_script("codellama-convert --input_dir CodeLlama-7b --max_shard_size 300KB", folder)
     small = {path.name for path in (folder / "CodeLlama-7b-hf").iterdir()
              if not path.name.endswith(".safetensors")}  # fmt: skip
     read_files = ["consolidated.00.pth", "params.json", "tokenizer.model"]
@@ -293,9 +253,9 @@ def test_the_picture_shows_what_goes_in_and_comes_out(true_size, folder):
 
 @needs_commands
 def test_verification_prints_what_the_page_shows(folder):
-    run("codellama-convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf", folder)
+    run_script("codellama-convert --input_dir CodeLlama-7b --output_dir CodeLlama-7b-hf", folder)
     ((command, shown),) = transcript(PROOF)
-    printed = run(f"{command} 2>/dev/null", folder)
+    printed = run_script(f"{command} 2>/dev/null", folder)
     assert without_figures(printed) == without_figures(shown)
 
 
@@ -314,44 +274,8 @@ def test_a_crash_is_taken_up_as_the_page_shows(tmp_path):
     done = subprocess.run([dying, *command.split()[1:]], check=False, cwd=tmp_path, timeout=250)
     assert done.returncode == -signal.SIGKILL
     assert not list((tmp_path / "CodeLlama-7b-hf").glob("*.safetensors*"))
-    assert without_figures(run(command, tmp_path)) == without_figures(shown)
+    assert without_figures(run_script(command, tmp_path)) == without_figures(shown)
     assert "kept" in shown
-
-
-# The options of other programs that the pages name, and what has them.
-OF_SCRIPTS = {
-    "--file": "examples/infill.py",
-    **dict.fromkeys(("--ranks", "--n_kv_heads"), "examples/make_tiny_checkpoint.py"),
-    **dict.fromkeys(
-        ("--size", "--rounds", "--pictures", "--reference_python", "--layers", "--only"),
-        "examples/benchmark/benchmark.py",
-    ),
-    "--check": "tests/witness/tiny_codellama/train.py",
-    "--full": "tests/fuzzers/fuzz.py",
-    **dict.fromkeys(("--cases", "--seed"), "tests/faults/differential/__main__.py"),
-    "--cov": "pyproject.toml",  # pytest-cov's
-}
-OF_THE_REFERENCE = {
-    "--llama_version", "--num_shards", "--safe_serialization", "--push_to_hub",
-    "--special_tokens", "--instruct",
-}  # fmt: skip
-
-
-def test_the_options_that_the_pages_speak_of_exist():
-    ours = {o for command in main.commands.values() for p in command.params for o in p.opts}
-    text = "".join(map(read, PAGES))
-    spoken_of = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", text)) - {"--help", "--version"}
-    of_others = {"--model"}  # of CTranslate2's converter
-    assert spoken_of - set(OF_SCRIPTS) - OF_THE_REFERENCE - of_others - {"--input-dir"} <= ours
-    assert not ours & OF_THE_REFERENCE
-    assert set(re.findall(r"--[a-z_]+", read(FRONT))) >= OF_THE_REFERENCE
-    for option, path in OF_SCRIPTS.items():
-        assert option.lstrip("-") in read(path), option
-
-
-@pytest.mark.parametrize(("page", "names"), [(p, n) for p, n in PAGES.items() if n])
-def test_what_the_program_says_is_up_to_date(page, names):
-    assert regenerated(read(page), names) == read(page), "run python -m tests.house.readme"
 
 
 COMMANDS = ["", "batch ", "convert ", "plan ", "reverse ", "verify "]
@@ -366,41 +290,5 @@ def test_the_help_of_every_command_is_shown():
 def test_the_help_is_what_80_columns_show(command, tmp_path):
     line = f"codellama-convert {command}--help"
     (shown,) = (b.text for b in BLOCKS if b.text.startswith(f"$ {line}\n"))
-    assert f"$ {line}\n{run(f'COLUMNS=80 {line}', tmp_path)}" == shown
-    assert run(f"COLUMNS=100 {line}", tmp_path) not in shown
-
-
-@pytest.mark.parametrize(
-    ("page", "true", "outdated"),
-    [
-        ("codellama_convert/cli/README.md", "Usage: codellama-convert plan", "Usage: codellama-convert plot"),
-        (FRONT, "| Code Llama 70B | 8 | 138.0 GB | 32,016 | 16,384 |", "| Code Llama 70B | 8 | 138.0 GB | 32,000 | 4,096 |"),
-        (FRONT, "| `--max_shard_size` |", "| `--max_shard_bytes` |"),
-        ("codellama_convert/README.md", "vocab_size x hidden_size | columns; rows in Llama 3 |", "vocab_size x hidden_size | rows |"),
-    ],
-)  # fmt: skip
-def test_what_is_outdated_is_regenerated(page, true, outdated):
-    text = read(page)
-    assert text.count(true) == 1
-    assert regenerated(text.replace(true, outdated), PAGES[page]) == text
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\((?!https?:)([^)]*)\)", without_blocks(read(page))):
-        path, _, anchor = link.partition("#")
-        target = (ROOT / page).parent / path if path else ROOT / page
-        assert target.exists(), link
-        if anchor:
-            assert anchor in {anchor_of(h) for h in headings(target.read_text("utf-8"))}, link
-
-
-def anchor_of(heading: str) -> str:
-    """Spell a heading as GitHub does in links."""
-    return re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
-
-
-def test_most_links_are_looked_at():
-    text = read(FRONT)
-    assert len(re.findall(r"\]\((?!https?:)", text)) > 10
-    assert anchor_of("The dtype of the files") == "the-dtype-of-the-files"
+    assert f"$ {line}\n{run_script(f'COLUMNS=80 {line}', tmp_path)}" == shown
+    assert run_script(f"COLUMNS=100 {line}", tmp_path) not in shown

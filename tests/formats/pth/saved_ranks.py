@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ from codellama_convert.formats.pth.writer import RankFilePlan, lay_out
 from codellama_convert.tensors import TensorSpec, dtype_named
 
 State = Mapping[str, torch.Tensor]
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def described(state: State, root: str = "archive", **how: Any) -> SavedRank:
@@ -88,3 +91,23 @@ def saving_from_a_gpu() -> Iterator[None]:
         yield
     finally:
         registry[:] = before
+
+
+def mixed(n_tensors: int) -> State:
+    """Vectors and matrices of all dtypes in turn."""
+    torch.manual_seed(n_tensors)
+    shapes = ((7,), (3, 5), (1, 1), (300, 2))
+    return {
+        f"layers.{number}.weight": torch.randn(shapes[number % 4]).to(DTYPES[number % 3])
+        for number in range(n_tensors)
+    }
+
+
+def load(path: Path | io.BytesIO, **how: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of storages without a type
+        return torch.load(path, weights_only=True, **how)
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
