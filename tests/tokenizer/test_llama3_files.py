@@ -291,7 +291,7 @@ def test_verify_finds_nothing_in_what_was_written(output: Path) -> None:
         (b'"a aaa"', b'"aaaa"', "'aaaa', which does not make a token"),
         (b'"a aaa"', b'"a a a"', "'a a a', which does not make a token"),
         (b'"\xc4\x8a \xc4\x8a"', b'"\\n \\n"', "which does not make a token"),
-        (b'"a aaa"', b'["a", "aaa"]', "in the place of a merge"),
+        (b'"a aaa"', b'["a", "aaa"]', "where a merge belongs"),
         (b"\n  }\n}", b"\n  }\n}\n", "does not end as it should"),
     ],
 )
