@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from codellama_convert.cli.machine import check_memory
 from codellama_convert.cli.options import (
     CARD,
     CONTEXT,
+    DASK,
     FOLDER,
     JSON,
     MODEL_OPTIONS,
@@ -21,15 +23,15 @@ from codellama_convert.cli.options import (
     RUN_OPTIONS,
     SPEED_OPTIONS,
 )
-from codellama_convert.cli.printing import print_notes, say, say_json
+from codellama_convert.cli.printing import print_note, print_notes, say, say_json
 from codellama_convert.cli.problems import describe_problem, say_problem, status_of
 from codellama_convert.cli.steps import convert_job, read_job, to_options
 from codellama_convert.cli.words import value_notes
 from codellama_convert.errors import ConvertError, Interrupted, OutputError
 
 if TYPE_CHECKING:
+    from codellama_convert.plan.job import Job
     from codellama_convert.plan.options import Options
-    from codellama_convert.plan.run_options import RunOptions
     from codellama_convert.storage.watch import StopRequest
 
 _RESUME = "run the same command again to resume"
@@ -42,6 +44,7 @@ _RESUME = "run the same command again to resume"
 @MODEL_OPTIONS
 @SPEED_OPTIONS
 @RUN_OPTIONS
+@DASK
 @CARD
 @QUIET
 @JSON
@@ -52,6 +55,7 @@ def batch(
     restart: bool,
     verify_too: bool,
     sha256: bool,
+    dask: str | None,
     model_card: bool,
     quiet: bool,
     as_json: bool,
@@ -67,6 +71,7 @@ def batch(
       codellama-convert batch downloads --verify
     """  # noqa: D301
     check_memory()
+    from codellama_convert.convert.dask import dask_executor
     from codellama_convert.meta.find import find_folders
     from codellama_convert.plan.run_options import RunOptions
     from codellama_convert.storage.watch import stop_on_signals
@@ -77,8 +82,12 @@ def batch(
     options = to_options(choices, run_options)
     found, unreadable = find_folders(folder)
     print_notes(f"{path} could not be opened, and was not searched" for path in unreadable)
-    with stop_on_signals() as stop:
-        one_by_one = _Batch(options, run_options, stop, verify_too=verify_too, quiet=quiet)
+    with dask_executor(dask, print_note) as executor, stop_on_signals() as stop:
+        convert = partial(
+            convert_job, run_options=run_options, verify_too=verify_too, quiet=quiet, stop=stop,
+            executor=executor,
+        )  # fmt: skip
+        one_by_one = _Batch(options, convert, stop, quiet=quiet)
         rows = [one_by_one.convert(path, n, len(found)) for n, path in enumerate(found, 1)]
     if as_json:
         say_json({"conversions": rows})
@@ -94,17 +103,13 @@ class _Batch:
     def __init__(
         self,
         options: Options,
-        run_options: RunOptions,
+        convert: Callable[[Job, Path], dict[str, Any]],
         stop: StopRequest,
         *,
-        verify_too: bool,
         quiet: bool,
     ) -> None:
-        self._options = options
-        self._run_options = run_options
-        self._stop = stop
-        self._verify_too = verify_too
-        self._quiet = quiet
+        self._options, self._convert_job = options, convert
+        self._stop, self._quiet = stop, quiet
         self._taken: dict[Path, Path] = {}
 
     def convert(self, folder: Path, number: int, n_all: int) -> dict[str, Any]:
@@ -136,10 +141,7 @@ class _Batch:
                 path=output_dir,
                 hint=f"convert {folder} by itself, with --output_dir",
             )
-        described = convert_job(
-            job, output_dir, self._run_options,
-            verify_too=self._verify_too, quiet=self._quiet, stop=self._stop,
-        )  # fmt: skip
+        described = self._convert_job(job, output_dir)
         print_notes(value_notes(described))
         return described
 

@@ -15,6 +15,7 @@ from codellama_convert.cli.named_folders import FoldersCommand
 from codellama_convert.cli.options import (
     CARD,
     CONTEXT,
+    DASK,
     INPUT,
     JSON,
     MODEL_OPTIONS,
@@ -23,7 +24,7 @@ from codellama_convert.cli.options import (
     RUN_OPTIONS,
     SPEED_OPTIONS,
 )
-from codellama_convert.cli.printing import print_plan, print_report
+from codellama_convert.cli.printing import print_note, print_plan, print_report
 from codellama_convert.cli.reverse import reverse
 from codellama_convert.cli.steps import (
     convert_job,
@@ -68,6 +69,7 @@ def main() -> None:
 @MODEL_OPTIONS
 @SPEED_OPTIONS
 @RUN_OPTIONS
+@DASK
 @CARD
 @QUIET
 @JSON
@@ -80,6 +82,7 @@ def convert(
     restart: bool,
     verify_too: bool,
     sha256: bool,
+    dask: str | None,
     model_card: bool,
     quiet: bool,
     as_json: bool,
@@ -93,6 +96,7 @@ def convert(
       codellama-convert --input_dir CodeLlama-7b --model_size 7B
     """  # noqa: D301
     check_memory()
+    from codellama_convert.convert.dask import dask_executor
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.run_options import RunOptions
     from codellama_convert.storage.watch import stop_on_signals
@@ -102,10 +106,11 @@ def convert(
     )
     job = read_job(input_dir, to_options(choices, run_options))
     output_dir = output_dir or default_output_dir(job.files.folder)
-    with stop_on_signals() as stop:
+    with dask_executor(dask, print_note) as executor, stop_on_signals() as stop:
         described = convert_job(
-            job, output_dir, run_options, verify_too=verify_too, quiet=quiet, stop=stop
-        )
+            job, output_dir, run_options,
+            verify_too=verify_too, quiet=quiet, stop=stop, executor=executor,
+        )  # fmt: skip
     print_report(described, as_json=as_json, quiet=quiet)
 
 

@@ -195,6 +195,12 @@ RUN_OPTIONS = _options(
     ),
     click.option("--sha256", is_flag=True, help="Add the files' SHA-256 to conversion.json."),
 )
+DASK = click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Have the files written by the workers of this dask scheduler, such as tls://node1:8786, or a "
+    "scheduler file; needs the extra [dask].",
+)
 CARD = click.option("--model_card", is_flag=True, help="Also write a README.md about the model.")
 QUIET = click.option(
     "--quiet", is_flag=True, help="Show notes and errors only: no progress bar and no summary."

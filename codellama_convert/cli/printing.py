@@ -15,7 +15,12 @@ from codellama_convert.errors import one_line
 def print_notes(notes: Iterable[str]) -> None:
     """Print notes on stderr, whatever the result is printed as."""
     for note in notes:
-        say(f"note: {note}", err=True)
+        print_note(note)
+
+
+def print_note(note: str) -> None:
+    """Print one note on stderr."""
+    say(f"note: {note}", err=True)
 
 
 def print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:

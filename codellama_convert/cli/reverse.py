@@ -13,6 +13,7 @@ from codellama_convert.cli.machine import check_memory
 from codellama_convert.cli.named_folders import FoldersCommand
 from codellama_convert.cli.options import (
     CONTEXT,
+    DASK,
     FOLDER,
     JSON,
     NEW_FOLDER,
@@ -21,12 +22,14 @@ from codellama_convert.cli.options import (
     RUN_OPTIONS,
     SPEED_OPTIONS,
 )
-from codellama_convert.cli.printing import print_notes, print_plan, print_report
+from codellama_convert.cli.printing import print_note, print_notes, print_plan, print_report
 from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
 from codellama_convert.cli.steps import state_of, verify_staged
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from codellama_convert.plan.ranks.job import ReverseJob
     from codellama_convert.plan.run_options import RunOptions
 
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 @RANK_OPTIONS
 @SPEED_OPTIONS
 @RUN_OPTIONS
+@DASK
 @click.option(
     "--plan", "only_plan", is_flag=True, help="Show what would be written, and write nothing."
 )
@@ -65,6 +69,7 @@ def reverse(
     restart: bool,
     verify_too: bool,
     sha256: bool,
+    dask: str | None,
     only_plan: bool,
     quiet: bool,
     as_json: bool,
@@ -83,6 +88,7 @@ def reverse(
     check_memory()
     from codellama_convert.cli.describe import describe_ranks
     from codellama_convert.cli.words import ranks_plan_lines
+    from codellama_convert.convert.dask import dask_executor
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.ranks.job import plan_reverse
     from codellama_convert.plan.ranks.options import ReverseOptions
@@ -111,11 +117,18 @@ def reverse(
         described = describe_ranks(job, output, is_finished=is_finished)
         print_plan(described, ranks_plan_lines(described), as_json=as_json)
         return
-    _run(job, output_dir, run_options, quiet=quiet, as_json=as_json)
+    with dask_executor(dask, print_note) as executor:
+        _run(job, output_dir, run_options, executor, quiet=quiet, as_json=as_json)
 
 
 def _run(
-    job: ReverseJob, output_dir: Path, run_options: RunOptions, *, quiet: bool, as_json: bool
+    job: ReverseJob,
+    output_dir: Path,
+    run_options: RunOptions,
+    executor: Executor | None,
+    *,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     from codellama_convert.cli.describe import describe_report
     from codellama_convert.cli.words import ranks_load_line
@@ -127,7 +140,7 @@ def _run(
         stop_on_signals() as stop,
         progress_bar("writing ranks", job.tensor_bytes, hidden=quiet) as progress,
     ):
-        report = run(job, output_dir, run_options, watch=Watch(progress, stop))
+        report = run(job, output_dir, run_options, watch=Watch(progress, stop), executor=executor)
     print_notes(report.notes[len(job.notes) :])
     described = describe_report(report, time.monotonic() - started)
     described["load"] = ranks_load_line(

@@ -15,6 +15,8 @@ from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from codellama_convert.plan.job import Job
     from codellama_convert.plan.options import Options
     from codellama_convert.plan.ranks.job import ReverseJob
@@ -87,6 +89,7 @@ def convert_job(
     verify_too: bool,
     quiet: bool,
     stop: StopRequest,
+    executor: Executor | None,
 ) -> dict[str, Any]:
     """Convert a checkpoint that was read; print what the user should know on the way.
 
@@ -97,6 +100,7 @@ def convert_job(
         verify_too: Whether to verify before anything is published.
         quiet: Whether to show no progress.
         stop: What ends it.
+        executor: Whose workers write the files; None for threads of this process.
 
     Returns:
         What was done, from `describe_report`.
@@ -112,7 +116,7 @@ def convert_job(
     )
     started = time.monotonic()
     with progress_bar("converting", weight_bytes(job), hidden=quiet) as progress:
-        report = run(job, output_dir, chosen, watch=Watch(progress, stop))
+        report = run(job, output_dir, chosen, watch=Watch(progress, stop), executor=executor)
     print_notes(report.notes[len(job.notes) + len(told) :])
     return describe_report(report, time.monotonic() - started)
 

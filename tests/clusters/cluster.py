@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from tests.outputs import ROOT, environment
+from tests.outputs import ROOT, environment, finish
 
 # Whatever happens to the tests, no process outlives them for long: an idle scheduler ends, and a
 # worker without one.
-_IDLE_SECONDS = "120"
+_IDLE_SECONDS = "600"
 _END_SECONDS = 20
 
 
@@ -40,14 +40,20 @@ class Cluster:
         return self.folder / "scheduler.json"
 
     def start_worker(self, **how: str) -> subprocess.Popen[bytes]:
-        """Start one more worker; `how` goes into its environment."""
+        """Start one more worker; `how` goes into its environment, and DIE_AFTER is its end."""
         name = f"worker-{len(self.workers)}"
+        preload = ("--preload", "tests.clusters.dying_worker") if "DIE_AFTER" in how else ()
         worker = self._start(
             name, "dask_worker", "--no-nanny", "--nthreads", "1", "--name", name,
-            "--local-directory", str(self.folder), "--death-timeout", _IDLE_SECONDS, **how,
+            "--local-directory", str(self.folder), "--death-timeout", _IDLE_SECONDS, *preload, **how,
         )  # fmt: skip
         self.workers.append(worker)
         return worker
+
+    def wait_for_workers(self, number: int) -> None:
+        """Wait until so many workers are there."""
+        code = "import sys; from distributed import Client; Client(sys.argv[1]).wait_for_workers(int(sys.argv[2]), 60)"
+        finish([sys.executable, "-c", code, self.address, str(number)]).check_returncode()
 
     def start_scheduler(self) -> None:
         """Start the scheduler, on a port that is free."""
