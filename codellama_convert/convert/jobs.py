@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,15 +30,17 @@ from codellama_convert.plan.ranks.job import ReverseJob, plan_reverse
 from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.plan.target import TargetFile
 from codellama_convert.staging.part_files import PartFiles
+from codellama_convert.staging.record_values import FileSum
 from codellama_convert.staging.records import differences, fingerprint_sha256
 from codellama_convert.staging.run_token import is_running
-from codellama_convert.staging.staged import hold_staging
-from codellama_convert.storage.blocks import first_line
+from codellama_convert.staging.staged import hold_staging, is_whole
+from codellama_convert.storage.blocks import aligned_buffer, first_line
 from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.watch import Watch
 
 _LOOK_SECONDS = 0.5  # from one look whether the run still goes to the next
 _PLANS_KEPT = 4
+_PIECE_BYTES = 1 << 20
 _PLANNING = threading.Lock()
 
 
@@ -108,6 +110,33 @@ def _write(
             )
         )  # fmt: skip
         return writer.write(files)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A job: a file that an earlier run has left, for somebody to read.
+
+    Attributes:
+        output_dir: The output folder, from the root of the file system.
+        name: The file.
+        sum: What it must be.
+        header: What it must begin with.
+    """
+
+    output_dir: str
+    name: str
+    sum: FileSum
+    header: bytes
+
+
+def is_staged_whole(request: StagedFile) -> bool:
+    """Return whether a staged file is what its record says; one that cannot be read is not."""
+    with ExitStack() as stack, suppress(OSError, OutputError):
+        return is_whole(
+            _open_staging(Path(request.output_dir), stack), request.name, request.sum,
+            header=request.header, buffer=aligned_buffer(_PIECE_BYTES), watch=Watch(),
+        )  # fmt: skip
+    return False
 
 
 class _RunClock:

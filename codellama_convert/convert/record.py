@@ -7,14 +7,11 @@ workers or buffers.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from codellama_convert import __version__
-from codellama_convert.errors import OutputError
 from codellama_convert.hugging_face.config_json import json_bytes
 from codellama_convert.hugging_face.model_card import CARD_NAME
 from codellama_convert.meta.checklist import CHECKLIST_NAME, checklist_bytes
@@ -25,8 +22,6 @@ from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.ranks.original import MAX_REST_BYTES, original_json
 from codellama_convert.staging.record_values import FileSum, SealedFile
 from codellama_convert.storage.contents import Content
-from codellama_convert.storage.digests import file_digest
-from codellama_convert.storage.watch import Watch
 
 # Of that; 70B has 723 tensors and 160 kB, or 210 kB where ranks were saved in an unusual way.
 _RECORD_BYTES, _RECORD_BYTES_PER_ENTRY = 1 << 14, 1 << 9
@@ -73,26 +68,6 @@ def record_json(
             **_original(job),
         }
     )
-
-
-def hash_files(folder: Path, names: Iterable[str], watch: Watch) -> dict[str, str]:
-    """Take the SHA-256 of files.
-
-    Args:
-        folder: Where they are.
-        names: Their names.
-        watch: May stop the reading.
-
-    Returns:
-        Hexadecimal digits by name.
-
-    Raises:
-        OutputError: If one cannot be read.
-    """
-    watch = replace(watch, progress=None)
-    return {
-        name: file_digest(folder / name, "sha256", error=OutputError, watch=watch) for name in names
-    }
 
 
 def _with_own_sum(content: dict[str, Any]) -> bytes:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
 from codellama_convert.convert.finished import clear_up, find_finished
-from codellama_convert.convert.record import file_sizes, hash_files, record_json
+from codellama_convert.convert.record import file_sizes, record_json
 from codellama_convert.convert.report import ConversionReport, report_on
 from codellama_convert.convert.weights import WeightWriter, Written
+from codellama_convert.errors import OutputError
 from codellama_convert.hugging_face.model_card import CARD_NAME
 from codellama_convert.meta.checklist import CHECKLIST_NAME, checklist
 from codellama_convert.model.asked import RECORD_NAME
@@ -26,6 +28,7 @@ from codellama_convert.staging.occupied import holds_a_card
 from codellama_convert.staging.resume import Wanted
 from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.storage.contents import Content
+from codellama_convert.storage.digests import file_digests
 from codellama_convert.storage.folders import refuse_inputs
 from codellama_convert.storage.watch import Progress, Watch
 
@@ -174,7 +177,7 @@ def _convert(
         watch=watch,
     )
     with OutputFolder(output_dir, wanted) as folder:
-        check_source = chosen.check_source or _check_ranks
+        check_source = chosen.check_source or partial(_check_ranks, executor=executor)
         job = replace(job, notes=job.notes + check_source(job, watch))
         write = WeightWriter(job, folder, watch, executor)
         written = _stage(job, folder, chosen, small_files=small_files, write=write, watch=watch)
@@ -226,15 +229,18 @@ def _stage(
     if card is not None:  # for people, who may edit it: not in the record
         folder.add(CARD_NAME, card)
     written = write.all_files()
+    digests = partial(
+        file_digests, folder.staging, error=OutputError, watch=replace(watch, progress=None),
+        executor=write.executor,
+    )  # fmt: skip
     if isinstance(job, ReverseJob) and job.options.checklist:
         listed = sorted({*written.sealed, *small_sums})
-        small_sums[CHECKLIST_NAME] = folder.add(
-            CHECKLIST_NAME, checklist(folder.staging, listed, watch=replace(watch, progress=None))
-        )
+        md5s = digests(listed, "md5")
+        small_sums[CHECKLIST_NAME] = folder.add(CHECKLIST_NAME, checklist(md5s))
     names = {*written.sealed, *small_sums}
     record = record_json(
         job, written.sealed, small_sums, written.rank_crcs, notes=job.lasting_notes,
-        sha256s=hash_files(folder.staging, names, watch) if chosen.sha256 else None,
+        sha256s=digests(names, "sha256") if chosen.sha256 else None,
     )  # fmt: skip
     folder.add(RECORD_NAME, record)
     if chosen.check_staged is not None:
@@ -243,5 +249,6 @@ def _stage(
     return written
 
 
-def _check_ranks(job: Job | ReverseJob, watch: Watch) -> tuple[str, ...]:
-    return job.check_ranks(replace(watch, progress=None).advance)  # nothing is written yet
+def _check_ranks(job: Job | ReverseJob, watch: Watch, executor: Executor | None) -> tuple[str, ...]:
+    # Nothing is written yet that would be progress.
+    return job.check_ranks(replace(watch, progress=None).advance, executor)

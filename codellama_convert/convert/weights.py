@@ -5,7 +5,7 @@ Only here are files named and recorded, whoever wrote them, and the sums of the 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -43,7 +43,11 @@ class Written:
 
 
 class WeightWriter:
-    """Sees to it that the files of a job's weights are written that are not whole yet."""
+    """Sees to it that the files of a job's weights are written that are not whole yet.
+
+    Attributes:
+        executor: Whose workers write them; None is threads of this process.
+    """
 
     def __init__(
         self,
@@ -54,8 +58,10 @@ class WeightWriter:
     ) -> None:
         """Take what is written where; without an executor, on threads of this process."""
         self._job, self._folder, self._watch = job, folder, watch
-        self._executor = executor
+        self.executor = executor
+        self._remote = None if executor is None else RemoteWriter(executor, job, folder, watch)
         self._readers: Sequence[TensorReader] = ()
+        self._seen_whole: Mapping[str, bool] = {}  # by workers
 
     def all_files(self) -> Written:
         """Have them written pass by pass, the files of each named together."""
@@ -65,8 +71,10 @@ class WeightWriter:
         plan = weights.plan
         with ExitStack() as stack:
             self._readers = open_readers(weights, self._job.options.io_mode, stack)
-            buffers = new_buffers(plan, plan.workers if self._executor is None else 1)
+            buffers = new_buffers(plan, plan.workers if self._remote is None else 1)
             buffer = buffers[0][0]
+            if self._remote is not None:
+                self._seen_whole = self._remote.look_at_kept()
             missing = [files for files in plan.passes if not self._keeps(files, buffer)]
             kept_bytes = plan.tensor_bytes - sum(map(_tensor_bytes, missing))
             direct = all(reader.direct for reader in self._readers)
@@ -86,9 +94,8 @@ class WeightWriter:
         weights = self._job.weights
         if weights is None or not missing:
             return
-        if self._executor is not None:
-            remote = RemoteWriter(self._executor, self._job, self._folder, self._watch)
-            yield from remote.write(missing)
+        if self._remote is not None:
+            yield from self._remote.write(missing)
             return
         self._folder.parts.reserve({file.name: file.n_bytes for files in missing for file in files})
         writer = to_close.enter_context(
@@ -122,7 +129,11 @@ class WeightWriter:
 
         What was read for one of them was read for all, so none is kept without the others.
         """
-        kept = [self._folder.keeps(file.name, file.beginning, buffer) for file in files]
+        seen = self._seen_whole.get
+        kept = [
+            self._folder.keeps(file.name, file.beginning, buffer, is_seen_whole=seen(file.name))
+            for file in files
+        ]
         if all(kept) and self._confirms(files, buffer):
             sums_of_pass = self._folder.sealed[files[0].name].source
             for reader, sums in zip(self._readers, sums_of_pass, strict=True):

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from codellama_convert.errors import CheckpointError, OutputError, shown
+from codellama_convert.errors import CheckpointError, shown
 from codellama_convert.formats.sentencepiece import MAX_FILE_BYTES
 from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
-from codellama_convert.storage.digests import file_digest
+from codellama_convert.storage.digests import file_digest, file_digests
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.threads import share_out
 from codellama_convert.storage.watch import Watch
@@ -93,13 +94,14 @@ class ListedSums:
             )
         return notes + self._compare(small, Watch())
 
-    def check_ranks(self, watch: Watch) -> tuple[str, ...]:
+    def check_ranks(self, watch: Watch, executor: Executor | None = None) -> tuple[str, ...]:
         """Compare the ranks, which takes minutes; the results and errors of `check_small_files`.
 
         Args:
             watch: Whom the bytes that are read are reported to.
+            executor: Whose workers read them; None reads on threads.
         """
-        return self._compare(self._files.ranks, watch)
+        return self._compare(self._files.ranks, watch, executor)
 
     def _absent_names(self) -> tuple[str, ...]:
         """Name the files of the lists that do not lie beside them; a tokenizer may lie elsewhere."""
@@ -111,22 +113,35 @@ class ListedSums:
             and not os.path.lexists(entry.list_path.parent / name)
         )
 
-    def _compare(self, paths: Sequence[Path], watch: Watch) -> tuple[str, ...]:
-        wanted = [(path, self._listed[path.name]) for path in paths if path.name in self._listed]
-
-        def check(one: tuple[Path, _ListedSum], _: None, watch: Watch) -> str | None:
-            path, entry = one
-            md5 = file_digest(path, "md5", error=CheckpointError, watch=watch)
-            if md5 == entry.md5:
-                return None
-            name = entry.list_path.name
-            return f"{path.name} does not match {name} (MD5 {md5}, expected {entry.md5})"
-
-        found = share_out(wanted, [None] * self._workers, check, watch)
-        wrong = [text for text in found if text is not None]
+    def _compare(
+        self, paths: Sequence[Path], watch: Watch, executor: Executor | None = None
+    ) -> tuple[str, ...]:
+        listed = [path for path in paths if path.name in self._listed]
+        found = zip(listed, self._md5s(listed, watch, executor), strict=True)
+        wrong = [
+            f"{path.name} does not match {entry.list_path.name} (MD5 {md5}, expected {entry.md5})"
+            for path, md5 in found
+            for entry in (self._listed[path.name],)
+            if md5 != entry.md5
+        ]
         if wrong and self._mode == "strict":
             raise CheckpointError(wrong[0], path=self._files.folder, hint=_AGAIN)
         return tuple(f"{text}: download it again if the result is in doubt" for text in wrong)
+
+    def _md5s(
+        self, paths: Sequence[Path], watch: Watch, executor: Executor | None
+    ) -> Sequence[str]:
+        if executor is not None and paths:
+            folder, names = paths[0].parent, [path.name for path in paths]
+            digests = file_digests(
+                folder, names, "md5", error=CheckpointError, watch=watch, executor=executor
+            )
+            return [*digests.values()]
+
+        def md5_of(path: Path, _: None, watch: Watch) -> str:
+            return file_digest(path, "md5", error=CheckpointError, watch=watch)
+
+        return share_out(paths, [None] * self._workers, md5_of, watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +152,16 @@ class _ListedSum:
     list_path: Path
 
 
-def checklist(folder: Path, names: Sequence[str], watch: Watch) -> bytes:
+def checklist(md5s: Mapping[str, str]) -> bytes:
     """Make a list of the MD5 sums of files, as Meta and md5sum write it.
 
     Args:
-        folder: Where they lie; each is read once.
-        names: Theirs, in order.
-        watch: May stop the reading.
+        md5s: The sums, by the files' names, in order.
 
     Returns:
         The list, of `checklist_bytes` bytes.
-
-    Raises:
-        OutputError: If one cannot be read.
     """
-    sums = (file_digest(folder / name, "md5", error=OutputError, watch=watch) for name in names)
-    return b"".join(map(_line, sums, names))
+    return b"".join(_line(md5, name) for name, md5 in md5s.items())
 
 
 def checklist_bytes(names: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ shows and `convert` runs.
 from __future__ import annotations
 
 import os
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,15 @@ class Job:
                 inputs |= part.inputs()
         return {"version": __version__, "options": options, **inputs}
 
-    def check_ranks(self, progress: Progress | None = None) -> tuple[str, ...]:
+    def check_ranks(
+        self, progress: Progress | None = None, executor: Executor | None = None
+    ) -> tuple[str, ...]:
         """Compare the ranks with Meta's list, which takes minutes, if the options ask for it.
 
         Args:
             progress: Called with the bytes that were read, from several threads; what it raises
                 ends the reading.
+            executor: Whose workers read the ranks; None reads on threads of this process.
 
         Returns:
             A note on each that differs.
@@ -156,7 +160,7 @@ class Job:
         """
         if self.options.checksums == "off":
             return ()
-        return _sums(self.files, self.options).check_ranks(Watch(progress))
+        return _sums(self.files, self.options).check_ranks(Watch(progress), executor)
 
     def small_files(self) -> dict[str, Content]:
         """Build every file beside the weights, by name."""

@@ -120,7 +120,9 @@ class OutputFolder:
         self._held, self._journal = resume_or_begin(self._folder, self._wanted, self._open)
         self.parts = PartFiles(self._held, self._wanted.side)
 
-    def keeps(self, name: str, header: bytes, buffer: memoryview) -> bool:
+    def keeps(
+        self, name: str, header: bytes, buffer: memoryview, *, is_seen_whole: bool | None = None
+    ) -> bool:
         """Return whether a file was sealed, and is still what its journal line says.
 
         One that is not, or cannot be read, is forgotten and has to be written again.
@@ -129,6 +131,7 @@ class OutputFolder:
             name: Its final name.
             header: The bytes that it must begin with.
             buffer: From `aligned_buffer`, to read into.
+            is_seen_whole: Whether somebody else has just read it and found it so; None reads it.
 
         Returns:
             Whether it can stay.
@@ -140,8 +143,11 @@ class OutputFolder:
         if sealed is None:
             return False
         with suppress(OSError, OutputError):
-            if is_whole(
-                self._held, name, sealed, header=header, buffer=buffer, watch=self._wanted.watch
+            if is_seen_whole or (
+                is_seen_whole is None
+                and is_whole(
+                    self._held, name, sealed, header=header, buffer=buffer, watch=self._wanted.watch
+                )
             ):
                 return True
         self.forget(name)

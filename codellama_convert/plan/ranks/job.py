@@ -35,7 +35,6 @@ from codellama_convert.plan.ranks.weights import (
 from codellama_convert.plan.side import META, TargetSide
 from codellama_convert.plan.source import Source, open_source
 from codellama_convert.storage.contents import Content
-from codellama_convert.storage.watch import Progress
 from codellama_convert.tensors import as_dtype
 
 
@@ -154,9 +153,9 @@ class ReverseJob:
             inputs[TOKENIZER_NAME] = hashlib.sha256(self.tokenizer.raw).hexdigest()
         return {"version": __version__, "options": self.record_options(), **inputs}
 
-    def check_ranks(self, progress: Progress | None = None) -> tuple[str, ...]:
+    def check_ranks(self, progress: object = None, executor: object = None) -> tuple[str, ...]:
         """Nothing is listed that could be compared beforehand."""
-        del progress
+        del progress, executor
         return ()
 
     def small_files(self) -> dict[str, Content]:

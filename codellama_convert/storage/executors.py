@@ -1,0 +1,92 @@
+"""Own the course of work in an executor: asked for again where a worker was lost, and ended for all at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from typing import TypeVar
+
+from codellama_convert.errors import ConvertError, WorkerError, one_line, shown
+from codellama_convert.storage.watch import Watch
+
+_LOG = logging.getLogger(__name__)
+_TRIES = 3  # of a job whose worker is lost
+_LOOK_SECONDS = 0.2  # from one look whether to stop to the next
+_STOP_SECONDS = 10.0  # that workers get to come to their end
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+def done_by(
+    executor: Executor,
+    work: Callable[[Request], Result],
+    requests: Mapping[str, Request],
+    watch: Watch,
+    *,
+    before_end: Callable[[], None] = lambda: None,
+) -> Generator[tuple[str, Result], None, None]:
+    """Have workers do some work, in the order of the requests as far as they are free.
+
+    Args:
+        executor: Whose workers.
+        work: A function of a module, that may be called twice for one request.
+        requests: What it is called with, by names for messages.
+        watch: May stop it.
+        before_end: Called when no more is wanted, before workers are waited for that are not done.
+
+    Yields:
+        The name of a request and what was returned, as they are done.
+
+    Raises:
+        WorkerError: If the executor breaks, or workers are lost again and again.
+        Interrupted: If the watch asked to stop.
+        ConvertError: What a worker raised.
+    """
+    jobs: dict[Future[Result], tuple[str, int]] = {}
+
+    def ask(name: str, tries: int) -> None:
+        try:
+            jobs[executor.submit(work, requests[name])] = name, tries
+        except RuntimeError as problem:  # it broke meanwhile, or was shut down
+            raise _broken(problem, watch) from problem
+
+    try:
+        for name in requests:
+            ask(name, 1)
+        while jobs:
+            done, _ = wait(jobs, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
+            whole = {future for future in done if _is_whole(future)}
+            for future in whole:  # first, whatever else happened: their work is not lost
+                yield jobs.pop(future)[0], future.result()
+            watch.check()  # then: a signal may have killed the workers too
+            for future in done - whole:
+                name, tries = jobs.pop(future)
+                _refuse_in_vain(future, name, tries, watch)
+                ask(name, tries + 1)
+    finally:
+        before_end()
+        wait([future for future in jobs if not future.cancel()], timeout=_STOP_SECONDS)
+
+
+def _is_whole(future: Future[Result]) -> bool:
+    return not future.cancelled() and future.exception() is None
+
+
+def _refuse_in_vain(future: Future[Result], name: str, tries: int, watch: Watch) -> None:
+    """Raise what asking another worker would not change."""
+    problem = None if future.cancelled() else future.exception()
+    if isinstance(problem, ConvertError):
+        raise problem
+    if isinstance(problem, BrokenExecutor):
+        raise _broken(problem, watch) from problem
+    if tries == _TRIES:
+        raise WorkerError(
+            f"{tries} workers were lost over {name}: {shown(problem)}", hint=watch.hint
+        ) from problem
+    _LOG.info("%s is asked for again: %r", name, problem)
+
+
+def _broken(problem: BaseException, watch: Watch) -> WorkerError:
+    return WorkerError(f"a worker died: {one_line(str(problem))}", hint=watch.hint)
