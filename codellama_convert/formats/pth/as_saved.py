@@ -31,7 +31,7 @@ def find_saved(index: RankIndex) -> tuple[SavedRank, TorchLayout, RankFilePlan] 
     crcs = [storage.crc for storage in index.storages.values() if storage.crc is not None]
     if index.dropped or len(crcs) < len(index.storages):
         return None
-    rank = _as_declared(index)
+    rank = as_declared(index)
     for layout in TORCH_LAYOUTS:
         try:
             plan = lay_out(rank, layout)
@@ -42,7 +42,7 @@ def find_saved(index: RankIndex) -> tuple[SavedRank, TorchLayout, RankFilePlan] 
     return None
 
 
-def _as_declared(index: RankIndex) -> SavedRank:
+def as_declared(index: RankIndex) -> SavedRank:
     """Say what the pickle says, as far as torch.save can have been given it."""
     numbers = {name: number for number, name in enumerate(index.storages)}
     tensors = tuple(

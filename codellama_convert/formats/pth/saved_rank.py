@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -65,19 +65,35 @@ class SavedRank:
     container: Container = "dict"
     location: str = "cpu"
 
+    def is_one(self, name: str, other: str) -> bool:
+        """Report whether two of its tensors are one: of one shape, in one place."""
+        pair = [one for one in self.tensors if one.spec.name in (name, other)]
+        places = {(one.spec.shape, one.storage, one.storage_offset) for one in pair}
+        return len(pair) == 2 and len(places) == 1
 
-def own_storages(specs: Iterable[TensorSpec], *, root: str) -> SavedRank:
+
+def own_storages(
+    specs: Iterable[TensorSpec], *, root: str, second_names: Mapping[str, str] | None = None
+) -> SavedRank:
     """Give every tensor a storage of its own, the usual case.
 
     Args:
         specs: The tensors, in the dict's order.
         root: The folder inside the zip.
+        second_names: Those that are an earlier one under a second name, and which one.
 
     Returns:
         The rank, a plain dict saved from the CPU.
     """
-    tensors = tuple(SavedTensor(spec, number) for number, spec in enumerate(specs))
-    return SavedRank(tensors, tuple(tensor.spec.n_elements for tensor in tensors), root)
+    numbers: dict[str, int] = {}
+    tensors, sizes = [], []
+    for spec in specs:
+        name = (second_names or {}).get(spec.name, spec.name)
+        if name not in numbers:
+            numbers[name] = len(numbers)
+            sizes.append(spec.n_elements)
+        tensors.append(SavedTensor(spec, numbers[name]))
+    return SavedRank(tuple(tensors), tuple(sizes), root)
 
 
 def spare_spans(rank: SavedRank, names: Collection[str]) -> tuple[tuple[int, int, int], ...]:

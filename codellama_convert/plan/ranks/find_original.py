@@ -26,7 +26,7 @@ from codellama_convert.plan.ranks.original import (
     original_json,
     parse_original,
 )
-from codellama_convert.plan.ranks.plan import rank_name
+from codellama_convert.plan.ranks.plan import EMBEDDING_NAME, HEAD_NAME, rank_name
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tensors import Dtype, TensorSpec
 
@@ -39,17 +39,17 @@ def find_original(checkpoint: Checkpoint, dtype: Dtype) -> Original | None:
         dtype: Of the tensors that are written of it.
 
     Returns:
-        It; None where the files would not come back byte for byte: elements are cast, a head is
-        tied, ranks have copies of heads, no known version of torch.save writes such files, the ranks are not alike, tensors of
-        the model overlap, or what is beside them is large.
+        It; None where the files would not come back byte for byte: elements are cast, a tied head
+        is missing or has a storage of its own, ranks have copies of heads, no known version of
+        torch.save writes such files, the ranks are not alike, tensors of the model overlap, or what
+        is beside them is large.
 
     Raises:
         ConvertError: If a file cannot be read.
     """
     names = [rank_name(number) for number in range(len(checkpoint.ranks))]
     if (
-        checkpoint.config.tie_word_embeddings
-        or checkpoint.dtypes != (dtype,)
+        checkpoint.dtypes != (dtype,)
         or [rank.path.name for rank in checkpoint.ranks] != names
         or _holds_copies_of_heads(checkpoint)
         or not _shows_its_generation(checkpoint.config)
@@ -58,6 +58,9 @@ def find_original(checkpoint: Checkpoint, dtype: Dtype) -> Original | None:
     params = _params(checkpoint)
     saved = _saved(checkpoint)
     if params is None or saved is None:
+        return None
+    is_tied = checkpoint.config.tie_word_embeddings
+    if is_tied and not saved.ranks[0].is_one(EMBEDDING_NAME, HEAD_NAME):
         return None
     original = _described(checkpoint, saved, params)
     if original is None or not _can_be_read(original):
@@ -100,10 +103,13 @@ def _saved(checkpoint: Checkpoint) -> _Saved | None:
 
 
 def _specs(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
-    """Spell the part that a rank has of each tensor of the model."""
-    return {
+    """Spell the part that a rank has of each tensor of the model, of a tied head too."""
+    specs = {
         one.meta.name: TensorSpec(one.meta.name, one.spec.dtype, one.meta.part_shape)
         for one in checkpoint.layout
+    }
+    return specs | {
+        HEAD_NAME: specs.get(HEAD_NAME) or replace(specs[EMBEDDING_NAME], name=HEAD_NAME)
     }
 
 
@@ -112,8 +118,11 @@ def _described(checkpoint: Checkpoint, saved: _Saved, params: str) -> Original |
     first = saved.ranks[0]
     specs = {tensor.spec.name: tensor.spec for tensor in first.tensors}
     others = specs.keys() - _specs(checkpoint).keys()
+    moved = specs.keys() - others
+    if checkpoint.config.tie_word_embeddings:
+        moved -= {HEAD_NAME}
     try:
-        spare = spare_spans(first, specs.keys() - others)
+        spare = spare_spans(first, moved)
     except ValueError:
         return None
     if sum(end - start for _, start, end in spare) > MAX_REST_BYTES:

@@ -15,8 +15,9 @@ from codellama_convert.formats.pth.saved_rank import (
 )
 from codellama_convert.formats.pth.writer import RankFilePlan, lay_out
 from codellama_convert.model.config import ModelConfig
+from codellama_convert.model.generations import LLAMA_3
 from codellama_convert.model.rope import rope_freqs
-from codellama_convert.model.tensor_table import FREQUENCIES_NAME
+from codellama_convert.model.tensor_table import FREQUENCIES_NAME, meta_name_of
 from codellama_convert.plan.budget import choose_tile_and_workers
 from codellama_convert.plan.ranks.original import in_meta_order
 from codellama_convert.plan.target import TransferPlan
@@ -24,6 +25,8 @@ from codellama_convert.plan.tiles import Passage, TensorPlan
 from codellama_convert.storage.checksums import combine
 from codellama_convert.storage.contents import Piece
 from codellama_convert.tensors import Dtype, TensorSpec
+
+EMBEDDING_NAME, HEAD_NAME = meta_name_of("embedding"), meta_name_of("head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ def plan_ranks(
 def standard_ranks(
     passages: Sequence[Passage], config: ModelConfig, made: Mapping[str, bytes]
 ) -> tuple[SavedRank, ...]:
-    """Save each tensor in a storage of its own, in Meta's order.
+    """Save each tensor in a storage of its own, in Meta's order, and a tied head where Meta has it.
 
     Args:
         passages: The tensors; all go to the same number of ranks.
@@ -174,9 +177,22 @@ def standard_ranks(
     }
     order = [specs[name] for name in in_meta_order(specs, config.num_hidden_layers)]
     return tuple(
-        own_storages(order, root=rank_name(number).removesuffix(".pth"))
+        own_storages(
+            order,
+            root=rank_name(number).removesuffix(".pth"),
+            second_names={HEAD_NAME: EMBEDDING_NAME} if shares_head(config) else {},
+        )
         for number in range(n_ranks)
     )
+
+
+def shares_head(config: ModelConfig) -> bool:
+    """Report whether a head is the embedding under a second name, in each rank of Meta's.
+
+    Source:
+        Llama 3.2 1B and 3B: their files have no room for two. Older ranks split the two otherwise.
+    """
+    return config.tie_word_embeddings and config.generation == LLAMA_3
 
 
 def _placed_rest(

@@ -73,7 +73,7 @@ class Recorded:
             yield "every rank has the size and the CRC-32 of the file that was converted"
 
 
-def read_recorded(folder: Path, config: ModelConfig) -> Recorded:
+def read_recorded(folder: Path, config: ModelConfig) -> Recorded | None:
     """Read how Meta's files were saved that a folder was converted from.
 
     Args:
@@ -81,10 +81,10 @@ def read_recorded(folder: Path, config: ModelConfig) -> Recorded:
         config: The model that it holds.
 
     Returns:
-        What its record says.
+        What its record says; None where it does not say it, as of ranks that would not come back.
 
     Raises:
-        ValueError: If it does not say so, was changed, or is of another model.
+        ValueError: If it was changed, or is of another model.
         ConvertError: If it, or the params.json in it, cannot be read.
     """
     path = folder / RECORD_NAME
@@ -96,7 +96,7 @@ def read_recorded(folder: Path, config: ModelConfig) -> Recorded:
     if content.get("crc32") != crc32 or json_bytes(content) != raw:
         raise ValueError("it was changed after it was written")
     if "original" not in content:
-        raise ValueError("it does not say how the ranks were saved")
+        return None
     original = parse_original(content["original"])
     params, _ = parse_params(original.params.encode(), path)
     said = build_config(
@@ -104,6 +104,7 @@ def read_recorded(folder: Path, config: ModelConfig) -> Recorded:
         intermediate_size=config.intermediate_size,
         vocab_size=config.vocab_size,
         path=path,
+        tie_word_embeddings=config.tie_word_embeddings,
     )
     if said != config:
         raise ValueError("it holds a params.json of another model")

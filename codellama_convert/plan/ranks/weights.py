@@ -6,12 +6,20 @@ import os
 from dataclasses import dataclass, replace
 
 from codellama_convert.errors import ConvertError, one_line
+from codellama_convert.formats.pth.saved_rank import SavedRank
 from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.tensor_table import FREQUENCIES_NAME, build_layout
 from codellama_convert.plan.ranks.options import DEFAULT_TORCH_LAYOUT, ReverseOptions
-from codellama_convert.plan.ranks.plan import RanksPlan, frequencies, plan_ranks, standard_ranks
+from codellama_convert.plan.ranks.plan import (
+    EMBEDDING_NAME,
+    HEAD_NAME,
+    RanksPlan,
+    frequencies,
+    plan_ranks,
+    standard_ranks,
+)
 from codellama_convert.plan.ranks.restoring import Recorded, read_recorded
 from codellama_convert.plan.source import Source
 from codellama_convert.plan.tiles import Passage
@@ -72,13 +80,19 @@ def plan_restored(
         return None, ()
     if not os.path.lexists(source.folder / RECORD_NAME):  # of a folder that others wrote
         return None, ()
+    layout = options.torch_layout or DEFAULT_TORCH_LAYOUT
     try:
         recorded = read_recorded(source.folder, config)
+        if recorded is None:
+            note = (
+                f"{RECORD_NAME} does not say how the ranks were saved: they are laid out as PyTorch "
+                f"{layout} writes them"
+            )
+            return None, (note,)
         if not recorded.is_asked_for(options):
             return None, ()
         weights = _as_recorded(source, recorded, options, dtype)
     except (ValueError, ConvertError) as problem:
-        layout = options.torch_layout or DEFAULT_TORCH_LAYOUT
         note = (
             f"{RECORD_NAME} cannot be used ({one_line(str(problem))}): the ranks are laid out as "
             f"PyTorch {layout} writes them"
@@ -96,7 +110,7 @@ def _as_recorded(
         {passage.target.name: passage.part_spec for passage in passages}, config.num_hidden_layers
     )
     plan = plan_ranks(
-        passages,
+        _without_second(passages, ranks[0], config),
         ranks,
         rest=original.rest,
         layout=original.torch_layout,
@@ -130,9 +144,10 @@ def plan_standard(
     passages = _passages(source, config, n_ranks, dtype)
     is_wanted = writes_frequencies(options, config)
     made = _frequencies(source, config, dtype) if is_wanted else {}
+    ranks = standard_ranks(passages, config, made)
     plan = plan_ranks(
-        passages,
-        standard_ranks(passages, config, made),
+        _without_second(passages, ranks[0], config),
+        ranks,
         rest=[b"".join(made.values())] * n_ranks,
         layout=options.torch_layout or DEFAULT_TORCH_LAYOUT,
         max_ram_bytes=options.max_ram_bytes,
@@ -150,6 +165,12 @@ def _passages(source: Source, config: ModelConfig, n_ranks: int, dtype: Dtype) -
             placement = replace(placement, shape=tensor.meta.shape)
         passages.append(Passage(placement, tensor.meta, read_dtype, dtype, tensor.head_dim))
     return passages
+
+
+def _without_second(passages: list[Passage], rank: SavedRank, config: ModelConfig) -> list[Passage]:
+    """Leave out a head that is written with the embedding, where it lies."""
+    is_second = config.tie_word_embeddings and rank.is_one(EMBEDDING_NAME, HEAD_NAME)
+    return [one for one in passages if not (is_second and one.target.name == HEAD_NAME)]
 
 
 def writes_frequencies(options: ReverseOptions, config: ModelConfig) -> bool:

@@ -14,7 +14,9 @@ from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.generations import LLAMA_3
 from codellama_convert.model.tensor_table import (
     FREQUENCIES_NAME,
+    TensorLayout,
     build_layout,
+    meta_name_of,
     names_in_meta_order,
 )
 from codellama_convert.plan.ranks.job import ReverseJob
@@ -23,6 +25,8 @@ from codellama_convert.plan.source import Source
 from codellama_convert.plan.tiles import Passage, TensorPlan
 from codellama_convert.tensors import Dtype, TensorSpec, dtype_named
 from codellama_convert.verify.ranks.folder import rank_name
+
+_EMBEDDING, _HEAD = meta_name_of("embedding"), meta_name_of("head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +95,16 @@ class ExpectedRanks:
             "vocab_rows": self.config.vocab_size,
         }
 
+    @property
+    def second_names(self) -> tuple[TensorSpec, ...]:
+        """The head, where it is the embedding under a second name: it is compared by its place."""
+        names = _EMBEDDING, _HEAD
+        is_second = self.config.tie_word_embeddings and self.saved(0).is_one(*names)
+        return (self._parts()[_HEAD],) if is_second else ()
+
     def tensors(self, tile_bytes: int) -> tuple[TensorPlan, ...]:
         """Place each tensor on both sides, cut into tiles of a size."""
-        layout = build_layout(self.config, n_ranks=self.n_ranks, dtype=self.dtype, with_head=True)
-        found = self.source.placements
+        found, passed_over = self.source.placements, {one.name for one in self.second_names}
         return tuple(
             # Rows of the vocabulary that are left out are the last ones.
             Passage(
@@ -104,25 +114,38 @@ class ExpectedRanks:
                 self.dtype,
                 one.head_dim,
             ).plan(tile_bytes=tile_bytes)
-            for one in layout
+            for one in self._layout()
+            if one.meta.name not in passed_over
         )
 
-    def saved(self, number: int, tensors: tuple[TensorPlan, ...]) -> SavedRank:
+    def saved(self, number: int) -> SavedRank:
         """Spell what torch.save is given of a rank.
 
         Every tensor is by itself and they are in Meta's order, if they were not saved otherwise
-        before.
+        before. Of Llama 3, a tied head is the embedding.
         """
-        parts = {
-            tensor.spec.name: TensorSpec(tensor.spec.name, self.dtype, tensor.target.part_shape)
-            for tensor in tensors
-        }
+        parts = self._parts()
         n_layers = self.config.num_hidden_layers
         if self.original is not None:
             return self.original.saved_ranks(parts, n_layers)[number]
         parts |= {spec.name: spec for spec in self.others}
         specs = [parts[name] for name in names_in_meta_order(n_layers) if name in parts]
-        return own_storages(specs, root=rank_name(number).removesuffix(".pth"))
+        is_tied = self.config.tie_word_embeddings and self.config.generation == LLAMA_3
+        return own_storages(
+            specs,
+            root=rank_name(number).removesuffix(".pth"),
+            second_names={_HEAD: _EMBEDDING} if is_tied else {},
+        )
+
+    def _layout(self) -> tuple[TensorLayout, ...]:
+        return build_layout(self.config, n_ranks=self.n_ranks, dtype=self.dtype, with_head=True)
+
+    def _parts(self) -> dict[str, TensorSpec]:
+        """Spell the part that a rank has of each tensor of the model."""
+        return {
+            one.meta.name: TensorSpec(one.meta.name, self.dtype, one.meta.part_shape)
+            for one in self._layout()
+        }
 
 
 def expected_ranks(job: ReverseJob, asked: AskedRanks, original: Original | None) -> ExpectedRanks:

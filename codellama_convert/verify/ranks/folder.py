@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from codellama_convert.errors import ConvertError, VerifyError
+from codellama_convert.formats.pth.as_saved import as_declared
 from codellama_convert.formats.pth.reader import RankIndex, read_rank
-from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS, TorchLayout, own_storages
+from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.formats.pth.writer import lay_out
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.formats.stored_tensor import StoredTensor
@@ -20,7 +21,6 @@ from codellama_convert.model.asked import AskedRanks
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.tensor_table import DROPPED_SUFFIX, meta_name_of
 from codellama_convert.storage.folders import names_in
-from codellama_convert.tensors import TensorSpec
 from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.output_files import CONVERT_AGAIN, Complain
 
@@ -150,9 +150,8 @@ def _count_shown(rank: RankIndex, config: ModelConfig) -> int | None:
 
 def _layout_shown(rank: RankIndex) -> TorchLayout | None:
     """Find the layout in which such tensors make a file of this size."""
-    specs = [TensorSpec(name, one.dtype, one.shape) for name, one in rank.tensors.items()]
     with suppress(ConvertError):  # not what torch.save writes: reported when it is compared
-        saved = own_storages(specs, root=rank.root)
+        saved = as_declared(rank)
         for layout in TORCH_LAYOUTS:
             if lay_out(saved, layout).n_bytes == rank.n_bytes:
                 return layout

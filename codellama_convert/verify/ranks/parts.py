@@ -40,7 +40,7 @@ def compare_parts(
         tensor.spec.name: TensorSpec(tensor.spec.name, expected.dtype, tensor.target.part_shape)
         for tensor in tensors
     }
-    specs |= {spec.name: spec for spec in expected.others}
+    specs |= {spec.name: spec for spec in (*expected.others, *expected.second_names)}
     parts: Parts = {name: {} for name in specs}
     for number, name in enumerate(expected.names):
         rank = ranks.get(number)

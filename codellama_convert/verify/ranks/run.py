@@ -70,7 +70,8 @@ def verify_ranks(
     plan = job.weights.plan
     tensors = expected.tensors(plan.tile_bytes)
     parts = compare_parts(expected, tensors, ranks, problems)
-    others = {spec.name: parts.pop(spec.name) for spec in expected.others}
+    beside = (*expected.others, *expected.second_names)
+    others = {spec.name: parts.pop(spec.name) for spec in beside}
     if expected.original is None:
         compare_frequencies(expected, others.get(FREQUENCIES_NAME, {}), problems)
     compared = [tensor for tensor in tensors if parts[tensor.spec.name]]

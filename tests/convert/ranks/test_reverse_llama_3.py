@@ -14,7 +14,7 @@ from codellama_convert.errors import ConfigError
 from codellama_convert.plan.ranks.job import plan_reverse
 from codellama_convert.plan.ranks.options import ReverseOptions
 from tests.refusals import refused
-from tests.witness.checkpoints import Shape, State, random_model, same_bits
+from tests.witness.checkpoints import Shape, State, random_model
 from tests.witness.llama3_ranks import (
     EMBEDDING,
     HEAD,
@@ -87,14 +87,81 @@ def test_ranks_come_back_byte_for_byte(tmp_path: Path) -> None:
         assert (output / name).read_bytes() == (source / name).read_bytes()
 
 
-def test_a_tied_head_is_written_in_every_rank(tmp_path: Path) -> None:
+def shares_storage(path: Path) -> bool:
+    rank = torch.load(path, weights_only=True)
+    return bool(rank[HEAD].data_ptr() == rank[EMBEDDING].data_ptr())
+
+
+@pytest.mark.parametrize("from_metas", [False, True], ids=["hugging_face", "meta"])
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_a_tied_head_is_a_second_name_of_the_embedding_in_every_rank(
+    tmp_path: Path, n_ranks: int, *, from_metas: bool
+) -> None:
+    """It was written twice: a 1B of Meta's has 2.5 GB, and the one that was written 3.0 GB."""
+    state = random_model(HEADS_OF_128)
+    state |= {HEAD: state[EMBEDDING]}
+    source = save_llama_3(tmp_path / "in", HEADS_OF_128, state, 3 - n_ranks, tied="copy")
+    if not from_metas:
+        source = hugging_face(source)
+    output = reversed_ranks(source, tmp_path / "out", n_ranks)
+    assert rank_differences(output, ranks_as_written(state, n_ranks, HEADS_OF_128)) == []
+    for path in output.glob("*.pth"):
+        assert shares_storage(path)
+        rank = torch.load(path, weights_only=True)
+        torch.save(rank, tmp_path / "of_torch.pth")
+        assert abs(path.stat().st_size - (tmp_path / "of_torch.pth").stat().st_size) < 20_000
+    (output / "conversion.json").unlink()
+    options = ReverseOptions(skip_tokenizer=True)
+    assert verify_output(output, plan_reverse(source, options)).problems == ()
+
+
+def test_verify_finds_a_head_that_is_written_twice(tmp_path: Path) -> None:
+    """The negative control of the test above: the same numbers, in a storage of their own."""
     state = random_model(HEADS_OF_64)
     state |= {HEAD: state[EMBEDDING]}
-    source = hugging_face(save_llama_3(tmp_path / "in", HEADS_OF_64, state, tied="view"))
+    source = hugging_face(save_llama_3(tmp_path / "in", HEADS_OF_64, state, tied="copy"))
     output = reversed_ranks(source, tmp_path / "out", 1)
-    rank = torch.load(output / "consolidated.00.pth", weights_only=True)
-    assert same_bits(rank[HEAD], state[EMBEDDING])
-    assert rank_differences(output, ranks_as_written(state, 1, HEADS_OF_64)) == []
+    path = output / "consolidated.00.pth"
+    rank = torch.load(path, weights_only=True)
+    torch.save(rank | {HEAD: rank[HEAD].clone()}, path)
+    problems = verify_output(output, plan_reverse(source, ReverseOptions(skip_tokenizer=True)))
+    assert any(path.name in one and "laid out" in one for one in problems.problems)
+    assert verify_output(output).problems != ()
+
+
+def test_a_head_of_its_own_is_written_as_one(tmp_path: Path) -> None:
+    source = hugging_face(save_llama_3(tmp_path / "in", HEADS_OF_64))
+    output = reversed_ranks(source, tmp_path / "out", 1)
+    assert not shares_storage(output / "consolidated.00.pth")
+
+
+def test_ranks_with_a_tied_head_come_back_byte_for_byte(tmp_path: Path) -> None:
+    """How they were saved was not recorded, and a note said that the record cannot be used."""
+    state = random_model(HEADS_OF_128)
+    state |= {HEAD: state[EMBEDDING]}
+    source = save_llama_3(tmp_path / "in", HEADS_OF_128, state, 2, tied="view")
+    for path in source.glob("*.pth"):  # as `state_dict()` of a module has them: two tensors
+        rank = torch.load(path, weights_only=True)
+        torch.save(rank | {HEAD: rank[EMBEDDING].detach()}, path)
+        assert shares_storage(path)
+    output = reversed_ranks(hugging_face(source), tmp_path / "out", None)
+    for name in ("consolidated.00.pth", "consolidated.01.pth", "params.json"):
+        assert (output / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_a_record_that_says_nothing_of_the_ranks_is_not_said_to_be_damaged(tmp_path: Path) -> None:
+    """A head with the embedding's bits in a storage of its own is written once."""
+    state = random_model(HEADS_OF_64)
+    state |= {HEAD: state[EMBEDDING]}
+    source = hugging_face(save_llama_3(tmp_path / "in", HEADS_OF_64, state, tied="copy"))
+    notes = plan_reverse(source, ReverseOptions(skip_tokenizer=True)).notes
+    assert not any("cannot be used" in note for note in notes)
+    assert any(
+        note
+        == "conversion.json does not say how the ranks were saved: they are laid out as PyTorch "
+        "1.13 writes them"
+        for note in notes
+    )
 
 
 def test_llama_3_itself_is_not_said_to_be_scaled(tmp_path: Path) -> None:
@@ -115,7 +182,7 @@ def test_a_factor_that_params_json_cannot_say_is_a_note(tmp_path: Path) -> None:
         for factor in (8.0, 32.0)
     )
     assert not any("scales" in note for note in usual.notes)
-    assert any("by 32" in note and "takes 8" in note for note in other.notes)
+    assert any("by 32" in note and "uses 8" in note for note in other.notes)
 
 
 def test_more_ranks_than_heads_are_refused(tmp_path: Path) -> None:
