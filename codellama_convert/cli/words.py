@@ -83,9 +83,9 @@ def _memory_lines(described: Mapping[str, Any]) -> Iterator[str]:
         f"({count(described['workers'], 'worker')}, tiles up to "
         f"{format_size(described['largest_tile_bytes'])})"
     )
-    is_cast = described["dtype"] != described["source_dtype"]
+    needs_torch = "float32" in described["source_dtype"] and described["dtype"] != "float32"
     yield "            plus about 55 MB for Python and numpy" + (
-        ", and 200 MB for torch, which the cast needs" if is_cast else ""
+        ", and 200 MB for torch, which the cast needs" if needs_torch else ""
     )
 
 

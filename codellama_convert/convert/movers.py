@@ -1,64 +1,24 @@
 """Own the change of an element type, and what is odd about the values.
 
-torch's kernels do the casts, and torch is imported only here, only when a dtype changes.
+torch's kernels cast float32, and torch is imported only here, only for that.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from codellama_convert.errors import CastError
-from codellama_convert.tensors import Dtype
+from codellama_convert.convert.table_cast import TableCast
+from codellama_convert.convert.value_counts import Tally, ValueCounts, overflow
+from codellama_convert.tensors import FLOAT32, Dtype
 
 if TYPE_CHECKING:
     import torch
 
 _SIGNED: dict[int, np.dtype[Any]] = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
-
-
-@dataclass(frozen=True, slots=True)
-class ValueCounts:
-    """Values that a user should know about, by tensor; a tensor without any is left out.
-
-    Attributes:
-        became_zero: How many values a cast made zero that were not zero before.
-        nonfinite: How many infinities and NaNs the checkpoint holds; they are kept.
-    """
-
-    became_zero: dict[str, int]
-    nonfinite: dict[str, int]
-
-
-class _Tally:
-    """Counts as they are found, from several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._became_zero: Counter[str] = Counter()
-        self._nonfinite: Counter[str] = Counter()
-
-    def add(self, name: str, *, became_zero: int = 0, nonfinite: int = 0) -> None:
-        """Add to a tensor's counts."""
-        with self._lock:
-            self._became_zero[name] += became_zero
-            self._nonfinite[name] += nonfinite
-
-    def counts(self, names: Container[str]) -> ValueCounts:
-        """Return what was counted in some tensors, in the order of their names."""
-        with self._lock:
-            return ValueCounts(
-                *(
-                    {name: n for name, n in sorted(counted.items()) if n and name in names}
-                    for counted in (self._became_zero, self._nonfinite)
-                )
-            )
 
 
 class Mover(Protocol):
@@ -88,7 +48,7 @@ class KeepBits:
     def __init__(self, dtype: Dtype) -> None:
         """Prepare to move elements of one dtype."""
         self._dtype = dtype
-        self._tally = _Tally()
+        self._tally = Tally()
 
     def move(self, source: npt.NDArray[Any], target: npt.NDArray[Any], *, name: str) -> None:
         """Copy `source` to `target`.
@@ -110,8 +70,8 @@ class KeepBits:
         """Nothing was taken."""
 
 
-class Cast:
-    """Moves elements into another dtype, rounding to nearest, ties to even.
+class TorchCast:
+    """Moves float32 elements into another dtype, rounding to nearest, ties to even.
 
     A NaN becomes the quiet NaN of its sign: what torch's kernels leave of a NaN depends on how many
     elements they get at once, and on the processor.
@@ -126,14 +86,14 @@ class Cast:
             source: Dtype of what is read.
             target: Dtype of what is written.
         """
-        import torch  # noqa: PLC0415 - half a second and 200 MB, only casts need it
+        import torch  # noqa: PLC0415 - half a second and 200 MB
 
         # The workers are the parallelism; torch's own threads would fight them for the cores.
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
         self._torch = torch
         self._source, self._target = source, target
-        self._tally = _Tally()
+        self._tally = Tally()
 
     def _tensor(self, elements: npt.NDArray[Any], dtype: Dtype) -> torch.Tensor:
         signed = elements.view(_SIGNED[dtype.itemsize])
@@ -169,13 +129,7 @@ class Cast:
         count = int(torch.count_nonzero(overflowed))
         if count:
             largest = float(before[overflowed].float().abs().max())
-            wider = "float32" if self._target.code == "BF16" else "bfloat16 or float32"
-            what = "1 value exceeds" if count == 1 else f"{count} values exceed"
-            raise CastError(
-                f"tensor {name!r}: {what} the {self._target.name} range (max abs {largest:.4g} > "
-                f"{self._target.max_finite:.6g}) and would become infinite",
-                hint=f"use {wider}",
-            )
+            raise overflow(name, count, largest, self._target)
 
     def counts(self, names: Container[str]) -> ValueCounts:
         """Report in which of these tensors values became zero, or were no numbers before."""
@@ -228,10 +182,7 @@ class Movers:
             sources: Dtypes of what is read.
             target: Dtype of what is written.
         """
-        self._movers: dict[Dtype, Mover] = {
-            source: KeepBits(source) if source == target else Cast(source, target)
-            for source in sources
-        }
+        self._movers = {source: _mover(source, target) for source in sources}
 
     def __getitem__(self, source: Dtype) -> Mover:
         """Return the mover of elements of a dtype."""
@@ -249,6 +200,12 @@ class Movers:
         """Close them, the last one first: each gives torch back what it found."""
         for mover in reversed(self._movers.values()):
             mover.close()
+
+
+def _mover(source: Dtype, target: Dtype) -> Mover:
+    if source == target:
+        return KeepBits(source)
+    return TorchCast(source, target) if source == FLOAT32 else TableCast(source, target)
 
 
 def _joined(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -95,6 +95,17 @@ def test_the_memory_of_converting_and_verifying_is_small_and_does_not_grow_with_
 
 
 @needs_proc
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_cast_of_16_bits_needs_neither_torch_nor_its_memory(tmp_path, dtype):
+    """It took 266 MB: torch alone took 200 of them, and half a second to import."""
+    folder = tmp_path / "in"
+    write_sparse_checkpoint(folder, replace(CODE_LLAMA_7B, n_layers=1), 1)
+    common = ("--input_dir", str(folder), "--output_dir", str(tmp_path / "out"))
+    _, peak = run_measured(*common, "--dtype", dtype)  # which looks for torch among the modules
+    assert peak < 80_000_000
+
+
+@needs_proc
 def test_planning_70b_in_8_ranks_stays_under_64_mb(tmp_path):
     folder = write_sparse_folder(tmp_path / "CodeLlama-70b-hf", CODE_LLAMA_70B, 29)
     printed, peak = run_measured("reverse", "--input_dir", str(folder), "--plan", "--json")

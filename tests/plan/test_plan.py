@@ -271,6 +271,25 @@ def test_a_plan_says_what_memory_and_disk_are_short_of(tmp_path):
         assert len(changed) == 1
         assert "too little" not in changed[0][0]
         assert changed[0][1].endswith("GB free: 1.5 GB too little")
-    assert "            plus about 55 MB for Python and numpy" in lines[None]
-    cast = "            plus about 55 MB for Python and numpy, and 200 MB for torch, which the cast needs"
-    assert cast in lines[FLOAT32]
+    for of_one_dtype in lines.values():
+        assert "            plus about 55 MB for Python and numpy" in of_one_dtype
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "needs_torch"),
+    [
+        ("float32", "bfloat16", True),
+        ("bfloat16 and float32", "float16", True),
+        ("float32", "float32", False),
+        ("bfloat16 and float32", "float32", False),
+        ("float16", "bfloat16", False),
+    ],
+)
+def test_only_casts_from_float32_take_the_memory_of_torch(tmp_path, source, target, needs_torch):
+    write_sparse_checkpoint(tmp_path / "CodeLlama-7b", CODE_LLAMA_7B, 1, tokenizer=False)
+    job = plan_conversion(tmp_path / "CodeLlama-7b", Options(skip_tokenizer=True))
+    described = describe_job(job, with_space(tmp_path, 10, 10))
+    lines = list(plan_lines({**described, "source_dtype": source, "dtype": target}))
+    numpy_alone = "            plus about 55 MB for Python and numpy"
+    with_torch = f"{numpy_alone}, and 200 MB for torch, which the cast needs"
+    assert (with_torch if needs_torch else numpy_alone) in lines
