@@ -15,6 +15,7 @@ ConvertError
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 # Room for the longest path of a system, and what is said of it.
 _MAX_LINE = 6000
@@ -58,6 +59,20 @@ def shown(value: object, limit: int = 80) -> str:
     except ValueError:  # an int of more digits than Python writes
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Write names for a message, the first ones where they are many."""
+    text = ", ".join(names[:limit])
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+
+
+def and_others(names: Sequence[str]) -> str:
+    """Say after the first name of several how many there are besides; nothing where it is alone."""
+    n_others = len(names) - 1
+    if n_others == 0:
+        return ""
+    return f" (and {n_others} {'other' if n_others == 1 else 'others'})"
 
 
 class ConvertError(Exception):

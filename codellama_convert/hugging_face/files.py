@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from codellama_convert.errors import CheckpointError, LayoutError, shown
+from codellama_convert.errors import CheckpointError, LayoutError, listed, shown
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.formats.safetensors_reader import SafetensorsIndex, read_safetensors
@@ -154,9 +154,7 @@ def _other_dtypes(file: Shard) -> Mapping[str, str]:
 
 
 def _listed(names: list[str]) -> str:
-    shown_names = [shown(name)[1:-1] for name in names[:_MAX_LISTED]]
-    more = len(names) - len(shown_names)
-    return ", ".join(shown_names) + (f" and {more} more" if more else "")
+    return listed([shown(name)[1:-1] for name in names], _MAX_LISTED)
 
 
 def _read_index(folder: Path, kind: _Format) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.errors import LayoutError
+from codellama_convert.errors import LayoutError, and_others
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.hugging_face.buffers import check_frequencies, is_buffer
 from codellama_convert.hugging_face.config_reader import (
@@ -169,7 +169,7 @@ def _missing(folder: Path, name: str) -> LayoutError:
 
 def _unknown(folder: Path, unknown: Sequence[str], wanted: set[str]) -> LayoutError:
     """Say what a tensor is that the table does not have: of a layer too many, or of another model."""
-    name, others = unknown[0], _and_others(len(unknown) - 1)
+    name, others = unknown[0], and_others(unknown)
     parts = name.split(".")
     if parts[:2] == ["model", "layers"] and ".".join([*parts[:2], "0", *parts[3:]]) in wanted:
         return LayoutError(
@@ -182,12 +182,6 @@ def _unknown(folder: Path, unknown: Sequence[str], wanted: set[str]) -> LayoutEr
         path=folder,
         hint=SUPPORTED_HINT,
     )
-
-
-def _and_others(n_others: int) -> str:
-    if n_others == 0:
-        return ""
-    return f" (and {n_others} {'other' if n_others == 1 else 'others'})"
 
 
 def _source(found: ModelFiles, tensor: TensorLayout) -> SourceTensor:
@@ -216,7 +210,7 @@ def _check_dropped(
         if name in index.tensors:  # not one of another dtype
             check_frequencies(index.path, index.tensors[name], config)
     if buffers:
-        listed = buffers[0] + _and_others(len(buffers) - 1)
+        listed = buffers[0] + and_others(buffers)
         notes.append(f"left out {listed}: buffers computed from config.json, not weights")
     embedding, head = hf_name_of("embedding"), hf_name_of("head")
     if not config.tie_word_embeddings:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.errors import ConfigError, LayoutError
+from codellama_convert.errors import ConfigError, LayoutError, listed
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.pth.reader import PickleCache, RankIndex, read_rank
 from codellama_convert.formats.tokenizer_model import (
@@ -267,9 +267,8 @@ def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
     bare = [rank for rank in ranks if any(s.crc is None for s in rank.storages.values())]
     if not bare:
         return ()
-    others = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
     note = (
-        f"{bare[0].path.name}{others}: saved without CRC-32 sums, so damage cannot be detected; "
+        f"{listed([rank.path.name for rank in bare], 1)}: saved without CRC-32 sums, so damage cannot be detected; "
         "--checksums strict compares them with checklist.chk"
     )
     return (note,)
@@ -290,9 +289,8 @@ def _renamed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
     ]
     if not renamed:
         return ()
-    others = f" and {len(renamed) - 1} more" if len(renamed) > 1 else ""
     note = (
-        f"{renamed[0].path.name}{others}: saved as {renamed[0].root}.pth and renamed; if ranks "
+        f"{listed([rank.path.name for rank in renamed], 1)}: saved as {renamed[0].root}.pth and renamed; if ranks "
         "were swapped, the model is wrong"
     )
     return (note,)

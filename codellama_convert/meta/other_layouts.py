@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codellama_convert.errors import CheckpointError
-from codellama_convert.meta.rank_names import listed
+from codellama_convert.errors import CheckpointError, listed
 from codellama_convert.meta.unfinished import unfinished_downloads
 
 

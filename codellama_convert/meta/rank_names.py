@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from codellama_convert.errors import CheckpointError
+from codellama_convert.errors import CheckpointError, listed
 from codellama_convert.meta.unfinished import unfinished_downloads
 
 _META_NAME = re.compile(r"consolidated\.([0-9]{2})\.pth")
@@ -210,9 +210,3 @@ def _ignored(names: Iterable[str], chosen: Sequence[str]) -> tuple[str, ...]:
         if name not in chosen and (".pth" in name.lower() or name.lower().endswith(".pt"))
     ]
     return (f"ignored {', '.join(others)}",) if others else ()
-
-
-def listed(names: Sequence[str], limit: int = 8) -> str:
-    """Write names for a message, the first ones where they are many."""
-    text = ", ".join(names[:limit])
-    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"

@@ -10,10 +10,10 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from codellama_convert.errors import LayoutError, shown
+from codellama_convert.errors import LayoutError, and_others, listed, shown
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.stored_tensor import StoredTensor
-from codellama_convert.meta.rank_names import is_meta_name, listed
+from codellama_convert.meta.rank_names import is_meta_name
 from codellama_convert.meta.state_dict import head_size_of, is_meta_tensor
 from codellama_convert.model.config import SAME_FOLDER_HINT
 from codellama_convert.model.foreign_params import SUPPORTED_HINT
@@ -207,7 +207,7 @@ def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> t
 
 def _unknown(rank: RankIndex, unknown: Sequence[str], names: Container[str]) -> LayoutError:
     """Say what a tensor is that the table does not have: of a layer too many, or of another model."""
-    name, others = unknown[0], _and_others(len(unknown) - 1)
+    name, others = unknown[0], and_others(unknown)
     if _LAYER.sub("layers.0.", name) in names:
         return LayoutError(
             f"tensor {name!r}{others} belongs to a layer beyond the n_layers of params.json",
@@ -220,12 +220,6 @@ def _unknown(rank: RankIndex, unknown: Sequence[str], names: Container[str]) -> 
         path=rank.path,
         hint=SUPPORTED_HINT,
     )
-
-
-def _and_others(n_others: int) -> str:
-    if n_others == 0:
-        return ""
-    return f" (and {n_others} {'other' if n_others == 1 else 'others'})"
 
 
 def _compare_head_size(

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from codellama_convert.errors import LayoutError, shown
+from codellama_convert.errors import LayoutError, listed, shown
 from codellama_convert.formats.pth.declared import Declared, items_of
 from codellama_convert.formats.pth.pickle_names import OtherTensor, View
 from codellama_convert.meta.foreign_tensors import is_foreign, refuse_foreign
-from codellama_convert.meta.rank_names import listed
 from codellama_convert.model.tensor_table import DROPPED_SUFFIX
 
 # A name as Meta's modules have it, and what stands before it.

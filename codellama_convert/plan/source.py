@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from codellama_convert.errors import CheckpointError
+from codellama_convert.errors import CheckpointError, listed
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.safetensors_reader import SafetensorsIndex
 from codellama_convert.formats.source_sums import TensorFile
@@ -134,8 +134,7 @@ def _passed_over(ranks: Sequence[str]) -> tuple[str, ...]:
     """Say that Meta's ranks lie beside what is read, as some downloads have both."""
     if not ranks:
         return ()
-    others = f" and {len(ranks) - 1} more" if len(ranks) > 1 else ""
-    return (f"ignored {ranks[0]}{others}: the Hugging Face model in the folder is read",)
+    return (f"ignored {listed(ranks, 1)}: the Hugging Face model in the folder is read",)
 
 
 def _of_hugging_face(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from codellama_convert.errors import CheckpointError, OutputError, shown
+from codellama_convert.errors import CheckpointError, OutputError, listed, shown
 from codellama_convert.hugging_face.loader_names import TEMPLATES_NAME
 from codellama_convert.hugging_face.model_card import CARD_MARK, CARD_NAME
 from codellama_convert.plan.side import TargetSide
@@ -49,8 +49,7 @@ def refuse_content(
         ]
     if content and not overwrite:
         raise OutputError(
-            f"the output folder is not empty ({content[0]!r}"
-            + (f" and {len(content) - 1} more)" if len(content) > 1 else ")"),
+            f"the output folder is not empty ({listed([*map(repr, content)], 1)})",
             path=folder,
             hint="name another with --output_dir, or replace the model in it with --overwrite",
         )

@@ -1,4 +1,4 @@
-"""Problems cross processes: what a worker raises is what its caller handles."""
+"""Problems cross processes as they are, and list no more names than one can read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from codellama_convert.errors import ConvertError, Interrupted, OutputError
+from codellama_convert.errors import ConvertError, Interrupted, OutputError, and_others, listed
 
 RESUMED = {"OutputError", "WorkerError", "Interrupted"}
 
@@ -69,3 +69,15 @@ def test_a_pool_of_processes_keeps_whether_a_run_can_be_resumed():
 
 def test_a_full_disk_can_be_resumed_whoever_says_so():
     assert pickle.loads(pickle.dumps(OutputError("cannot write"))).can_resume
+
+
+def test_names_are_listed_up_to_a_limit_and_the_others_counted():
+    assert listed(["a"], 1) == listed(["a"]) == "a"
+    assert listed(["a", "b"], 1) == "a and 1 more"
+    assert listed([*"abcdefgh"]) == "a, b, c, d, e, f, g, h"
+    assert listed([*"abcdefghij"]) == "a, b, c, d, e, f, g, h and 2 more"
+    assert [and_others([*names]) for names in ("a", "ab", "abc")] == [
+        "",
+        " (and 1 other)",
+        " (and 2 others)",
+    ]
