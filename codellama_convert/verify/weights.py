@@ -201,6 +201,7 @@ def _names_in(number: int, plans: Sequence[TensorPlan]) -> list[str]:
 
 
 def _sums(reader: TensorReader, buffer: memoryview, watch: Watch) -> FileSums:
+    reader.note(reader.take_sums())
     reader.finish(buffer, watch)
     return FileSums(reader.index.n_bytes, f"{reader.file_crc(buffer, watch):08x}")
 
