@@ -25,7 +25,7 @@ def done_by(
     requests: Mapping[str, Request],
     watch: Watch,
     *,
-    before_end: Callable[[], None] = lambda: None,
+    before_end: Callable[[], None] | None = None,
 ) -> Generator[tuple[str, Result], None, None]:
     """Have workers do some work, in the order of the requests as far as they are free.
 
@@ -34,7 +34,7 @@ def done_by(
         work: A function of a module, that may be called twice for one request.
         requests: What it is called with, by names for messages.
         watch: May stop it.
-        before_end: Called when no more is wanted, before workers are waited for that are not done.
+        before_end: Called when no more is wanted; workers that are not done then are waited for.
 
     Yields:
         The name of a request and what was returned, as they are done.
@@ -66,8 +66,10 @@ def done_by(
                 _refuse_in_vain(future, name, tries, watch)
                 ask(name, tries + 1)
     finally:
-        before_end()
-        wait([future for future in jobs if not future.cancel()], timeout=_STOP_SECONDS)
+        working = [future for future in jobs if not future.cancel()]
+        if before_end is not None:
+            before_end()
+            wait(working, timeout=_STOP_SECONDS)
 
 
 def _is_whole(future: Future[Result]) -> bool:

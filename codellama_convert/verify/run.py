@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 
 from codellama_convert.arguments import FLAG, FUNCTION, as_path, instance_of, or_none
@@ -66,6 +67,7 @@ def verify_output(
     workers: int | None = None,
     progress: Progress | None = None,
     weights_only: bool = False,
+    executor: Executor | None = None,
 ) -> VerifyReport:
     """Verify an output folder.
 
@@ -80,6 +82,8 @@ def verify_output(
         progress: Called with the bytes of each tile of the output that was compared.
         weights_only: Whether to compare nothing but the weights: of any folder in Hugging Face's
             format, whoever wrote it. It needs a job, from `plan_conversion`.
+        executor: Whose workers compare the tensors with those of the job; they need the same folders
+            under the same paths. None compares on threads of this process, as without a job.
 
     Returns:
         What was found.
@@ -94,19 +98,20 @@ def verify_output(
     WORKERS.check("workers", workers)
     or_none(FUNCTION).check("progress", progress)
     FLAG.check("weights_only", weights_only)
+    or_none(instance_of(Executor)).check("executor", executor)
     is_of_ranks = isinstance(job, ReverseJob) or (job is None and holds_ranks(output_dir))
     or_none(instance_of(AskedRanks if is_of_ranks else Asked)).check("asked", asked)
     watch = Watch(progress)
     if weights_only:
         instance_of(Job).check("job", job)
         assert isinstance(job, Job)
-        return verify_weights(output_dir, job, watch)
+        return verify_weights(output_dir, job, watch, executor)
     if isinstance(job, ReverseJob):
         assert not isinstance(asked, Asked)
-        return verify_ranks(output_dir, job, asked, watch)
+        return verify_ranks(output_dir, job, asked, watch, executor)
     if job is not None:
         assert not isinstance(asked, AskedRanks)
-        return _verify_source(output_dir, job, asked, watch)
+        return _verify_source(output_dir, job, asked, watch, executor)
     reading = FileReading(io_mode, workers or default_workers(), watch)
     if is_of_ranks:
         said = asked if isinstance(asked, AskedRanks) else AskedRanks()
@@ -115,7 +120,9 @@ def verify_output(
     return verify_record(output_dir, said_of_model, reading)
 
 
-def _verify_source(output_dir: Path, job: Job, asked: Asked | None, watch: Watch) -> VerifyReport:
+def _verify_source(
+    output_dir: Path, job: Job, asked: Asked | None, watch: Watch, executor: Executor | None
+) -> VerifyReport:
     problems = Problems()
     record = readable_record(output_dir, problems)
     stored = {} if job.weights is None else read_output(output_dir, problems.add)
@@ -130,7 +137,8 @@ def _verify_source(output_dir: Path, job: Job, asked: Asked | None, watch: Watch
         _check_configs(output_dir, job.weights.checkpoint, job.tokenizer, dtype, problems)
         if asked.max_shard_size is not None:
             compare_files(job.weights.plan, comparable, problems)
-        measured = compare_weights(job.weights, comparable, problems, watch, job.options.io_mode)
+        reading = FileReading(job.options.io_mode, job.weights.plan.workers, watch, executor)
+        measured = compare_weights(job.weights, comparable, problems, reading)
     if job.tokenizer is not None:
         _check_tokenizer(output_dir, job.tokenizer, class_named(job, record), problems)
     complain_of_strays(output_dir, _names_written(job, stored), problems.add)

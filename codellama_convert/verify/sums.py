@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +29,13 @@ class FileReading:
         io_mode: Past the page cache or through it.
         workers: Pieces that are read at once.
         watch: Whom the bytes that are read are reported to.
+        executor: Whose workers compare tensors with their source; None is threads of this process.
     """
 
     io_mode: IoMode
     workers: int
     watch: Watch
+    executor: Executor | None = None
 
 
 @dataclass(frozen=True, slots=True)

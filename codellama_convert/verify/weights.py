@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
-from codellama_convert.errors import VerifyError, shown
+from codellama_convert.errors import shown
 from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.plan.plan import ConversionPlan
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.plan.weights import WeightsJob
-from codellama_convert.storage.blocks import IoMode, aligned_buffer
-from codellama_convert.storage.input_file import InputFile
-from codellama_convert.storage.threads import share_out
+from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.against_record import Measured
 from codellama_convert.verify.folder_reader import StoredOutput
+from codellama_convert.verify.jobs import compare_elsewhere, compare_here, open_sources
 from codellama_convert.verify.record_reader import FileSums
 from codellama_convert.verify.report import Problems
 from codellama_convert.verify.sums import FileReading
-from codellama_convert.verify.tensor import Compared, OpenPart, TensorComparer
+
+_PIECE_BYTES = 1 << 20  # of what no tensor covers
 
 
 def compare_shapes(
@@ -109,17 +108,15 @@ def compare_weights(
     weights: WeightsJob,
     stored: Mapping[str, StoredOutput],
     problems: Problems,
-    watch: Watch,
-    io_mode: IoMode,
+    reading: FileReading,
 ) -> Measured:
     """Walk every tensor backwards to the ranks, and sum both sides on the way.
 
     Args:
-        weights: The source, and the buffers with which it is read.
+        weights: The source, and the size of the tiles.
         stored: The tensors of the output that can be compared.
         problems: Gets what differs.
-        watch: Whom each tile of the output is reported to.
-        io_mode: How the files of both sides are read.
+        reading: How the files of both sides are read, and by whom.
 
     Returns:
         The sums and counts.
@@ -133,7 +130,6 @@ def compare_weights(
         tensor.spec.name: dict.fromkeys(tensor.target.files, stored[tensor.spec.name])
         for tensor in plans
     }
-    reading = FileReading(io_mode, weights.plan.workers, watch)
     return compare_tensors(plans, parts, weights.checkpoint.ranks, problems, reading)
 
 
@@ -159,54 +155,24 @@ def compare_tensors(
     Raises:
         ConvertError: If a side cannot be read.
     """
-    io_mode, watch = reading.io_mode, reading.watch
     with ExitStack() as stack:
-        readers = [
-            stack.enter_context(TensorReader(file, _names_in(number, plans), io_mode=io_mode))
-            for number, file in enumerate(sources)
-        ]
-        paths = {one.file for by_file in parts.values() for one in by_file.values()}
-        files = {
-            path: stack.enter_context(InputFile(path, io_mode=io_mode, error=VerifyError))
-            for path in sorted(paths)
-        }
-
-        def compare(
-            tensor: TensorPlan, pair: tuple[memoryview, memoryview], watch: Watch
-        ) -> Compared:
-            outputs = {
-                number: OpenPart(one, files[one.file])
-                for number, one in parts[tensor.spec.name].items()
-            }
-            return TensorComparer(tensor, outputs, readers).compare(*pair, watch.advance)
-
-        read_bytes = max((tensor.read_bytes for tensor in plans), default=1)
-        output_bytes = max((_output_bytes(p, parts[p.spec.name]) for p in plans), default=1)
-        buffers = [
-            (aligned_buffer(read_bytes), aligned_buffer(output_bytes))
-            for _ in range(reading.workers)
-        ]
-        compared = share_out(plans, buffers, compare, watch)
+        readers = open_sources(sources, plans, reading.io_mode, stack)
+        if reading.executor is None:
+            compared = compare_here(plans, parts, readers, reading)
+            for reader in readers:
+                reader.note(reader.take_sums())
+        else:
+            compared = compare_elsewhere(reading.executor, plans, parts, readers, reading)
         for tensor, one in zip(plans, compared, strict=True):
             if one.difference is not None:
                 file = parts[tensor.spec.name][one.differs_in].file
                 problems.add(one.difference, file=file.name)
-        sums = {reader.index.path.name: _sums(reader, buffers[0][0], watch) for reader in readers}
+        buffer = aligned_buffer(_PIECE_BYTES)
+        sums = {reader.index.path.name: _sums(reader, buffer, reading.watch) for reader in readers}
     tensors = {tensor.spec.name: one for tensor, one in zip(plans, compared, strict=True)}
     return Measured(sums, tensors)
 
 
-def _names_in(number: int, plans: Sequence[TensorPlan]) -> list[str]:
-    return [tensor.source.name for tensor in plans if number in tensor.source.files]
-
-
 def _sums(reader: TensorReader, buffer: memoryview, watch: Watch) -> FileSums:
-    reader.note(reader.take_sums())
     reader.finish(buffer, watch)
     return FileSums(reader.index.n_bytes, f"{reader.file_crc(buffer, watch):08x}")
-
-
-def _output_bytes(tensor: TensorPlan, parts: Mapping[int, StoredOutput]) -> int:
-    """Count what a tile takes as the output has it, which may be of a dtype nobody asked for."""
-    dtype = next(iter(parts.values())).dtype
-    return replace(tensor, spec=replace(tensor.spec, dtype=dtype)).write_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from codellama_convert.verify.folder_reader import read_weights
 from codellama_convert.verify.job import asked_of, job_as_asked
 from codellama_convert.verify.output_files import refuse_pickles
 from codellama_convert.verify.report import Problems, VerifyReport
+from codellama_convert.verify.sums import FileReading
 from codellama_convert.verify.weights import (
     bytes_of_both_sides,
     common_dtype,
@@ -27,7 +29,9 @@ from codellama_convert.verify.weights import (
 _BUFFER = ".rotary_emb.inv_freq"
 
 
-def verify_weights(folder: Path, job: Job, watch: Watch) -> VerifyReport:
+def verify_weights(
+    folder: Path, job: Job, watch: Watch, executor: Executor | None = None
+) -> VerifyReport:
     """Compare the weights of a model's folder with the ranks, bit for bit.
 
     How the tensors are split into files does not matter, nor does any other file.
@@ -36,6 +40,7 @@ def verify_weights(folder: Path, job: Job, watch: Watch) -> VerifyReport:
         folder: It holds safetensors files, with an index if there are several.
         job: The source. Without a dtype in its options, the folder's own is taken.
         watch: Whom each tile of the folder's tensors is reported to.
+        executor: Whose workers compare them; None is threads of this process.
 
     Returns:
         What was found.
@@ -57,7 +62,8 @@ def verify_weights(folder: Path, job: Job, watch: Watch) -> VerifyReport:
     assert weights is not None
     comparable = compare_shapes(weights.checkpoint, stored, problems)
     dtype = common_dtype(comparable, weights.plan, problems)
-    compare_weights(weights, comparable, problems, watch, job.options.io_mode)
+    reading = FileReading(job.options.io_mode, weights.plan.workers, watch, executor)
+    compare_weights(weights, comparable, problems, reading)
     n_bytes = bytes_of_both_sides(weights, comparable)
     notes = tuple(_notes(weights.checkpoint.dtype_names, dtype, buffers))
     return VerifyReport(folder, "ranks", len(comparable), n_bytes, problems.lines(), notes)

@@ -7,6 +7,7 @@ Loaders of ranks take what they are given: they say nothing of a missing weight 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 
 from codellama_convert.meta.target_names import is_taken
@@ -41,7 +42,11 @@ from codellama_convert.verify.weights import compare_tensors
 
 
 def verify_ranks(
-    output_dir: Path, job: ReverseJob, asked: AskedRanks | None, watch: Watch
+    output_dir: Path,
+    job: ReverseJob,
+    asked: AskedRanks | None,
+    watch: Watch,
+    executor: Executor | None = None,
 ) -> VerifyReport:
     """Compare a folder of ranks with the folder that it was made of.
 
@@ -51,6 +56,7 @@ def verify_ranks(
         asked: What the conversion was asked for, where that is known; by default what the job's
             options say. The rest is what the record says, or what the ranks show.
         watch: Whom each tile of the output is reported to.
+        executor: Whose workers compare the tensors; None is threads of this process.
 
     Returns:
         What was found.
@@ -75,7 +81,7 @@ def verify_ranks(
     if expected.original is None:
         compare_frequencies(expected, others.get(FREQUENCIES_NAME, {}), problems)
     compared = [tensor for tensor in tensors if parts[tensor.spec.name]]
-    reading = FileReading(job.options.io_mode, plan.workers, watch)
+    reading = FileReading(job.options.io_mode, plan.workers, watch, executor)
     measured = compare_tensors(compared, parts, expected.source.files, problems, reading)
     found = Found(ranks, tensors, measured)
     compare_layouts(expected, found, problems)
