@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from codellama_convert.model.rope import to_half_split, to_interleaved, whole_heads
+from codellama_convert.model.rope import rope_freqs, to_half_split, to_interleaved, whole_heads
 
 # Two heads of six rows and two columns; each row holds its own number and a hundred more.
 INTERLEAVED = np.array([[n, 100 + n] for n in range(12)])
@@ -50,3 +50,22 @@ def test_rows_that_are_no_whole_heads_are_refused(reorder, n_rows, head_dim) -> 
 )
 def test_whole_heads_are_counted(n_rows: int, head_dim: int, n_heads: int) -> None:
     assert whole_heads(n_rows, head_dim) == n_heads
+
+
+def test_frequencies_are_the_nearest_float32_of_each_step() -> None:
+    """Of theta 27 the last is not the float32 nearest to 1/9: the exponent 2/3 is rounded first."""
+    tenth, hundredth = 0.10000000149011612, 0.009999999776482582
+    assert rope_freqs(10000.0, 8) == (1.0, tenth, hundredth, 0.0010000000474974513)
+    assert rope_freqs(27.0, 6) == (1.0, 0.3333333432674408, 0.1111110970377922)
+    assert float(np.float32(1 / 9)) == 0.1111111119389534
+    assert rope_freqs(10000.0, 2) == (1.0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("theta", [10000.0, 500000.0, 1000000.0])
+def test_frequencies_are_those_of_metas_code(theta: float, dtype: torch.dtype) -> None:
+    of_meta = 1.0 / (theta ** (torch.arange(0, 128, 2).float() / 128))
+    found = torch.tensor(rope_freqs(theta, 128), dtype=torch.float32)
+    assert found.to(dtype).view(torch.int16).equal(of_meta.to(dtype).view(torch.int16))
+    other = torch.tensor(rope_freqs(theta + 1000, 128), dtype=torch.float32)
+    assert not other.to(dtype).view(torch.int16).equal(of_meta.to(dtype).view(torch.int16))
