@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults.strace import Call
+from tests.faults.syscalls.strace import Call
 from tests.outputs import ENTRANCES, LOCK, STAGING
 
 _WRITES = ("write", "pwrite64", "ftruncate", "fallocate")

@@ -39,7 +39,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.convert.true_sizes import RANK_OVER_4_GB, RECORDS_OVER_4_GB, differing_ranks
-from tests.faults import strace
 from tests.faults.differential.plants import PLANTS as TROUBLE
 from tests.faults.directions import ACROSS, BACK, DIRECTIONS, FORWARD, Direction
 from tests.faults.durability import complaints
@@ -53,7 +52,10 @@ from tests.faults.neighbours import (
 )
 from tests.faults.neighbours import why_not as why_no_neighbour
 from tests.faults.resumes import spoil_the_records
-from tests.faults.syscall_faults import KILL, PLANTED, SCENES, Bench, find_planted, sweep
+from tests.faults.syscalls import strace
+from tests.faults.syscalls.bench import Bench, sweep
+from tests.faults.syscalls.planted import PLANTED, find_planted
+from tests.faults.syscalls.scenes import KILL, SCENES
 from tests.outputs import ROOT, content, environment
 from tests.witness.checkpoints import STORAGES
 

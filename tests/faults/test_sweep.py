@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import strace
 from tests.faults.sweep import FAMILIES, Verdict, main, run
+from tests.faults.syscalls import strace
 
 
 def good(workers: int) -> Iterator[Verdict]:

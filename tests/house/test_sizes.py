@@ -22,8 +22,6 @@ LONGER_MODULES = {
     "tests/convert/ranks/test_round_trip.py",
     "tests/convert/test_run.py",
     "tests/faults/sweep.py",
-    "tests/faults/syscall_faults.py",
-    "tests/faults/test_syscalls.py",
     "tests/staging/test_folder.py",
     "tests/staging/test_publishing.py",
     "tests/staging/test_small_disk.py",

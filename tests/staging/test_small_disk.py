@@ -17,7 +17,7 @@ from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.staging import crash_points as faults
 from codellama_convert.storage.watch import Watch
-from tests.faults import strace
+from tests.faults.syscalls import strace
 from tests.outputs import (
     SHARD_BYTES,
     STAGING,

@@ -1,121 +1,46 @@
 """Own the faults of the system: every call on the output folder fails once, or is the last one.
 
-strace makes it so (tests/faults/strace.py). Whatever fails, the run ends in one line, the folder holds
+strace makes it so (tests/faults/syscalls/strace.py). Whatever fails, the run ends in one line, the folder holds
 nothing that loads or a whole model, and the same command brings it to the end.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from click.testing import CliRunner
 
 from codellama_convert.cli.commands import main
-from tests.faults.directions import ACROSS, BACK, FORWARD, Direction
 from tests.faults.dying import module_that_dies
-from tests.faults.strace import Call, Traced, is_kind, trace
+from tests.faults.syscalls.scenes import (
+    DIES_AT,
+    ERRORS,
+    IN_A_FOLDER,
+    KILL,
+    PART,
+    PROGRAM,
+    READS,
+    STAGED,
+    WEIGHTS,
+    WRITES,
+    Fault,
+    Scene,
+)
+from tests.faults.syscalls.strace import Call, Traced, trace
 from tests.outputs import LOCK, STAGING, content, finish, loads
 
-WRITES = (
-    "openat", "mkdir", "mkdirat", "write", "pwrite64", "fallocate", "ftruncate", "fsync", "fdatasync",
-    "rename", "renameat", "renameat2", "close", "unlink", "unlinkat", "rmdir", "flock",
-)  # fmt: skip
-READS = (
-    "getdents64", "newfstatat", "statx", "stat", "lstat", "access", "read", "preadv", "preadv2",
-)  # fmt: skip
-# What changes an entry of the open folder that it begins with.
-_IN_A_FOLDER = ("mkdirat", "renameat", "renameat2", "unlinkat")
-ERRORS = ("ENOSPC", "EIO")
-KILL = "SIGKILL"
-_WEIGHTS = ("model-", "consolidated.")
-_PART = re.compile(r"(\.[0-9a-f]{8})?\.part$")
-_PROGRAM = (sys.executable, "-m", "codellama_convert")
 # The C library opens a file of its own when threads wait for each other; then calls count differently.
 _MOST_TRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """A command, and what its output folder holds before.
-
-    Attributes:
-        name: For reports.
-        options: Of the command, besides the usual.
-        holds: "nothing", "older" for another model, "staged" for half of this one, or "published"
-            for all of it and the journal that says so.
-        direction: Which way the model goes.
-    """
-
-    name: str
-    options: tuple[str, ...]
-    holds: str
-    direction: Direction = FORWARD
-
-
-# At which steps a run dies that leaves what a scene holds.
-_DIES_AT = {
-    ("staged", FORWARD): 23, ("published", FORWARD): 40,
-    ("staged", BACK): 27, ("published", BACK): 37,
-}  # fmt: skip
-# Staged files that are whole in a scene: all of those that are kept together.
-_STAGED = {
-    FORWARD: {"model-00001-of-00002.safetensors"},
-    BACK: set(BACK.weights),
-}
-SCENES = (
-    Scene("direct", ("--io", "auto"), "nothing"),
-    Scene("over an older result", ("--io", "buffered", "--overwrite"), "older"),
-    Scene("one file", ("--io", "buffered", "--max_shard_size", "5GB"), "nothing"),
-    Scene("going on", ("--io", "buffered"), "staged"),
-    Scene("publishing again", ("--io", "buffered"), "published"),
-    Scene("way back, direct", ("--io", "auto"), "nothing", BACK),
-    Scene("way back, over an older result", ("--io", "buffered", "--overwrite"), "older", BACK),
-    Scene("way back, going on", ("--io", "buffered"), "staged", BACK),
-    Scene("way back, publishing again", ("--io", "buffered"), "published", BACK),
-    Scene("other ranks", ("--io", "buffered"), "nothing", ACROSS),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A call that goes wrong.
-
-    Attributes:
-        call: As the plain run made it.
-        error: Its error, or SIGKILL: the process dies at it.
-        is_early: Whether the plain run had not taken the lock before it.
-        is_late: Whether the plain run had published everything before it.
-        is_of_reading: Whether it opens or closes what is only read, or reads.
-    """
-
-    call: Call
-    error: str
-    is_early: bool
-    is_late: bool
-    is_of_reading: bool
-
-    @property
-    def rule(self) -> str:
-        """The fault in strace's words."""
-        how = "signal=KILL" if self.error == KILL else f"error={self.error}"
-        return f"{self.call.name}:{how}:when={self.call.ordinal}"
-
-    def __str__(self) -> str:
-        where = "/".join(self.call.paths[-1].split("/")[-2:])
-        return f"{self.error} at {self.call.name} {self.call.ordinal} of {where}"
 
 
 class Bench:
     """A checkpoint, what becomes of it, and what its folder may hold before."""
 
-    def __init__(self, folder: Path, scene: Scene, program: Sequence[str] = _PROGRAM) -> None:
+    def __init__(self, folder: Path, scene: Scene, program: Sequence[str] = PROGRAM) -> None:
         """Make them.
 
         Args:
@@ -146,13 +71,13 @@ class Bench:
 
     def _die(self) -> None:
         """Leave what the scene has."""
-        at = _DIES_AT[self.scene.holds, self._direction]
+        at = DIES_AT[self.scene.holds, self._direction]
         done = finish([*module_that_dies(at), *self.arguments(self.before)])
         assert done.returncode == -9
         (self.before / LOCK).unlink()
         if self.scene.holds == "staged":
             staged = {path.name for path in (self.before / STAGING).iterdir()}
-            whole = _STAGED[self._direction]
+            whole = STAGED[self._direction]
             assert whole <= staged
             assert any(name.endswith(".part") for name in staged)
             return
@@ -214,7 +139,7 @@ class Bench:
             if call.name == "openat":
                 opened[descriptor] = call.arguments
             is_of_reading = call.name in READS or (
-                call.name not in _IN_A_FOLDER and "O_RDONLY" in opened.get(descriptor, "")
+                call.name not in IN_A_FOLDER and "O_RDONLY" in opened.get(descriptor, "")
             )
             for error in (*ERRORS, KILL) if call.name in WRITES else ("EIO",):
                 yield Fault(call, error, number < locked, number > published, is_of_reading)
@@ -304,7 +229,7 @@ def may_be_passed_over(fault: Fault) -> bool:
     if fault.is_late:
         return True  # everything is in its place and on the disk: what is left is clearing up
     is_of_the_lock = path.name.startswith(LOCK) and call.name in ("unlink", "close")
-    if is_of_the_lock or (fault.is_of_reading and path.name.startswith(_WEIGHTS)):
+    if is_of_the_lock or (fault.is_of_reading and path.name.startswith(WEIGHTS)):
         return True  # a file that was kept is written again then
     is_of_a_folder = path.name in (STAGING, "plain")  # its descriptor may be a duplicate
     if is_of_a_folder and fault.is_early and call.name in ("openat", "getdents64"):
@@ -324,7 +249,7 @@ def _is_below(call: Call, folder: Path) -> bool:
 
 def _shape(call: Call, folder: Path) -> tuple[str, int, tuple[str, ...]]:
     """What a call is about, the same in two runs: parts have random names."""
-    paths = [_PART.sub("", path).replace(str(folder), "O") for path in call.paths]
+    paths = [PART.sub("", path).replace(str(folder), "O") for path in call.paths]
     return call.name, call.ordinal, tuple(path for path in paths if path.startswith("O"))
 
 
@@ -333,7 +258,7 @@ def _file_name(call: Call, folder: Path) -> str:
     path = Path(call.paths[-1])
     if path.name in (STAGING, LOCK) or path == folder or call.name not in WRITES:
         return ""
-    return _PART.sub("", path.name)
+    return PART.sub("", path.name)
 
 
 def sweep(
@@ -357,123 +282,3 @@ def sweep(
         with ProcessPoolExecutor(workers) as pool:
             found = list(pool.map(bench.problems, faults, names, chunksize=4))
     return counts, [problem for problems in found for problem in problems]
-
-
-# --- the controls ---------------------------------------------------------------------------------
-
-_START = "from codellama_convert.__main__ import main\nmain()\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Planted:
-    """A mistake that the program could have, and what shows it.
-
-    Attributes:
-        code: Starts the command line with the mistake in it.
-        call: The name of the calls at one of which it shows.
-        path: What their last path ends with.
-        error: What happens to them.
-        problem: What is then found.
-    """
-
-    code: str
-    call: str
-    path: str
-    error: str
-    problem: str
-
-
-PLANTED = {
-    "errors of fsync are swallowed": Planted(
-        "import os\n"
-        "real = os.fsync\n"
-        "def fsync(fd):\n"
-        "    try:\n"
-        "        real(fd)\n"
-        "    except OSError:\n"
-        "        pass\n"
-        "os.fsync = fsync\n",
-        "fsync", ".part", "EIO", "exit status 0",
-    ),
-    "errors of closing are swallowed": Planted(
-        "from codellama_convert.storage.output_file import OutputFile\n"
-        "OutputFile.__exit__ = lambda self, *_: self.abandon()\n",
-        "close", "config.json.part", "EIO", "exit status 0",
-    ),
-    "the index is not the last": Planted(
-        "from codellama_convert.staging import publish\n"
-        "publish.entrances = lambda *_: []\n",
-        "rename", "plain/tokenizer_config.json", KILL, "torn",
-    ),
-    "an error is not translated": Planted(
-        "from codellama_convert.staging import part_files\n"
-        "def rename(source, name, target, new_name):\n"
-        "    try:\n"
-        "        source.rename(name, target, new_name)\n"
-        "    except OSError as problem:\n"
-        "        raise RuntimeError from problem\n"
-        "part_files.rename = rename\n",
-        "rename", "/config.json", "ENOSPC", "not one line",
-    ),
-    "a failed run cannot go on": Planted(
-        "import os\n"
-        "from codellama_convert.storage import output_file\n"
-        "real = os.fsync\n"
-        "def fsync(fd):\n"
-        "    try:\n"
-        "        real(fd)\n"
-        "    except OSError:\n"
-        "        name = os.readlink(f'/proc/self/fd/{fd}')\n"
-        "        journal = os.path.join(os.path.dirname(name), 'journal.jsonl')\n"
-        "        os.unlink(journal)\n"
-        "        os.mkdir(journal)\n"
-        "        raise\n"
-        "output_file.os.fsync = fsync\n"
-        "from codellama_convert.staging import folder as output\n"
-        "output.drop_staging = output.drop_parts = lambda *_: None\n",
-        "fsync", "model-00002-of-00002.safetensors.part", "EIO", "the second run ends with 1",
-    ),
-}  # fmt: skip
-
-
-def find_planted(folder: Path, planted: Planted, scene: Scene) -> list[str]:
-    """Run a program with a mistake in it; give the problems found at the call that shows it.
-
-    Args:
-        folder: A new one.
-        planted: The mistake.
-        scene: What is done.
-
-    Returns:
-        As `Bench.problems` does.
-    """
-    bench = Bench(folder, scene, (sys.executable, "-c", planted.code + _START))
-    fault = next(
-        fault for fault in bench.faults()
-        if is_kind(fault.call, planted.call) and fault.error == planted.error
-        and _PART.sub(".part", fault.call.paths[-1]).endswith(planted.path)
-        and not fault.is_of_reading
-    )  # fmt: skip
-    return bench.problems(fault)
-
-
-def a_share(faults: Sequence[Fault], number: int) -> list[Fault]:
-    """Choose one fault of each call by its name, the errors in turn.
-
-    Args:
-        faults: All.
-        number: 0 or 1, for another share.
-
-    Returns:
-        About a dozen.
-    """
-    by_name: dict[str, list[Fault]] = {}
-    for fault in faults:
-        if fault.call.name in WRITES:
-            by_name.setdefault(fault.call.name, []).append(fault)
-    share = []
-    for turn, some in enumerate(by_name.values()):
-        at = len(some) * (2 * number + 1) // 4
-        error = (*ERRORS, KILL)[(turn + number) % 3]
-        share.append(next(fault for fault in some[at - at % 3 :] if fault.error == error))
-    return share

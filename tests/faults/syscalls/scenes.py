@@ -1,0 +1,96 @@
+"""Own the commands whose system calls fail, and which calls those are."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+
+from tests.faults.directions import ACROSS, BACK, FORWARD, Direction
+from tests.faults.syscalls.strace import Call
+
+WRITES = (
+    "openat", "mkdir", "mkdirat", "write", "pwrite64", "fallocate", "ftruncate", "fsync", "fdatasync",
+    "rename", "renameat", "renameat2", "close", "unlink", "unlinkat", "rmdir", "flock",
+)  # fmt: skip
+READS = (
+    "getdents64", "newfstatat", "statx", "stat", "lstat", "access", "read", "preadv", "preadv2",
+)  # fmt: skip
+# What changes an entry of the open folder that it begins with.
+IN_A_FOLDER = ("mkdirat", "renameat", "renameat2", "unlinkat")
+ERRORS = ("ENOSPC", "EIO")
+KILL = "SIGKILL"
+WEIGHTS = ("model-", "consolidated.")
+PART = re.compile(r"(\.[0-9a-f]{8})?\.part$")
+PROGRAM = (sys.executable, "-m", "codellama_convert")
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A command, and what its output folder holds before.
+
+    Attributes:
+        name: For reports.
+        options: Of the command, besides the usual.
+        holds: "nothing", "older" for another model, "staged" for half of this one, or "published"
+            for all of it and the journal that says so.
+        direction: Which way the model goes.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    holds: str
+    direction: Direction = FORWARD
+
+
+# At which steps a run dies that leaves what a scene holds.
+DIES_AT = {
+    ("staged", FORWARD): 23, ("published", FORWARD): 40,
+    ("staged", BACK): 27, ("published", BACK): 37,
+}  # fmt: skip
+# Staged files that are whole in a scene: all of those that are kept together.
+STAGED = {
+    FORWARD: {"model-00001-of-00002.safetensors"},
+    BACK: set(BACK.weights),
+}
+SCENES = (
+    Scene("direct", ("--io", "auto"), "nothing"),
+    Scene("over an older result", ("--io", "buffered", "--overwrite"), "older"),
+    Scene("one file", ("--io", "buffered", "--max_shard_size", "5GB"), "nothing"),
+    Scene("going on", ("--io", "buffered"), "staged"),
+    Scene("publishing again", ("--io", "buffered"), "published"),
+    Scene("way back, direct", ("--io", "auto"), "nothing", BACK),
+    Scene("way back, over an older result", ("--io", "buffered", "--overwrite"), "older", BACK),
+    Scene("way back, going on", ("--io", "buffered"), "staged", BACK),
+    Scene("way back, publishing again", ("--io", "buffered"), "published", BACK),
+    Scene("other ranks", ("--io", "buffered"), "nothing", ACROSS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A call that goes wrong.
+
+    Attributes:
+        call: As the plain run made it.
+        error: Its error, or SIGKILL: the process dies at it.
+        is_early: Whether the plain run had not taken the lock before it.
+        is_late: Whether the plain run had published everything before it.
+        is_of_reading: Whether it opens or closes what is only read, or reads.
+    """
+
+    call: Call
+    error: str
+    is_early: bool
+    is_late: bool
+    is_of_reading: bool
+
+    @property
+    def rule(self) -> str:
+        """The fault in strace's words."""
+        how = "signal=KILL" if self.error == KILL else f"error={self.error}"
+        return f"{self.call.name}:{how}:when={self.call.ordinal}"
+
+    def __str__(self) -> str:
+        where = "/".join(self.call.paths[-1].split("/")[-2:])
+        return f"{self.error} at {self.call.name} {self.call.ordinal} of {where}"
