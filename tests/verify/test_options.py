@@ -49,10 +49,10 @@ READING = {"io_mode": ["--io", "buffered"], "workers": ["--workers", "3"]}
 
 # Of ranks alone, and refused here: tests/cli/ranks/test_verify_ranks.py.
 OF_RANKS = {"ranks", "torch_layout", "no_rope_freqs", "vocab_rows"}
-# Of Llama 3 alone, which this model is not: tests/convert/test_llama_3.py.
+# Of Llama 3 alone, which this model is not: tests/convert/llama3/test_weights.py.
 OF_LLAMA_3 = {"rope_scaling_factor"}
 
-# Compared where a model scales its rotary frequencies: tests/convert/test_llama_3.py.
+# Compared where a model scales its rotary frequencies: tests/convert/llama3/test_weights.py.
 OF_LLAMA_3 = {"rope_scaling_factor"}
 
 

@@ -1,0 +1,1 @@
+"""Llama 3 converted: its weights, whole folders, and what they compute."""
