@@ -20,6 +20,7 @@ from codellama_convert.cli.options import (
     JSON,
     MODEL_OPTIONS,
     NEW_FOLDER,
+    PART,
     QUIET,
     RUN_OPTIONS,
     SPEED_OPTIONS,
@@ -28,9 +29,11 @@ from codellama_convert.cli.printing import print_note, print_plan, print_report
 from codellama_convert.cli.reverse import reverse
 from codellama_convert.cli.steps import (
     convert_job,
+    convert_part,
     look_ahead,
     plan_and_check,
     read_job,
+    refuse_with_part,
     to_options,
 )
 from codellama_convert.cli.verify import verify
@@ -70,6 +73,7 @@ def main() -> None:
 @SPEED_OPTIONS
 @RUN_OPTIONS
 @DASK
+@PART
 @CARD
 @QUIET
 @JSON
@@ -83,6 +87,7 @@ def convert(
     verify_too: bool,
     sha256: bool,
     dask: str | None,
+    part: tuple[int, int] | None,
     model_card: bool,
     quiet: bool,
     as_json: bool,
@@ -101,11 +106,16 @@ def convert(
     from codellama_convert.plan.run_options import RunOptions
     from codellama_convert.storage.watch import stop_on_signals
 
+    if part is not None:
+        refuse_with_part("restart", "verify_too", "sha256", "model_card", "dask")
     run_options = RunOptions(
         overwrite=overwrite, restart=restart, sha256=sha256, model_card=model_card
     )
     job = read_job(input_dir, to_options(choices, run_options))
     output_dir = output_dir or default_output_dir(job.files.folder)
+    if part is not None:
+        convert_part(job, output_dir, part, overwrite=overwrite, quiet=quiet, as_json=as_json)
+        return
     with dask_executor(dask, print_note) as executor, stop_on_signals() as stop:
         described = convert_job(
             job, output_dir, run_options,

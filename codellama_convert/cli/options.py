@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from codellama_convert.cli.values import NamedPath, OneOf, Size
+from codellama_convert.cli.values import NamedPath, OneOf, PartOf, Size
 from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS
 from codellama_convert.model.asked import LARGEST_SCALING, MAX_RANKS
 from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
@@ -200,6 +200,12 @@ DASK = click.option(
     metavar="ADDRESS",
     help="Have the files written by the workers of this dask scheduler, such as tls://node1:8786, or a "
     "scheduler file; needs the extra [dask].",
+)
+PART = click.option(
+    "--part",
+    type=PartOf(),
+    help="Write only these of the files, for a job array: 3/8 is the third part of eight. Then the same "
+    "command without it finishes the conversion.",
 )
 CARD = click.option("--model_card", is_flag=True, help="Also write a README.md about the model.")
 QUIET = click.option(

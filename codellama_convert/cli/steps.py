@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from codellama_convert.cli.describe import describe_job, describe_report
-from codellama_convert.cli.printing import print_notes
+from codellama_convert.cli.printing import print_notes, say, say_json
 from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
+from codellama_convert.cli.words import count
+from codellama_convert.storage.sizes import format_size
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -119,6 +123,61 @@ def convert_job(
         report = run(job, output_dir, chosen, watch=Watch(progress, stop), executor=executor)
     print_notes(report.notes[len(job.notes) + len(told) :])
     return describe_report(report, time.monotonic() - started)
+
+
+def convert_part(
+    job: Job,
+    output_dir: Path,
+    part: tuple[int, int],
+    *,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write the files of one part, and print what was done.
+
+    Args:
+        job: From `read_job`.
+        output_dir: The new folder.
+        part: Which part of how many.
+        overwrite: Whether a model that the folder holds may be replaced in the end.
+        quiet: Whether only notes are printed, if no machine reads it.
+        as_json: Whether a machine reads it.
+    """
+    from codellama_convert.convert.array import Task, run_task
+    from codellama_convert.storage.watch import Watch, stop_on_signals
+
+    task, started = Task(*part), time.monotonic()
+    hint = "run the same command again to resume"
+    with stop_on_signals() as stop, progress_bar(f"part {task}", None, hidden=quiet) as progress:
+        watch = Watch(progress, stop, hint)
+        report = run_task(job, output_dir, task, overwrite=overwrite, watch=watch)
+    seconds = time.monotonic() - started
+    described = {
+        **asdict(report), "output_dir": str(output_dir), "part": str(task),
+        "seconds": round(seconds, 3),
+    }  # fmt: skip
+    if as_json:
+        say_json(described)
+    elif report.already_converted and not quiet:
+        say(f"{output_dir}: already converted, nothing to do")
+    elif not quiet:
+        n_new = report.tensor_bytes - report.kept_bytes
+        say(
+            f"wrote part {task} of {output_dir}: {count(len(report.written), 'file')}, "
+            f"{format_size(n_new)} in {seconds:.1f} s, {count(len(report.kept), 'file')} kept; "
+            "after all parts the same command without --part finishes it"
+        )
+
+
+def refuse_with_part(*names: str) -> None:
+    """Refuse options that a part has no use for: they belong to the command that finishes."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name in names and context.params[option.name]:
+            raise click.UsageError(
+                f"{option.opts[0]} is of no use with --part: give it to the command without --part"
+            )
 
 
 def read_job(input_dir: Path, options: Options) -> Job:

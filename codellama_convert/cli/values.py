@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,8 +14,9 @@ from codellama_convert.storage.sizes import parse_size
 if TYPE_CHECKING:
     SizeType = click.ParamType[int]
     ChoiceType = click.Choice[str]
+    PairType = click.ParamType[tuple[int, int]]
 else:
-    SizeType, ChoiceType = click.ParamType, click.Choice
+    SizeType, PairType, ChoiceType = click.ParamType, click.ParamType, click.Choice
 
 
 class Size(SizeType):
@@ -28,6 +30,21 @@ class Size(SizeType):
             return value if isinstance(value, int) else parse_size(str(value))
         except ValueError as problem:
             self.fail(str(problem), param, ctx)
+
+
+class PartOf(PairType):
+    """One part of several, such as 3/8; counted from 1."""
+
+    name = "K/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Read it; what click asks of a parameter type."""
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(value))
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            self.fail(f"{value!r} is not a part such as 3/8, counted from 1", param, ctx)
+        return int(found[1]), int(found[2])
 
 
 class OneOf(ChoiceType):

@@ -99,11 +99,12 @@ def _other_input(name: str, there: object, now: object) -> str:
     return f"{name:.80} is not the same file"
 
 
-def read_journal(staging: HeldFolder) -> Journal | None:
+def read_journal(staging: HeldFolder, name: str = JOURNAL_NAME) -> Journal | None:
     """Read a journal up to its first line that is torn, damaged or not one that we write.
 
     Args:
         staging: The folder that it is in.
+        name: Its name there.
 
     Returns:
         What it says, or None where there is none or its first line says nothing.
@@ -112,14 +113,14 @@ def read_journal(staging: HeldFolder) -> Journal | None:
         OutputError: If it cannot be read, or is not a file of ours.
     """
     try:
-        with os.fdopen(staging.open(JOURNAL_NAME, os.O_RDONLY), "rb") as file:
+        with os.fdopen(staging.open(name, os.O_RDONLY), "rb") as file:
             return _read(file)
     except FileNotFoundError:
         return None
     except OSError as problem:
         raise OutputError(
             f"cannot read: {first_line(problem)}",
-            path=staging.path / JOURNAL_NAME,
+            path=staging.path / name,
             hint="--restart discards it",
         ) from problem
 
@@ -164,12 +165,13 @@ def _take(journal: Journal | None, record: dict[str, Any]) -> Journal:
     return journal
 
 
-def write_journal(staging: HeldFolder, journal: Journal) -> None:
+def write_journal(staging: HeldFolder, journal: Journal, name: str = JOURNAL_NAME) -> None:
     """Write a whole journal beside its place and rename it there.
 
     Args:
         staging: The folder that it goes into.
         journal: What it says.
+        name: Its name there.
 
     Raises:
         OutputError: If it cannot be written, or the file system cannot rename.
@@ -181,27 +183,27 @@ def write_journal(staging: HeldFolder, journal: Journal) -> None:
     records += [{"file": asdict(sealed)} for sealed in journal.sealed.values()]
     if journal.publishing:
         records.append(_publishing(journal.publishing))
-    part = f"{JOURNAL_NAME}.part"
+    part = f"{name}.part"
     try:
         staging.remove(part)
         _write(staging.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL), *records)
-        staging.rename(part, staging, JOURNAL_NAME)
+        staging.rename(part, staging, name)
     except OSError as problem:
         hint = "the output folder's file system must be able to rename files"
         raise OutputError(
             f"cannot write the journal: {first_line(problem)}",
-            path=staging.path / JOURNAL_NAME,
+            path=staging.path / name,
             hint=hint if problem.errno in _CANNOT_RENAME else None,
         ) from problem
 
 
-def append_sealed(staging: HeldFolder, sealed: SealedFile) -> None:
+def append_sealed(staging: HeldFolder, sealed: SealedFile, name: str = JOURNAL_NAME) -> None:
     """Note that a file is whole; it is on the disk when this returns.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    _append(staging, {"file": asdict(sealed)})
+    _append(staging, {"file": asdict(sealed)}, name)
 
 
 def append_publishing(staging: HeldFolder, sums: Mapping[str, FileSum]) -> None:
@@ -210,19 +212,19 @@ def append_publishing(staging: HeldFolder, sums: Mapping[str, FileSum]) -> None:
     Raises:
         OutputError: If it cannot be written.
     """
-    _append(staging, _publishing(sums))
+    _append(staging, _publishing(sums), JOURNAL_NAME)
 
 
 def _publishing(sums: Mapping[str, FileSum]) -> dict[str, Any]:
     return {"publish": {name: asdict(one) for name, one in sums.items()}}
 
 
-def _append(staging: HeldFolder, record: dict[str, Any]) -> None:
+def _append(staging: HeldFolder, record: dict[str, Any], name: str) -> None:
     try:
-        _write(staging.open(JOURNAL_NAME, os.O_WRONLY | os.O_APPEND), record)
+        _write(staging.open(name, os.O_WRONLY | os.O_APPEND), record)
     except OSError as problem:
         raise OutputError(
-            f"cannot write the journal: {first_line(problem)}", path=staging.path / JOURNAL_NAME
+            f"cannot write the journal: {first_line(problem)}", path=staging.path / name
         ) from problem
 
 

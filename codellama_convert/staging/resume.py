@@ -25,6 +25,7 @@ from codellama_convert.staging.staged import (
     read_staged,
     refuse_other_work,
 )
+from codellama_convert.staging.task_journals import task_journals
 from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.watch import Watch
 
@@ -105,9 +106,19 @@ def resume_or_begin(
         held, journal = to_close.enter_context(begin_staging(folder)), Journal(wanted.fingerprint)
     else:
         journal = replace(found, publishing={})
-        drop_all_but(held, journal.sealed)
+        _drop_leftovers(held, journal)
     _save(folder, held, journal, is_new=found is None)
     return held, journal
+
+
+def _drop_leftovers(held: HeldFolder, journal: Journal) -> None:
+    """Drop all but what a journal says is whole; journals of tasks go when theirs is saved in it."""
+    are_joined = bool(task_journals(held))
+    if are_joined:
+        write_journal(held, journal)
+    drop_all_but(held, journal.sealed)
+    if are_joined:
+        step("task journals dropped")
 
 
 def _save(folder: HeldFolder, held: HeldFolder, journal: Journal, *, is_new: bool) -> None:

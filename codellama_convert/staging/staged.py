@@ -17,6 +17,7 @@ from codellama_convert.staging.records import (
     is_of_other_inputs,
     read_journal,
 )
+from codellama_convert.staging.task_journals import join_journals
 from codellama_convert.storage.blocks import aligned_buffer, first_line
 from codellama_convert.storage.checksums import crc32
 from codellama_convert.storage.held_folder import HeldFolder
@@ -118,7 +119,7 @@ def read_staged(staging: HeldFolder, *, restart: bool) -> Journal | None:
         OutputError: If its journal cannot be read.
     """
     try:
-        return read_journal(staging)
+        return join_journals(staging, read_journal(staging))
     except OutputError:
         if restart:
             return None

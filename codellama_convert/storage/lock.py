@@ -28,9 +28,14 @@ _TRIES = 3
 class FolderLock:
     """A lock file in a folder, gone when the run is over."""
 
-    def __init__(self, folder: Path) -> None:
-        """Name the folder; nothing is touched before `take`."""
-        self._folder = folder
+    def __init__(self, folder: Path, *, shared: bool = False) -> None:
+        """Name the folder; nothing is touched before `take`.
+
+        Args:
+            folder: Where the file is.
+            shared: Whether others may hold it so too; the file stays then when this run is over.
+        """
+        self._folder, self._shared = folder, shared
         self._fd: int | None = None
 
     def take(self) -> None:
@@ -50,7 +55,7 @@ class FolderLock:
         flags = os.O_RDWR | os.O_CREAT | flags_of("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY")
         self._fd = fd = os.open(path, flags, 0o666)
         try:
-            _lock(fd)
+            _lock(fd, shared=self._shared)
         except OSError as problem:
             # Some network mounts have no locks: unique names still keep two runs apart.
             if problem.errno in _HAS_NO_LOCKS:
@@ -76,8 +81,9 @@ class FolderLock:
             return
         if sys.platform == "win32":
             self._close()
-        with suppress(OSError):
-            (self._folder / LOCK_NAME).unlink()
+        if not self._shared:
+            with suppress(OSError):
+                (self._folder / LOCK_NAME).unlink()
         self._close()
 
     def _close(self) -> None:
@@ -98,9 +104,9 @@ def _is_at(path: Path, fd: int) -> bool:
     return is_at
 
 
-def _lock(fd: int) -> None:
+def _lock(fd: int, *, shared: bool) -> None:
     """Lock an open file until it is closed; where another one holds it, fail at once."""
-    if sys.platform == "win32":
+    if sys.platform != "win32":
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    elif not shared:  # it has no such locks
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

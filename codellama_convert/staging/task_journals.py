@@ -1,0 +1,48 @@
+"""Own the journals of a job array's tasks: one each, which only its task appends to.
+
+A network file system loses what two machines append to one file.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from codellama_convert.staging.records import Journal, read_journal
+from codellama_convert.storage.held_folder import HeldFolder
+
+_NAME = re.compile(r"journal\.[0-9a-f]{8}\.jsonl")
+
+
+def new_journal_name() -> str:
+    """Make a name for the journal of a task; another run of the same one gets another."""
+    return f"journal.{secrets.token_hex(4)}.jsonl"
+
+
+def task_journals(staging: HeldFolder) -> list[str]:
+    """List the journals of tasks in a staging folder."""
+    return sorted(filter(_NAME.fullmatch, staging.names()))
+
+
+def join_journals(staging: HeldFolder, journal: Journal | None) -> Journal | None:
+    """Add what tasks have sealed to a journal; those of another conversion say nothing of it.
+
+    Args:
+        staging: The staging folder.
+        journal: The coordinator's. Without it the first of a task says which conversion it is.
+
+    Returns:
+        What they say together; None where there is none.
+
+    Raises:
+        OutputError: If one cannot be read, or is not a file of ours.
+    """
+    for name in task_journals(staging):
+        other = read_journal(staging, name)
+        if other is None:
+            continue
+        if journal is None:
+            journal = Journal(other.fingerprint)
+        if other.fingerprint == journal.fingerprint:
+            journal.sealed |= other.sealed
+    return journal

@@ -1,0 +1,206 @@
+"""A job array without an engine: parts in any order, twice, killed; then the same command finishes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tests.cli.running import run
+from tests.cli.terminal.test_signals import hooked
+from tests.faults.dying import module_that_dies
+from tests.outputs import (
+    LOCK,
+    ROOT,
+    SHARDS,
+    STAGING,
+    command,
+    content,
+    convert_whole,
+    environment,
+    finish,
+    flip_bit,
+    loads,
+)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, and what a plain conversion makes of it."""
+    return convert_whole(tmp_path_factory.mktemp("plain"))
+
+
+def convert(plain: Path, target: Path, *more: str) -> Result:
+    return run(
+        "--input_dir", plain / "in", "--output_dir", target, "--max_shard_size", SHARDS, *more
+    )
+
+
+def part(plain: Path, target: Path, which: str) -> dict[str, list[str]]:
+    """Run a part; return what it wrote and kept."""
+    done = convert(plain, target, "--part", which, "--json")
+    assert done.exit_code == 0, done.output
+    assert not loads(target)
+    said = json.loads(done.stdout)
+    assert said["part"] == which
+    return said
+
+
+def finished(plain: Path, target: Path) -> bool:
+    """Finish: what is there is what a plain run makes, and nothing else. Return whether all was kept."""
+    done = convert(plain, target, "--json")
+    assert done.exit_code == 0, done.output
+    assert content(target) == content(plain / "out")
+    assert {path.name for path in target.iterdir()} == set(content(plain / "out"))
+    said = json.loads(done.stdout)
+    return bool(said["kept_bytes"] == said["tensor_bytes"])
+
+
+def files_of(plain: Path) -> set[str]:
+    return {path.name for path in (plain / "out").glob("model-*.safetensors")}
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_the_parts_in_any_order_and_then_the_end(
+    plain: Path, tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    written = [part(plain, tmp_path / "out", f"{number}/3")["written"] for number in order]
+    assert all(written)
+    assert sorted(name for names in written for name in names) == sorted(files_of(plain))
+    sizes = [sum((plain / "out" / n).stat().st_size for n in names) for names in written]
+    assert max(sizes) - min(sizes) <= 60_000 + 4096, "one file more at most"
+    assert finished(plain, tmp_path / "out")
+    late = convert(plain, tmp_path / "out", "--part", "2/3")
+    assert late.exit_code == 0
+    assert "already converted" in late.stdout
+    assert content(tmp_path / "out") == content(plain / "out")
+
+
+def test_a_part_twice_and_another_number_of_parts_write_nothing_again(
+    plain: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    first = part(plain, target, "1/2")
+    again = part(plain, target, "1/2")
+    assert (again["written"], sorted(again["kept"])) == ([], sorted(first["written"]))
+    others = part(plain, target, "1/1")
+    assert sorted(others["kept"]) == sorted(first["written"])
+    assert sorted(others["written"]) == sorted(files_of(plain) - set(first["written"]))
+    finished(plain, target)
+
+
+def test_parts_that_are_missing_are_written_by_the_end(plain: Path, tmp_path: Path) -> None:
+    part(plain, tmp_path / "out", "2/3")
+    assert not finished(plain, tmp_path / "out")
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+def test_an_end_that_is_killed_keeps_what_the_parts_wrote(
+    plain: Path, tmp_path: Path, step: int
+) -> None:
+    """The journals of the parts were removed before the common one was saved."""
+    target = tmp_path / "out"
+    for which in ("1/2", "2/2"):
+        part(plain, target, which)
+    killed = finish([*module_that_dies(step), *command(plain / "in", target)[3:]])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert finished(plain, target)
+
+
+def test_parts_at_once_and_one_of_them_twice(plain: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    running = [
+        subprocess.Popen(
+            command(plain / "in", target, "--part", which),
+            cwd=ROOT, env=environment(), stderr=subprocess.PIPE,
+        )
+        for which in ("1/2", "2/2", "2/2")
+    ]  # fmt: skip
+    for one in running:
+        _, printed = one.communicate(timeout=120)
+        assert one.returncode == 0, printed
+    finished(plain, target)
+
+
+# Each step of a part, by its number from the start; the last one is after its first file.
+@pytest.mark.parametrize("step", [1, 3, 6, 8, 9, 10, 12])
+def test_a_part_that_is_killed_does_no_harm(plain: Path, tmp_path: Path, step: int) -> None:
+    target = tmp_path / "out"
+    of_another = part(plain, target, "1/2")["written"] if step % 2 else []
+    arguments = command(plain / "in", target, "--part", "2/2")[3:]
+    killed = finish([*module_that_dies(step), *arguments])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not loads(target)
+    assert {*of_another} <= {path.name for path in (target / STAGING).glob("model-*")}
+    if step > 8:
+        part(plain, target, "2/2")
+    finished(plain, target)
+
+
+def test_a_signal_stops_a_part_and_the_same_command_resumes(plain: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    arguments = command(plain / "in", target, "--part", "1/2")
+    stopped = hooked("staging.task_folder:TaskFolder:seal", signal.SIGTERM, arguments)
+    assert stopped.returncode == 143, stopped.stderr
+    assert stopped.stderr.splitlines()[-1] == "Interrupted; run the same command again to resume"
+    assert not list((target / STAGING).glob("*.part"))
+    assert part(plain, target, "1/2")["kept"]
+    finished(plain, target)
+
+
+def test_a_file_that_was_damaged_since_is_written_again(plain: Path, tmp_path: Path) -> None:
+    """A part looks at sizes alone; who finishes reads every byte."""
+    first, *_ = part(plain, tmp_path / "out", "1/2")["written"]
+    flip_bit(tmp_path / "out" / STAGING / first, -1)
+    finished(plain, tmp_path / "out")
+
+
+def test_other_options_and_a_changed_source_are_refused(plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain / "in", tmp_path / "in")
+    both = (tmp_path / "in", tmp_path / "out")
+    assert run(*both, "--part", "1/2").exit_code == 0
+    for more in ("--part", "2/2"), ():
+        other = run(*both, *more, "--dtype", "float16")
+        assert other.exit_code == 1
+        assert "holds staged work of another conversion" in other.stderr
+    params = tmp_path / "in" / "params.json"
+    params.write_bytes(params.read_bytes() + b"\n")
+    changed = run(*both, "--part", "2/2")
+    assert changed.exit_code == 1
+    assert "params.json is not the same file" in changed.stderr
+    assert not loads(tmp_path / "out")
+
+
+def test_nobody_finishes_while_a_part_is_at_work(plain: Path, tmp_path: Path) -> None:
+    """It would drop what the part is writing."""
+    import fcntl
+
+    target = tmp_path / "out"
+    part(plain, target, "1/2")
+    with (target / LOCK).open("r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        early = convert(plain, target)
+        assert early.exit_code == 1
+        assert "another conversion is running in this folder" in early.stderr
+        part(plain, target, "2/2")  # as another part is no reason to wait
+    finished(plain, target)
+
+
+@pytest.mark.parametrize("option", ["--verify", "--sha256", "--model_card", "--restart"])
+def test_what_belongs_to_the_end_is_refused(plain: Path, tmp_path: Path, option: str) -> None:
+    refused = convert(plain, tmp_path / "out", "--part", "1/2", option)
+    assert refused.exit_code == 2
+    assert f"{option} is of no use with --part" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("which", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3"])
+def test_what_is_no_part_is_refused(plain: Path, tmp_path: Path, which: str) -> None:
+    refused = convert(plain, tmp_path / "out", f"--part={which}")
+    assert refused.exit_code == 2
+    assert "such as 3/8" in refused.stderr
