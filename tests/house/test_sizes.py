@@ -24,7 +24,6 @@ LONGER_MODULES = {
     "tests/faults/sweep.py",
     "tests/staging/test_folder.py",
     "tests/staging/test_publishing.py",
-    "tests/staging/test_small_disk.py",
     "tests/tokenizer/test_code_llama.py",
     "tests/tokenizer/test_hf_files.py",
     "tests/tokenizer/test_llama3_files.py",

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from codellama_convert.convert.run import convert_checkpoint
-from tests.staging.disks import Disk
 from tests.staging.runs import OPTIONS
+from tests.staging.space.disks import Disk
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.storage.watch import StopRequest, Watch
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.faults.dying import module_that_dies
-from tests.faults.kills import KillBench, spoil_the_check, spoil_the_order
-from tests.faults.resumes import spoil_the_records
 from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, finish, loads
 from tests.witness.checkpoints import GQA, MHA, random_model, save_checkpoint
 
@@ -41,17 +38,6 @@ def start(source: Path, target: Path, *more: str, kill_at: int | None = None) ->
     return done.returncode
 
 
-@pytest.fixture
-def quick_path(tmp_path):
-    """A folder in memory where there is one: a kill is the same there, and fsync costs nothing."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
-
-
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     """A checkpoint, and what an uninterrupted run makes of it."""
@@ -62,67 +48,6 @@ def converted(tmp_path_factory):
     )
     assert len(list((folder / "out").glob("model-*.safetensors"))) == 6
     return folder
-
-
-FULL = bool(os.environ.get("CODELLAMA_CONVERT_FULL_SWEEP"))
-
-
-def sweep(total: int) -> list[int]:
-    """All steps in the full sweep; in the quick suite every fifth, and the last ones."""
-    assert total > 30
-    return [n for n in range(1, total + 1) if FULL or n % 5 == 0 or n > total - 8]
-
-
-def test_a_kill_at_any_step_leaves_nothing_that_loads_and_the_rerun_the_same_bytes(quick_path):
-    bench = KillBench(quick_path, older=False)
-    for kill_at in sweep(bench.n_steps):
-        assert bench.problems(kill_at) == []
-    assert set(bench.ends) == {"nothing", "new"}
-
-
-def test_a_kill_while_overwriting_never_mixes_two_models(quick_path):
-    bench = KillBench(quick_path, older=True)
-    for kill_at in sweep(bench.n_steps):
-        assert bench.problems(kill_at) == []
-    assert set(bench.ends) == {"old", "nothing", "new"}
-
-
-@pytest.mark.parametrize("older", [False, True])
-def test_the_sweep_sees_an_index_that_is_not_the_last(quick_path, older):
-    """The control of the two tests above: files come after what leads to them."""
-    bench = KillBench(quick_path, older=older, spoil=spoil_the_order)
-    late = range(bench.n_steps - 30, bench.n_steps + 1)
-    assert any("torn" in problem for kill_at in late for problem in bench.problems(kill_at))
-
-
-def test_a_kill_at_any_step_and_damage_after_it_cost_the_damaged_files_only(quick_path):
-    """All tensors of a rank lie in one storage, so its sum spans files of all runs."""
-    bench = KillBench(quick_path, storage="flat", damage=True)
-    for kill_at in sweep(bench.n_steps)[::2]:
-        assert bench.problems(kill_at) == []
-
-
-def test_the_sweep_sees_records_of_all_that_was_read_so_far(quick_path):
-    """The control of the test above."""
-    bench = KillBench(quick_path, storage="flat", damage=True, spoil=spoil_the_records)
-    middle = range(bench.n_steps // 3, bench.n_steps * 2 // 3)
-    assert any("written again" in problem for n in middle for problem in bench.problems(n))
-
-
-@pytest.mark.parametrize("older", [False, True])
-def test_a_file_that_was_damaged_while_publishing_does_not_go_out(quick_path, older):
-    bench = KillBench(quick_path, older=older)
-    for kill_at in sweep(bench.n_steps)[-14:]:
-        assert bench.problems_of_damage(kill_at, kill_at) == []
-    assert set(bench.ends) == {"staged file damaged", "moved file damaged"}
-
-
-@pytest.mark.parametrize("older", [False, True])
-def test_the_sweep_sees_a_publishing_without_a_check(quick_path, older):
-    """The control of the test above: what an earlier run has left goes out as it lies there."""
-    bench = KillBench(quick_path, older=older, spoil=spoil_the_check)
-    late = range(bench.n_steps - 30, bench.n_steps + 1, 4)
-    assert any(bench.problems_of_damage(kill_at, kill_at) for kill_at in late)
 
 
 # --- resuming -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from codellama_convert.storage.watch import Watch
 from tests.faults.directions import BACK, FORWARD
 from tests.faults.dying import run_and_die
 from tests.outputs import STAGING, content, error_line, finish
-from tests.staging.disks import Disk, bytes_of, fill
+from tests.staging.space.disks import Disk, bytes_of, fill
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts as Linux has them")
 
