@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,19 +107,16 @@ def reverse(
     job = plan_reverse(input_dir, options)
     print_notes(job.notes)
     output_dir = output_dir or default_output_dir(job.input_dir, "-meta")
-    run_options = RunOptions(
-        overwrite=overwrite,
-        restart=restart,
-        sha256=sha256,
-        check_staged=partial(verify_staged, hidden=quiet) if verify_too else None,
-    )
+    run_options = RunOptions(overwrite=overwrite, restart=restart, sha256=sha256)
     if only_plan:
         output, is_finished = state_of(output_dir, job, run_options)
         described = describe_ranks(job, output, is_finished=is_finished)
         print_plan(described, ranks_plan_lines(described), as_json=as_json)
         return
     with dask_executor(dask, print_note) as executor:
-        _run(job, output_dir, run_options, executor, quiet=quiet, as_json=as_json)
+        verify = partial(verify_staged, hidden=quiet, executor=executor) if verify_too else None
+        chosen = replace(run_options, check_staged=verify)
+        _run(job, output_dir, chosen, executor, quiet=quiet, as_json=as_json)
 
 
 def _run(

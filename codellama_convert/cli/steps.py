@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from codellama_convert.storage.watch import StopRequest, Watch
 
 
-def check_source(told: list[str], job: Job, watch: Watch, *, hidden: bool) -> tuple[str, ...]:
+def check_source(
+    told: list[str], job: Job, watch: Watch, *, hidden: bool, executor: Executor | None = None
+) -> tuple[str, ...]:
     """Compare the ranks with Meta's list; say at once what differs, and add it to what was told."""
     is_hidden = hidden or job.options.checksums == "off"
     with progress_bar("checking MD5", None, hidden=is_hidden) as bar:
-        notes = job.check_ranks(replace(watch, progress=bar).advance)
+        notes = job.check_ranks(replace(watch, progress=bar).advance, executor)
     print_notes(notes)
     told += notes
     return notes
@@ -45,6 +47,7 @@ def verify_staged(
     watch: Watch,
     *,
     hidden: bool,
+    executor: Executor | None = None,
 ) -> None:
     """Compare what is staged, or was published before, with its source; refuse what differs."""
     from codellama_convert.errors import VerifyError
@@ -52,7 +55,8 @@ def verify_staged(
     from codellama_convert.verify.run import verify_output
 
     with progress_bar("verifying", weight_bytes(job), hidden=hidden) as bar:
-        report = verify_output(staged, job, progress=replace(watch, progress=bar).advance)
+        progress = replace(watch, progress=bar).advance
+        report = verify_output(staged, job, progress=progress, executor=executor)
     if report.problems:
         is_staged = staged.name == STAGING_NAME
         hint = "nothing was published" if is_staged else "convert it again with --overwrite"
@@ -104,7 +108,7 @@ def convert_job(
         verify_too: Whether to verify before anything is published.
         quiet: Whether to show no progress.
         stop: What ends it.
-        executor: Whose workers write the files; None for threads of this process.
+        executor: Whose workers read and write the files; None for threads of this process.
 
     Returns:
         What was done, from `describe_report`.
@@ -113,10 +117,11 @@ def convert_job(
     from codellama_convert.storage.watch import Watch
 
     told: list[str] = []
+    verify = partial(verify_staged, hidden=quiet, executor=executor)
     chosen = replace(
         run_options,
-        check_source=partial(check_source, told, hidden=quiet),
-        check_staged=partial(verify_staged, hidden=quiet) if verify_too else None,
+        check_source=partial(check_source, told, hidden=quiet, executor=executor),
+        check_staged=verify if verify_too else None,
     )
     started = time.monotonic()
     with progress_bar("converting", weight_bytes(job), hidden=quiet) as progress:

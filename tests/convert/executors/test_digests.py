@@ -24,20 +24,8 @@ from codellama_convert.convert.jobs import is_staged_whole, write_file
 from codellama_convert.convert.run import run
 from codellama_convert.storage.digests import file_digests, take_digest
 from codellama_convert.storage.watch import Watch
-from tests.convert.executors.workers import OPTIONS
+from tests.convert.executors.workers import OPTIONS, Counting
 from tests.outputs import STAGING, content, flip_bit, stop_after_files
-
-
-class Counting(ThreadPoolExecutor):
-    """Counts what it is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(2)
-        self.asked: list[tuple[Any, Any]] = []
-
-    def submit(self, fn: Any, /, *args: Any, **named: Any) -> Any:
-        self.asked.append((fn, *args))
-        return super().submit(fn, *args, **named)
 
 
 def names_of(pool: Counting, work: Any) -> list[str]:

@@ -27,6 +27,18 @@ def spawned(n_workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(n_workers, mp_context=get_context("spawn"))
 
 
+class Counting(ThreadPoolExecutor):
+    """Counts what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.asked: list[tuple[Any, Any]] = []
+
+    def submit(self, fn: Any, /, *args: Any, **named: Any) -> Any:
+        self.asked.append((fn, *args))
+        return super().submit(fn, *args, **named)
+
+
 class Through(Executor):
     """Hands each job to a pool as another one."""
 
