@@ -29,6 +29,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "codellama_convert/tokenizer/README.md": (),
     "examples/README.md": (),
     "examples/benchmark/README.md": (),
+    "examples/clusters/README.md": (),
     "examples/tiny-codellama/README.md": (),
     "tests/README.md": (),
     "tests/data/stories260K/README.md": (),

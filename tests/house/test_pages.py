@@ -67,7 +67,8 @@ def test_the_options_that_the_pages_speak_of_exist():
     ours = {o for command in main.commands.values() for p in command.params for o in p.opts}
     text = "".join(map(read, PAGES))
     spoken_of = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", text)) - {"--help", "--version"}
-    of_others = {"--model"}  # of CTranslate2's converter
+    # Of CTranslate2's converter, and of dask's programs.
+    of_others = {"--model", "--nthreads", "--protocol", "--scheduler-file"}
     assert spoken_of - set(OF_SCRIPTS) - OF_THE_REFERENCE - of_others - {"--input-dir"} <= ours
     assert not ours & OF_THE_REFERENCE
     assert set(re.findall(r"--[a-z_]+", read(FRONT))) >= OF_THE_REFERENCE

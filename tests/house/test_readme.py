@@ -107,7 +107,10 @@ def test_every_block_is_of_a_kind_that_is_tested():
     assert sorted([*PLANS, QUICKSTART, CRASH, PROOF]) == sorted(TRANSCRIPTS)
     # What neither runs nor is help belongs to other programs.
     of_others = {b.heading for b in BLOCKS if b.language == "text" and not b.text.startswith("$")}
-    assert of_others == {"Infilling in other programs"}
+    assert of_others == {
+        "Infilling in other programs", "A job array, without an engine", "A dask cluster", "TLS",
+        "dask-jobqueue: not tried", "Other engines",
+    }  # fmt: skip
 
 
 def run_page(page: str, folder: Path) -> tuple[dict[str, object], str]:
