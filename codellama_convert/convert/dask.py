@@ -5,7 +5,6 @@ Only here is the engine imported, and only when a cluster is named.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import sys
@@ -73,6 +72,8 @@ def _connect(place: str) -> Any:
             "is neither a scheduler file nor an address", path=place,
             hint="an address has a port, as in tls://node1:8786",
         )  # fmt: skip
+    import asyncio  # noqa: PLC0415 - with ssl it takes 3 MB, and every conversion comes by here
+
     try:
         # First without a client: one that fails tries again, and complains, when it is collected.
         asyncio.run(_reach(distributed, address))

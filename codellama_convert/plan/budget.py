@@ -11,7 +11,7 @@ from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 DEFAULT_MAX_RAM_BYTES = 32_000_000
 # Larger tiles gained nothing in the benchmark; below the smallest, a second worker is worth less
 # than the system calls it costs.
-LARGEST_TILE_BYTES = 4 << 20
+LARGEST_TILE_BYTES = 3 << 20
 _SMALLEST_SHARED_TILE_BYTES = 512 << 10
 
 
@@ -46,7 +46,7 @@ def choose_tile_and_workers(
     tile_bytes = LARGEST_TILE_BYTES
     while (needed := n_workers * _bytes_of_a_worker(passages, tile_bytes)) > budget:
         if tile_bytes > smallest:
-            tile_bytes //= 2
+            tile_bytes = 1 << (tile_bytes - 1).bit_length() - 1  # the next smaller power of two
         elif may_exceed:
             break
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -44,7 +44,7 @@ class PartFiles:
         n_promised = 0
         for name, n_bytes in sizes.items():
             # A name that no other run uses: without working locks, two runs waste work only.
-            part = self._staging.path / f"{name}.{secrets.token_hex(4)}{PART_SUFFIX}"
+            part = self._staging.path / f"{name}.{os.urandom(4).hex()}{PART_SUFFIX}"
             try:
                 with OutputFile(part, opener=self._staging.open_path) as output:
                     if not output.reserve(n_bytes):

@@ -7,7 +7,6 @@ word is gone, or is another run's.
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 
 from codellama_convert.errors import OutputError
@@ -30,7 +29,7 @@ def put_token(staging: HeldFolder) -> str:
     Raises:
         OutputError: If it cannot be written.
     """
-    token = secrets.token_hex(_TOKEN_BYTES)
+    token = os.urandom(_TOKEN_BYTES).hex()
     try:
         staging.remove(RUN_NAME)
         fd = staging.open(RUN_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL)

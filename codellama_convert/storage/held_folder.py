@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -108,7 +107,7 @@ class HeldFolder:
         if self._is_looked_at:
             return -1
         if self._given_uid is None:
-            name = f".{secrets.token_hex(8)}.part"
+            name = f".{os.urandom(8).hex()}.part"
             try:
                 fd = os.open(
                     self._at(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self.fd

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -29,11 +28,19 @@ def parse_size(text: str) -> int:
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size; write it like 5GB, 200MB or 1GiB")
     number, unit = match.groups()
-    n_bytes = int(Fraction(number) * factor)
+    n_bytes = _in_units_of(factor, number)
     if n_bytes <= 0:
         raise ValueError(f"{text!r} is not positive")
     if n_bytes < _TOO_FEW and not unit:
         raise ValueError(f"{number} bytes? write {number}GB, {number}MB or {number}B")
+    return n_bytes
+
+
+def _in_units_of(factor: int, number: str) -> int:
+    """Multiply exactly, and round down: fractions and decimals would take 1 MB of memory."""
+    digits, _, exponent = number.lower().partition("e")
+    whole, _, tail = digits.partition(".")
+    n_bytes: int = int(whole + tail) * 10 ** int(exponent or 0) * factor // 10 ** len(tail)
     return n_bytes
 
 

@@ -38,6 +38,9 @@ from codellama_convert.storage.sizes import format_size, parse_size
         ("3KiB", 3_072),
         ("1.5GiB", 1_610_612_736),
         ("1TiB", 1_099_511_627_776),
+        ("1.0009765625KiB", 1_025),
+        ("0.30000000000000004GB", 300_000_000),  # a part of a byte is left out
+        ("1.2345e2MB", 123_450_000),
         ("9007199254740993", 9_007_199_254_740_993),  # not by way of a float
     ],
 )
