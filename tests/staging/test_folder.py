@@ -289,10 +289,10 @@ def test_a_signal_during_the_imports_gives_no_traceback(tmp_path):
         "import builtins, os, signal, sys\n"
         "from codellama_convert.__main__ import main\n"
         "real, wanted = builtins.__import__, sys.argv.pop(1)\n"
-        "def interrupted(name, *rest):\n"
+        "def interrupted(name, *rest, **named):\n"
         "    if name == wanted:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return real(name, *rest)\n"
+        "    return real(name, *rest, **named)\n"
         "builtins.__import__ = interrupted\n"
         "main()\n"
     )
@@ -302,7 +302,9 @@ def test_a_signal_during_the_imports_gives_no_traceback(tmp_path):
             check=False, capture_output=True, text=True, cwd=ROOT, env=environment(),
         )  # fmt: skip
         assert done.returncode == 130, (module, done.stderr)
-        assert done.stderr == "", module
+        # numpy is imported when the notes of the plan are printed already.
+        printed = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+        assert printed == [], module
     assert not loads(tmp_path / "out")
 
 
