@@ -8,7 +8,15 @@ import pytest
 
 from codellama_convert.errors import LayoutError
 from codellama_convert.model.config import ModelConfig
-from codellama_convert.model.tensor_table import RULES, build_layout, meta_name_of
+from codellama_convert.model.generations import LLAMA_2, LLAMA_3
+from codellama_convert.model.tensor_table import (
+    RULES,
+    build_layout,
+    hf_name_of,
+    key_value_names,
+    meta_name_of,
+    names_in_meta_order,
+)
 from codellama_convert.tensors import BFLOAT16
 from tests.refusals import refused
 from tests.witness.checkpoints import Shape, meta_shapes
@@ -47,3 +55,58 @@ def test_each_role_is_that_of_one_tensor() -> None:
         "head",
         "query",
     ]
+    assert hf_name_of("embedding") == "model.embed_tokens.weight"
+    assert hf_name_of("query") == "model.layers.0.self_attn.q_proj.weight"
+    assert hf_name_of("head") == "lm_head.weight"
+
+
+def test_metas_order_is_that_of_a_rank_of_llama_2() -> None:
+    names = [*names_in_meta_order(2)]
+    assert names[:5] == [
+        "tok_embeddings.weight",
+        "norm.weight",
+        "output.weight",
+        "rope.freqs",
+        "layers.0.attention.wq.weight",
+    ]
+    assert names[12:14] == ["layers.0.ffn_norm.weight", "layers.1.attention.wq.weight"]
+    assert len(names) == len(set(names)) == 4 + 2 * 9
+
+
+def test_keys_and_values_are_named_layer_by_layer() -> None:
+    assert [*key_value_names(2)] == [
+        "layers.0.attention.wk.weight",
+        "layers.0.attention.wv.weight",
+        "layers.1.attention.wk.weight",
+        "layers.1.attention.wv.weight",
+    ]
+
+
+def test_where_two_ranks_hold_one_head_the_first_of_them_is_read() -> None:
+    """Of Llama 3.1 405B in 16 ranks; all other tensors are split over all of them."""
+    sizes = replace(CONFIG, vocab_size=8)
+    layout = build_layout(sizes, n_ranks=4, dtype=BFLOAT16, head_copies=2)
+    read = {tensor.meta.name: [*tensor.meta.files] for tensor in layout}
+    of_heads = {"layers.0.attention.wk.weight", "layers.0.attention.wv.weight"}
+    assert {name for name, files in read.items() if files == [0, 2]} == of_heads
+    assert {name for name, files in read.items() if files == [0, 1, 2, 3]} == set(read) - of_heads
+    alone = build_layout(sizes, n_ranks=2, dtype=BFLOAT16)
+    assert all([*tensor.meta.files] == [0, 1] for tensor in alone)
+
+
+def test_llama_3_splits_the_rows_of_the_embedding() -> None:
+    splits = {
+        generation: build_layout(replace(CONFIG, generation=generation), n_ranks=2, dtype=BFLOAT16)[
+            0
+        ].meta.split
+        for generation in (LLAMA_2, LLAMA_3)
+    }
+    assert splits == {LLAMA_2: 1, LLAMA_3: 0}
+
+
+def test_a_tied_head_has_no_row_unless_it_is_asked_for() -> None:
+    tied = replace(CONFIG, tie_word_embeddings=True)
+    for with_head, n_tensors in ((False, 11), (True, 12)):
+        layout = build_layout(tied, n_ranks=2, dtype=BFLOAT16, with_head=with_head)
+        assert len(layout) == n_tensors
+        assert any(tensor.meta.name == "output.weight" for tensor in layout) is with_head
