@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from codellama_convert.cli.machine import peak_rss_bytes
-from codellama_convert.cli.words import load_line
 from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
 
 if TYPE_CHECKING:
@@ -190,3 +190,49 @@ def describe_verification(
         "notes": [*notes, *report.notes],
         "ok": not report.problems,
     }
+
+
+def load_line(output_dir: str, *, has_model: bool) -> str:
+    """Spell the Python that loads what was converted, in transformers 4.57 and 5.
+
+    Args:
+        output_dir: Where it is.
+        has_model: Whether it is a model, or a tokenizer alone.
+
+    Returns:
+        Such as 'AutoModelForCausalLM.from_pretrained("CodeLlama-7b-hf", dtype="auto")'.
+    """
+    path = repr(output_dir)  # which escapes what does not print, as a line has to
+    if '"' not in path:
+        path = f'"{path[1:-1]}"'
+    if has_model:
+        return f'AutoModelForCausalLM.from_pretrained({path}, dtype="auto")'
+    return f"AutoTokenizer.from_pretrained({path})"
+
+
+def ranks_load_line(output_dir: str, n_ranks: int, *, has_tokenizer: bool, is_llama_3: bool) -> str:
+    """Spell the command with which Meta's code loads ranks.
+
+    Args:
+        output_dir: Where they are.
+        n_ranks: How many.
+        has_tokenizer: Whether tokenizer.model is there too.
+        is_llama_3: Whether the ranks are for the program of Llama 3, which has a tokenizer of its
+            own.
+
+    Returns:
+        Such as 'torchrun --nproc_per_node 2 example_completion.py --ckpt_dir CodeLlama-13b'.
+
+    Source:
+        The READMEs of meta-llama/codellama and of meta-llama/llama-models.
+    """
+    if is_llama_3:
+        return (
+            f"torchrun --nproc_per_node {n_ranks} -m models.llama3.scripts.completion "
+            f"{shlex.quote(output_dir)} --world_size {n_ranks}"
+        )
+    tokenizer = shlex.quote(f"{output_dir}/tokenizer.model") if has_tokenizer else "FILE"
+    return (
+        f"torchrun --nproc_per_node {n_ranks} example_completion.py "
+        f"--ckpt_dir {shlex.quote(output_dir)} --tokenizer_path {tokenizer}"
+    )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from codellama_convert.cli.values import NamedPath, OneOf, PartOf, Size
+from codellama_convert.cli.values import Factor, NamedPath, OneOf, PartOf, Size
 from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS
 from codellama_convert.model.asked import LARGEST_SCALING, MAX_RANKS
 from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
@@ -104,7 +104,7 @@ MODEL_OPTIONS = _options(
     ),
     click.option(
         "--rope_scaling_factor",
-        type=click.FloatRange(min=1, max=LARGEST_SCALING),
+        type=Factor(1, LARGEST_SCALING),
         help="By how much Llama 3.1 and later scale their rotary frequencies (8, or 32 in 3.2), where "
         "the model does not say.",
     ),
@@ -132,7 +132,7 @@ ASKED_OPTIONS = _options(
     click.option("--max_position_embeddings", type=click.IntRange(min=1), help="Context length."),
     click.option(
         "--rope_scaling_factor",
-        type=click.FloatRange(min=1, max=LARGEST_SCALING),
+        type=Factor(1, LARGEST_SCALING),
         help="By how much rotary frequencies are scaled.",
     ),
     click.option("--skip_tokenizer", is_flag=True, help="The weights were converted alone."),

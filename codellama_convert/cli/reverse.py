@@ -128,9 +128,9 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from codellama_convert.cli.describe import describe_report
-    from codellama_convert.cli.words import ranks_load_line
+    from codellama_convert.cli.describe import describe_report, ranks_load_line
     from codellama_convert.convert.run import run
+    from codellama_convert.model.generations import LLAMA_3
     from codellama_convert.storage.watch import Watch, stop_on_signals
 
     started = time.monotonic()
@@ -142,6 +142,9 @@ def _run(
     print_notes(report.notes[len(job.notes) :])
     described = describe_report(report, time.monotonic() - started)
     described["load"] = ranks_load_line(
-        str(output_dir), len(job.weight_files), has_tokenizer=job.tokenizer is not None
+        str(output_dir),
+        len(job.weight_files),
+        has_tokenizer=job.tokenizer is not None,
+        is_llama_3=job.weights.config.generation == LLAMA_3,
     )
     print_report(described, as_json=as_json, quiet=quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,12 @@ from codellama_convert.storage.sizes import parse_size
 # What click's newer versions call generic, older ones cannot subscript.
 if TYPE_CHECKING:
     SizeType = click.ParamType[int]
+    FactorType = click.ParamType[float]
     ChoiceType = click.Choice[str]
     PairType = click.ParamType[tuple[int, int]]
 else:
-    SizeType, PairType, ChoiceType = click.ParamType, click.ParamType, click.Choice
+    SizeType, FactorType, PairType = click.ParamType, click.ParamType, click.ParamType
+    ChoiceType = click.Choice
 
 
 class Size(SizeType):
@@ -45,6 +48,29 @@ class PartOf(PairType):
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
             self.fail(f"{value!r} is not a part such as 3/8, counted from 1", param, ctx)
         return int(found[1]), int(found[2])
+
+
+class Factor(FactorType):
+    """A number of a range; click's own range lets nan pass."""
+
+    name = "number"
+
+    def __init__(self, low: float, high: float) -> None:
+        """Allow the numbers from one to the other."""
+        self._range = low, high
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read it; what click asks of a parameter type."""
+        low, high = self._range
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            self.fail(f"{value!r} is not a number from {low:g} to {high:g}", param, ctx)
+        return number
 
 
 class OneOf(ChoiceType):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -238,42 +237,6 @@ def summary_line(described: Mapping[str, Any]) -> str:
     if described["notes"]:
         parts.append(count(len(described["notes"]), "note"))
     return ", ".join(parts)
-
-
-def load_line(output_dir: str, *, has_model: bool) -> str:
-    """Spell the Python that loads what was converted, in transformers 4.57 and 5.
-
-    Args:
-        output_dir: Where it is.
-        has_model: Whether it is a model, or a tokenizer alone.
-
-    Returns:
-        Such as 'AutoModelForCausalLM.from_pretrained("CodeLlama-7b-hf", dtype="auto")'.
-    """
-    path = repr(output_dir)  # which escapes what does not print, as a line has to
-    if '"' not in path:
-        path = f'"{path[1:-1]}"'
-    if has_model:
-        return f'AutoModelForCausalLM.from_pretrained({path}, dtype="auto")'
-    return f"AutoTokenizer.from_pretrained({path})"
-
-
-def ranks_load_line(output_dir: str, n_ranks: int, *, has_tokenizer: bool) -> str:
-    """Spell the command with which Meta's code loads ranks.
-
-    Args:
-        output_dir: Where they are.
-        n_ranks: How many.
-        has_tokenizer: Whether tokenizer.model is there too.
-
-    Returns:
-        Such as 'torchrun --nproc_per_node 2 example_completion.py --ckpt_dir CodeLlama-13b'.
-    """
-    tokenizer = shlex.quote(f"{output_dir}/tokenizer.model") if has_tokenizer else "FILE"
-    return (
-        f"torchrun --nproc_per_node {n_ranks} example_completion.py "
-        f"--ckpt_dir {shlex.quote(output_dir)} --tokenizer_path {tokenizer}"
-    )
 
 
 def verify_lines(

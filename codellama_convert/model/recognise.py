@@ -250,8 +250,8 @@ def _context(
         why = f"the weights fit {either(candidates)}"
     elif config.scaled_rope:
         guess, why = _SCALED_CONTEXT, "not a released model, but its rope is scaled as Llama 3.1's"
-    elif config.rope_theta == LLAMA_3.rope_theta:
-        guess, why = _LLAMA_3_CONTEXT, "not a released model, but its rope_theta is Llama 3's"
+    elif config.generation == LLAMA_3:
+        guess, why = _LLAMA_3_CONTEXT, "not a released model, but in Llama 3's layout"
     elif config.rope_theta == _CODE_LLAMA_ROPE_THETA:
         guess = _CODE_LLAMA_CONTEXT
         why = "not a released model, but its rope_theta is Code Llama's"

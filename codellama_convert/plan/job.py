@@ -41,7 +41,7 @@ from codellama_convert.storage.watch import Progress, Watch
 
 _UNKNOWN_NAMES = (
     "the folder's name does not say which Llama 3 it is: special tokens get the names of Llama 3.1 "
-    "and later, which differ from Llama 3's at ids that no text gives"
+    "and later, such as <|eom_id|>, which Llama 3 does not have"
 )
 
 

@@ -179,6 +179,19 @@ def test_a_wrong_option_is_a_usage_error(checkpoint):
         assert run(*arguments).exit_code == 2, arguments
 
 
+@pytest.mark.parametrize("factor", ["nan", "inf", "0.5", "1025", "eight"])
+def test_a_factor_that_is_none_is_a_usage_error_that_names_the_range(checkpoint, factor):
+    """What is no number at all passed as a number, and was refused in the words of the library."""
+    result = run("plan", checkpoint, "--rope_scaling_factor", factor)
+    assert result.exit_code == 2
+    assert f"'--rope_scaling_factor': '{factor}' is not a number from 1 to 1024" in result.stderr
+    for allowed in ("1", "1024", "8.0"):
+        assert (
+            "is not a number"
+            not in run("plan", checkpoint, "--rope_scaling_factor", allowed).stderr
+        )
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

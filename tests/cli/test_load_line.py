@@ -8,8 +8,9 @@ import os
 import pytest
 import torch
 
-from codellama_convert.cli.words import load_line
+from codellama_convert.cli.describe import load_line, ranks_load_line
 from tests.cli.running import run
+from tests.witness.llama3_ranks import HEADS_OF_128, save_llama_3
 
 
 def loaded(line: str) -> object:
@@ -59,3 +60,17 @@ def test_a_name_that_does_not_print_is_spelled_for_python(name):
     line = load_line(name, has_model=False)
     assert line.isprintable()
     assert eval(line.partition("(")[2][:-1]) == name
+
+
+def test_the_last_line_of_ranks_is_a_command_of_the_program_that_they_are_for(tmp_path):
+    """For Llama 3 it was Code Llama's, which cannot read such ranks."""
+    assert ranks_load_line("a b", 2, has_tokenizer=True, is_llama_3=False) == (
+        "torchrun --nproc_per_node 2 example_completion.py --ckpt_dir 'a b' --tokenizer_path "
+        "'a b/tokenizer.model'"
+    )
+    source, output = save_llama_3(tmp_path / "in", HEADS_OF_128, n_ranks=1), tmp_path / "out"
+    result = run("reverse", source, output, "--ranks", "2", "--skip_tokenizer")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == (
+        f"torchrun --nproc_per_node 2 -m models.llama3.scripts.completion {output} --world_size 2"
+    )

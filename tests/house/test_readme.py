@@ -29,6 +29,7 @@ from tests.witness.checkpoints import (
     save_checkpoint,
     tokenizer_model,
 )
+from tests.witness.llama3_ranks import save_whole_llama_3
 from tests.witness.sparse import write_sparse_checkpoint
 from tests.witness.tiny import DOCUMENTED_MIDDLE, merged
 
@@ -76,6 +77,7 @@ def folder(tmp_path):
     """What the READMEs' reader has: tiny checkpoints under the names that Meta's have."""
     save_7b(tmp_path / "CodeLlama-7b")
     save_hub_cache(tmp_path / "hub" / "models--meta-llama--Llama-2-7b-chat")
+    save_whole_llama_3(tmp_path / "Llama3.1-8B-Instruct")
     save_checkpoint(tmp_path / "CodeLlama-13b", WIDE, random_model(WIDE, torch.bfloat16), n_ranks=2)
     save_checkpoint(tmp_path / "CodeLlama-70b", WIDE, random_model(WIDE, torch.bfloat16), n_ranks=8)
     for name in (
@@ -147,14 +149,15 @@ def test_the_front_page_runs_in_order(folder, monkeypatch):
     for output in (
         "CodeLlama-7b-hf", "in-float16", "converted/CodeLlama-70b", "llama-2-7b-chat-hf",
         "Llama-2-7b-chat-hf", "Llama-2-7b-hf", "llama-7b-hf", "downloads/llama-2-7b-hf",
-        "my-fine-tune-hf",
+        "my-fine-tune-hf", "Llama3.1-8B-Instruct-hf",
     ):  # fmt: skip
         assert (folder / output / "config.json").exists(), output
         assert (folder / output / "model.safetensors").exists(), output
     assert json.loads((folder / "in-float16/config.json").read_text())["torch_dtype"] == "float16"
     templates = {path.parent.name for path in folder.glob("*/tokenizer_config.json")
                  if "chat_template" in json.loads(path.read_text(encoding="utf-8"))}  # fmt: skip
-    assert templates == {"llama-2-7b-chat-hf", "Llama-2-7b-chat-hf", "my-fine-tune-hf"}
+    assert templates == {"llama-2-7b-chat-hf", "Llama-2-7b-chat-hf", "my-fine-tune-hf",
+                         "Llama3.1-8B-Instruct-hf"}  # fmt: skip
     assert (folder / "CodeLlama-7b-tokenizer" / "tokenizer.json").exists()
     assert not (folder / "CodeLlama-7b-tokenizer" / "config.json").exists()
 

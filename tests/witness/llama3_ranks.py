@@ -10,12 +10,16 @@ from typing import Literal
 import torch
 
 from tests.witness.checkpoints import Shape, State, expected_state_dict, random_model, split_ranks
+from tests.witness.llama3 import TINY, spelled
+from tests.witness.vocabularies import write_model
 
 Tied = Literal["view", "copy"]
 
 # Heads of 64 and of 128 elements, as in 1B and in all others; n_kv_heads squared is not n_heads.
 HEADS_OF_64 = Shape(dim=256, n_layers=2, n_heads=4, n_kv_heads=1, hidden=352, vocab=320)
 HEADS_OF_128 = Shape(dim=1024, n_layers=2, n_heads=8, n_kv_heads=2, hidden=704, vocab=320)
+# 272 tokens and 256 special ones.
+WITH_TOKENS = Shape(dim=256, n_layers=2, n_heads=4, n_kv_heads=1, hidden=352, vocab=528)
 SIXTEEN = Shape(dim=1024, n_layers=2, n_heads=16, n_kv_heads=8, hidden=704, vocab=320)
 
 # The released sizes: meta-llama/llama-models models/sku_list.py.
@@ -86,6 +90,13 @@ def save_llama_3(
     (folder / "params.json").write_text(
         llama_3_params(shape, n_ranks, scaling | dict(params or {}))
     )
+    return folder
+
+
+def save_whole_llama_3(folder: Path, shape: Shape = WITH_TOKENS, *, scaled: bool = True) -> Path:
+    """Write a checkpoint of Llama 3 with a small tokenizer.model of its kind."""
+    save_llama_3(folder, shape, scaled=scaled)
+    write_model(folder, spelled(TINY))
     return folder
 
 

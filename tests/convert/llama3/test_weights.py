@@ -179,7 +179,7 @@ def test_the_command_compares_the_factor_with_the_record_too(tmp_path: Path) -> 
 
 
 def test_llama_3_itself_scales_nothing(tmp_path: Path) -> None:
-    source = save_llama_3(tmp_path / "in", HEADS_OF_64, scaled=False)
+    source = save_llama_3(tmp_path / "in", HEADS_OF_128, n_ranks=2, scaled=False)
     _, output = converted(source)
     said = config_of(output)
     assert (said["rope_scaling"], said["max_position_embeddings"]) == (None, 8192)

@@ -21,19 +21,11 @@ from codellama_convert.errors import TokenizerError
 from tests.refusals import refused
 from tests.witness.checkpoints import Shape, random_model
 from tests.witness.llama3 import TINY, spelled
-from tests.witness.llama3_ranks import llama_3_ranks, save_llama_3
+from tests.witness.llama3_ranks import llama_3_ranks, save_llama_3, save_whole_llama_3
 from tests.witness.ranks import expected_ranks, in_metas_order, rank_differences
 from tests.witness.vocabularies import model_bytes, write_model
 
-# 272 tokens and 256 special ones.
-SHAPE = Shape(dim=256, n_layers=2, n_heads=4, n_kv_heads=1, hidden=352, vocab=528)
 BOS, END, EOM, EOT = 272, 273, 280, 281
-
-
-def save(folder: Path, *, scaled: bool = True, shape: Shape = SHAPE) -> Path:
-    save_llama_3(folder, shape, scaled=scaled)
-    write_model(folder, spelled(TINY))
-    return folder
 
 
 def read(output: Path, name: str) -> Any:
@@ -53,7 +45,7 @@ def test_a_folder_says_the_same_in_each_of_its_files(
     tmp_path: Path, name, scaled, stop, has_template
 ) -> None:
     """As the folder's name and the scaling tell, down to the names of special tokens."""
-    source, output = save(tmp_path / name, scaled=scaled), tmp_path / "out"
+    source, output = save_whole_llama_3(tmp_path / name, scaled=scaled), tmp_path / "out"
     convert_checkpoint(source, output)
     assert verify_output(output, plan_conversion(source)).problems == ()
     assert verify_output(output).problems == ()
@@ -87,21 +79,21 @@ def test_a_tokenizer_alone_takes_the_names_from_its_folder(tmp_path: Path) -> No
 @pytest.mark.parametrize("n_rows", [527, 272, 512])
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path: Path, n_rows: int) -> None:
     shape = Shape(dim=256, n_layers=2, n_heads=4, n_kv_heads=1, hidden=352, vocab=n_rows)
-    source = save(tmp_path / "in", shape=shape)
+    source = save_whole_llama_3(tmp_path / "in", shape=shape)
     with refused(TokenizerError, "528 pieces", f"{n_rows} rows", "--tokenizer_model"):
         plan_conversion(source)
-    save(tmp_path / "in")
+    save_whole_llama_3(tmp_path / "in")
     plan_conversion(source)
 
 
 def test_a_vocabulary_that_was_padded_is_converted_with_a_note(tmp_path: Path) -> None:
     shape = Shape(dim=256, n_layers=2, n_heads=4, n_kv_heads=1, hidden=352, vocab=576)
-    job = plan_conversion(save(tmp_path / "in", shape=shape))
+    job = plan_conversion(save_whole_llama_3(tmp_path / "in", shape=shape))
     assert any("576 rows, 48 more" in note for note in job.notes)
 
 
 def test_the_way_back_copies_the_tokenizer_and_counts_its_tokens(tmp_path: Path) -> None:
-    source, output, back = save(tmp_path / "in"), tmp_path / "hf", tmp_path / "back"
+    source, output, back = save_whole_llama_3(tmp_path / "in"), tmp_path / "hf", tmp_path / "back"
     convert_checkpoint(source, output)
     reverse_checkpoint(output, back)
     assert verify_output(back, plan_reverse(output)).problems == ()
@@ -132,6 +124,8 @@ def test_the_tokenizer_and_not_the_theta_tells_whose_model_a_small_one_is(
     convert_checkpoint(source, output)
     assert verify_output(output, plan_conversion(source)).problems == ()
     assert read(output, "config.json")["rope_theta"] == 500000.0
+    context = read(output, "config.json")["max_position_embeddings"]
+    assert context == (8192 if is_third else 2048)
     assert ("transformers_version" in read(output, "config.json")) is is_third
     (output / "conversion.json").unlink()
     of_third = [in_metas_order(rank) for rank in llama_3_ranks(state, 2, shape)]
