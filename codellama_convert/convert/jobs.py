@@ -80,18 +80,20 @@ def write_file(request: FileRequest) -> FileReport:
     """
     with ExitStack() as stack:
         staging = _open_staging(Path(request.output_dir), stack)
-        watch = Watch(_RunClock(staging, request.token).look)
-        watch.advance(0)
+        clock = _RunClock(staging, request.token)
+        clock.check()
         with _PLANNING:
             job = _planned(request.input_dir, request.options, request.token)
         _refuse_another(job, request)
         files = _pass_of(job, request.names)
         parts = PartFiles(staging, job.side)
         try:
-            return _write(job, files, parts, watch)
+            report = _write(job, files, parts, Watch(clock.look))
+            clock.check()  # whoever ends a run takes its token away first, and then what is not whole
         except BaseException:
             parts.drop_own()
             raise
+        return report
 
 
 def _write(
@@ -147,12 +149,14 @@ class _RunClock:
         self._next = 0.0
 
     def look(self, n_bytes: int) -> None:
-        """Raise WorkerError where it does not."""
+        """Raise WorkerError where it does not; called with each piece of the work."""
         del n_bytes
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + _LOOK_SECONDS
+        if time.monotonic() >= self._next:
+            self.check()
+
+    def check(self) -> None:
+        """Raise WorkerError where it does not, whenever the last look was."""
+        self._next = time.monotonic() + _LOOK_SECONDS
         if not is_running(self._staging, self._token):
             raise _over(self._staging.path)
 

@@ -55,6 +55,15 @@ class Cluster:
         code = "import sys; from distributed import Client; Client(sys.argv[1]).wait_for_workers(int(sys.argv[2]), 60)"
         finish([sys.executable, "-c", code, self.address, str(number)]).check_returncode()
 
+    def wait_for_idle_workers(self) -> None:
+        """Wait until each worker has time for another job; a worker has one thread."""
+        code = (
+            "import sys; from distributed import Client; client = Client(sys.argv[1])\n"
+            "for worker in client.scheduler_info()['workers']:\n"
+            "    client.submit(abs, 1, workers=[worker], pure=False).result(60)\n"
+        )
+        finish([sys.executable, "-c", code, self.address]).check_returncode()
+
     def start_scheduler(self) -> None:
         """Start the scheduler, on a port that is free."""
         protocol = "tls" if self.tls else "tcp"

@@ -14,7 +14,7 @@ import torch
 import codellama_convert
 from tests.cli.terminal.test_signals import hooked
 from tests.clusters.cluster import Cluster, make_certificate, running_cluster
-from tests.outputs import ROOT, content, convert_whole, error_line, finish, loads
+from tests.outputs import ROOT, STAGING, content, convert_whole, error_line, finish, loads
 from tests.outputs import command as plain_command
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
@@ -205,7 +205,7 @@ def test_ctrl_c_stops_the_workers_and_the_same_command_resumes(
     assert "run the same command again to resume" in stopped.stderr.splitlines()[-1]
     assert "Traceback" not in stopped.stderr
     assert not loads(tmp_path / "out")
-    staging = tmp_path / "out" / ".codellama-convert.partial"
-    assert not list(staging.glob("*.part"))
+    cluster.wait_for_idle_workers()
+    assert not list((tmp_path / "out" / STAGING).glob("*.part")), "workers clear up behind them"
     assert finish(arguments).returncode == 0
     assert whole(plain, tmp_path / "out")

@@ -95,6 +95,23 @@ def test_a_worker_whose_run_is_over_writes_nothing(orphan):
     assert content(staging).keys() - before.keys() == {"run.token", part}
 
 
+def test_a_worker_that_is_done_after_its_run_leaves_nothing(orphan, monkeypatch):
+    """Ctrl-C left its part: dask says of a job at work that it was cancelled, so nobody waited."""
+    staging = Path(orphan.output_dir) / STAGING
+    before = content(staging)
+    with HeldFolder(staging) as held:
+        request = replace(orphan, token=put_token(held))
+
+        def end_the_run(step: str) -> None:
+            if step == "header saved":
+                (staging / "run.token").unlink()
+
+        monkeypatch.setattr(crash_points, "hook", end_the_run)
+        with pytest.raises(WorkerError, match="is over"):
+            write_file(request)
+    assert content(staging) == before
+
+
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_a_worker_stops_between_two_tiles_when_its_run_is_over(orphan, monkeypatch, how):
     monkeypatch.setattr(jobs, "_LOOK_SECONDS", 0.0)
