@@ -17,6 +17,7 @@ import pytest
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
 from codellama_convert.storage.watch import STOP_SIGNALS
 from codellama_convert.tokenizer.hf_files import DEFAULT_TOKENIZER_CLASS, tokenizer_files
+from tests.process_state import begin_random_numbers, process_state, torch_state
 from tests.witness.vocabularies import model_bytes, write_folder, write_model
 
 # For mutation testing: a mutant is killed by any example, and by the same one in every run.
@@ -26,6 +27,16 @@ hypothesis.settings.register_profile(
     derandomize=True,
     database=None,
 )
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test that changes what a later one in this process may depend on."""
+    begin_random_numbers()
+    before = process_state()
+    yield
+    # The test may be the first that imports torch.
+    assert process_state() == {**torch_state(), **before}
 
 
 @pytest.fixture(scope="session")
