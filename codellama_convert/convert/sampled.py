@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource
-from codellama_convert.convert.write_pass import names_read
+from codellama_convert.convert.write_pass import bytes_read
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.ranks.weights import RanksJob
 from codellama_convert.plan.tiles import TensorPlan
@@ -35,7 +35,7 @@ def begins_alike(output_dir: Path, weights: WeightsJob | RanksJob) -> bool:
         movers = Movers(weights.source_dtypes, plan.dtype)
         stack.callback(movers.close)
         readers = [
-            stack.enter_context(TensorReader(file, names_read(plan.tensors, number)))
+            stack.enter_context(TensorReader(file, bytes_read(plan.tensors, number)))
             for number, file in enumerate(weights.source_files)
         ]
         outputs = {

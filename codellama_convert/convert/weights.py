@@ -15,7 +15,7 @@ from codellama_convert.convert.write_pass import (
     BufferPair,
     FileReport,
     PassWriter,
-    names_read,
+    bytes_read,
     new_buffers,
     open_readers,
 )
@@ -149,7 +149,7 @@ class WeightWriter:
         """Return whether the records speak of these files, and the source is what they were made of."""
         records = [self._folder.sealed[file.name] for file in files]
         return self._are_of(records, files) and all(
-            reader.confirms(sums, names_read(files[0].tensors, number), buffer, self._watch)
+            reader.confirms(sums, bytes_read(files[0].tensors, number), buffer, self._watch)
             for number, (reader, sums) in enumerate(
                 zip(self._readers, records[0].source, strict=True)
             )
@@ -167,7 +167,7 @@ class WeightWriter:
             and not any(other.source for other in others)
             and len(first.source) == len(self._readers)
             and all(
-                reader.fits(sums, names_read(files[0].tensors, number))
+                reader.fits(sums, bytes_read(files[0].tensors, number))
                 for number, (reader, sums) in enumerate(
                     zip(self._readers, first.source, strict=True)
                 )

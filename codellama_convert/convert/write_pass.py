@@ -59,7 +59,7 @@ def open_readers(
     """
     return [
         to_close.enter_context(
-            TensorReader(file, names_read(weights.plan.tensors, number), io_mode=io_mode)
+            TensorReader(file, bytes_read(weights.plan.tensors, number), io_mode=io_mode)
         )
         for number, file in enumerate(weights.source_files)
     ]
@@ -73,21 +73,22 @@ def new_buffers(plan: TransferPlan, n_pairs: int) -> list[BufferPair]:
     ]
 
 
-def names_read(tensors: Sequence[TensorPlan], number: int) -> list[str]:
-    """Name the tensors whose rows are taken from a file: copies are taken from the first.
+def bytes_read(tensors: Sequence[TensorPlan], number: int) -> dict[str, int]:
+    """Count what is read of a file for some tensors: copies are taken from the first.
 
     Args:
         tensors: All that are moved.
         number: Of the file.
 
     Returns:
-        Their names in the file.
+        By each tensor's name in the file, the bytes; fewer than it has where rows are left out.
     """
-    return [
-        tensor.source.name
+    return {
+        tensor.source.name: len(part.rows) * len(part.columns) * tensor.read_dtype.itemsize
         for tensor in tensors
-        if any(part.file == number for part in tensor.source.sources)
-    ]
+        for part in tensor.source.sources
+        if part.file == number
+    }
 
 
 class PassWriter:

@@ -10,7 +10,6 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
-from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -121,12 +120,14 @@ def add_sums(ledgers: Ledgers, sums: SourceSums) -> None:
             ledgers[name][number].add_crc(start, end, crc)
 
 
-def fits(sums: SourceSums, tensors: Iterable[StoredTensor], pass_of: Mapping[str, int]) -> bool:
-    """Return whether sums can be of the reading of some tensors: all their bytes, and no others.
+def fits(
+    sums: SourceSums, read: Iterable[tuple[StoredTensor, int]], pass_of: Mapping[str, int]
+) -> bool:
+    """Return whether sums can be of the reading of some tensors, and of nothing else.
 
     Args:
         sums: What a record says.
-        tensors: What a file is made of.
+        read: What a file is made of, each with the number of its bytes that are read.
         pass_of: From `assign_passes`.
 
     Returns:
@@ -138,10 +139,10 @@ def fits(sums: SourceSums, tensors: Iterable[StoredTensor], pass_of: Mapping[str
     if any(cover.has_overlap for cover in covers.values()):
         return False
     left = sum(cover.n_bytes for cover in covers.values())
-    for tensor in tensors:
+    for tensor, n_bytes in read:
         cover = covers.get((tensor.storage.name, pass_of[tensor.name]))
         n_read = cover.within(*tensor.extent) if cover is not None else 0
-        if n_read < prod(tensor.shape) * tensor.dtype.itemsize:
+        if n_read < n_bytes:
             return False
         left -= n_read
     return left == 0

@@ -250,14 +250,20 @@ class TensorReader:
         self._read_earlier.update(sums)
         self.note(sums)
 
-    def fits(self, sums: SourceSums, names: Collection[str]) -> bool:
-        """Return whether sums can be of the reading of some tensors, and of nothing else."""
-        return fits(sums, [self.index.tensors[name] for name in names], self._pass_of)
+    def fits(self, sums: SourceSums, read: Mapping[str, int]) -> bool:
+        """Return whether sums can be of the reading of some tensors, and of nothing else.
+
+        Args:
+            sums: What is said to have been read.
+            read: How many bytes are read of each tensor, by its name.
+        """
+        of_each = [(self.index.tensors[name], n_bytes) for name, n_bytes in read.items()]
+        return fits(sums, of_each, self._pass_of)
 
     def confirms(
         self,
         sums: SourceSums,
-        names: Collection[str],
+        read: Mapping[str, int],
         buffer: memoryview,
         watch: Watch,
     ) -> bool:
@@ -269,7 +275,7 @@ class TensorReader:
 
         Args:
             sums: What is said to have been read for it.
-            names: The tensors that it is made of.
+            read: How many bytes of each tensor it is made of, by its name.
             buffer: From `aligned_buffer`, to read into.
             watch: May stop the reading.
 
@@ -279,7 +285,7 @@ class TensorReader:
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
         """
-        if not self.fits(sums, names):
+        if not self.fits(sums, read):
             return False
         for name, pieces in sums.items():
             storage = self.index.storages[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_the_sums_of_files_fit_them_alone_and_join_in_any_order(
     taken = read_files(index, files, tile_rows)
     pass_of = assign_passes(index.tensors.values())
     for number, (names, sums) in enumerate(zip(files, taken, strict=True)):
-        tensors = [index.tensors[name] for name in names]
+        tensors = [(index.tensors[name], 2 * prod(index.tensors[name].shape)) for name in names]
         assert fits(sums, tensors, pass_of)
         assert not fits(sums, tensors[1:], pass_of)
         for other in taken[:number]:  # what a reader has read so far, for all files
@@ -101,9 +102,18 @@ def test_sums_fit_where_all_bytes_and_no_others_were_read_once(
     index = write_rank(tmp_path / "rank.pth", PAIR)
     pass_of = assign_passes(index.tensors.values())
     assert pass_of == {"a": 0, "b": 0, "c": 1}
-    assert fits({"data/0": pieces}, [index.tensors["a"]], pass_of) == is_fitting
-    assert not fits({"data/1": pieces}, [index.tensors["a"]], pass_of)
-    assert not fits({"data/0": pieces}, [index.tensors["b"]], pass_of)
+    assert fits({"data/0": pieces}, [(index.tensors["a"], 200)], pass_of) == is_fitting
+    assert not fits({"data/1": pieces}, [(index.tensors["a"], 200)], pass_of)
+    assert not fits({"data/0": pieces}, [(index.tensors["b"], 200)], pass_of)
+
+
+def test_sums_fit_a_tensor_whose_last_rows_are_left_out(tmp_path: Path) -> None:
+    index = write_rank(tmp_path / "rank.pth", PAIR)
+    pass_of = assign_passes(index.tensors.values())
+    first_rows: SourceSums = {"data/0": [(0, 0, 120, 1)]}
+    assert fits(first_rows, [(index.tensors["a"], 120)], pass_of)
+    assert not fits(first_rows, [(index.tensors["a"], 122)], pass_of)
+    assert not fits(first_rows, [(index.tensors["a"], 200)], pass_of)
 
 
 def test_passes_follow_from_the_tensors_whatever_their_order(tmp_path: Path) -> None:
