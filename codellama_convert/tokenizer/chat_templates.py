@@ -11,9 +11,16 @@ Sources:
 
 from __future__ import annotations
 
+# `trim` makes a text of anything: of None "None", of a list of parts what Python shows of it.
+_TEXT_ONLY = (
+    "{% if message['content'] is not string %}"
+    "{{ raise_exception('the content of a message must be a string') }}{% endif %}"
+)
+_ALL_TEXT = "{% for message in messages %}" + _TEXT_ONLY + "{% endfor %}"
+
 # On one line each: engines differ in which line breaks and indents around a block they keep.
 # Meta strips the folded text, system message included, so the trim is outside of the sum.
-INST_TEMPLATE = (
+INST_TEMPLATE = _ALL_TEXT + (
     "{% if messages and messages[0]['role'] == 'system' %}"
     "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
     "{% set turns = messages[1:] %}"
@@ -33,7 +40,7 @@ INST_TEMPLATE = (
 )
 
 # Meta encodes header and body of a message apart, which puts a space before the body's line breaks.
-STEP_TEMPLATE = (
+STEP_TEMPLATE = _ALL_TEXT + (
     "{% if messages and messages[0]['role'] == 'system' %}{% set dialog = messages %}"
     "{% else %}{% set dialog = [{'role': 'system', 'content': ''}] + messages %}{% endif %}"
     "{% if dialog | length < 2 %}"
@@ -69,7 +76,8 @@ HEADER_TEMPLATE = (
     "{{ raise_exception('roles must be system, user, assistant or ipython') }}{% endif %}"
     "{% if message['tool_calls'] is defined and message['tool_calls'] %}"
     "{{ raise_exception('tool calls are not written: put them into the content') }}{% endif %}"
-    "{{ '<|start_header_id|>' + role + '<|end_header_id|>\n\n'"
+    + _TEXT_ONLY
+    + "{{ '<|start_header_id|>' + role + '<|end_header_id|>\n\n'"
     " + message['content'] | trim + '<|eot_id|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}"

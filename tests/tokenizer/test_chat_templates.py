@@ -12,7 +12,12 @@ import pytest
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from codellama_convert.tokenizer.chat_templates import chat_template
+from codellama_convert.tokenizer.chat_templates import (
+    HEADER_TEMPLATE,
+    INST_TEMPLATE,
+    STEP_TEMPLATE,
+    chat_template,
+)
 from tests.witness.vocabularies import processor
 
 BOS, EOS = 1, 2
@@ -182,6 +187,36 @@ def test_dialogues_that_metas_code_refuses_are_refused(name, roles, fact, auto_o
         template_ids(tokenizer, messages, reply=True)
     if roles in ("ua", "suaua"):
         assert template_ids(tokenizer, messages, reply=False)
+
+
+def rendered(template: str, messages: list[dict[str, object]]) -> str:
+    """Render a template with jinja2 itself, as programs other than transformers do."""
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    return (
+        SandboxedEnvironment()
+        .from_string(template)
+        .render(
+            messages=messages, bos_token="<s>", eos_token="</s>", raise_exception=raise_exception
+        )
+    )
+
+
+@pytest.mark.parametrize("template", [INST_TEMPLATE, STEP_TEMPLATE, HEADER_TEMPLATE])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    "content", [{"content": [{"type": "text", "text": "x"}]}, {"content": None}, {"content": 4}, {}]
+)
+def test_content_that_is_not_a_string_is_refused(template, place, content) -> None:
+    """A list of parts stood in the prompt as Python shows it, None as "None"; none was nothing."""
+    roles = ("system", "user", "assistant")
+    messages: list[dict[str, object]] = [{"role": role, "content": "x"} for role in roles]
+    assert rendered(template, messages).count("x") == 3
+    messages[place] = {"role": roles[place], **content}
+    with pytest.raises(TemplateError, match="must be a string"):
+        rendered(template, messages)
 
 
 @pytest.mark.parametrize("flavor", ["base", "python", None])

@@ -250,7 +250,12 @@ def test_no_date_is_written_and_every_call_gives_the_same(auto: Any) -> None:
     [
         ({"role": "User", "content": "x"}, {}, "roles must be"),
         ({"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, {}, "tool calls"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}, {}, "tool calls"),
         ({"role": "user", "content": "x"}, {"tools": [{"name": "f"}]}, "tools are not written"),
+        ({"role": "user", "content": [{"type": "text", "text": "x"}]}, {}, "must be a string"),
+        ({"role": "user", "content": None}, {}, "must be a string"),
+        ({"role": "tool", "content": 42}, {}, "must be a string"),
+        ({"role": "user"}, {}, "must be a string"),
     ],
 )
 def test_what_the_template_cannot_say_is_refused(auto: Any, message, more, fact) -> None:
