@@ -11,9 +11,8 @@ Sources:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from codellama_convert.formats.tiktoken import TiktokenModel
@@ -49,50 +48,30 @@ def _spelled_bytes() -> dict[int, str]:
 _SPELLED_BYTES = _spelled_bytes()
 
 
-@dataclass(slots=True)
-class Merges:
-    """The pairs that BPE joins, the earliest first: for each token, where it is cut into them.
-
-    Two bytes for a token and one for a cut: lists of them, which stay while weights are converted,
-    would take 20 MB.
-    """
-
-    _n_cuts: bytearray = field(default_factory=bytearray)
-    _cuts: bytearray = field(default_factory=bytearray)
-
-    def append(self, cuts: Sequence[int]) -> None:
-        """Add the cuts of the next token, none of which has more than 256 bytes."""
-        self._n_cuts.append(len(cuts))
-        self._cuts.extend(cuts)
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield, of each token, the lengths of its left halves."""
-        start = 0
-        for n_cuts in self._n_cuts:
-            yield bytes(self._cuts[start : start + n_cuts])
-            start += n_cuts
+# All other bytes take two.
+_SPELLED_AS_ONE = bytes(byte for byte, text in _SPELLED_BYTES.items() if len(text.encode()) == 1)
 
 
-def merges_of(tokens: Iterable[bytes]) -> Merges:
+def _cuts(token: bytes, tokens: Container[bytes]) -> list[int]:
+    """List the lengths of the left halves of all splits of a token into two others."""
+    return [n for n in range(1, len(token)) if token[:n] in tokens and token[n:] in tokens]
+
+
+def _merges_of(tokens: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
     """Find all splits of all tokens into two others.
 
     Args:
         tokens: The vocabulary, by rank.
 
-    Returns:
-        The splits, by the rank of the token, then of the left half, then of the right one.
+    Yields:
+        Both halves, by the rank of the token, then of the left half, then of the right one.
     """
-    merges, ranks = Merges(), {token: rank for rank, token in enumerate(tokens)}
-
-    def halves(token: bytes, cut: int) -> tuple[int, int]:
-        return ranks[token[:cut]], ranks[token[cut:]]
-
+    ranks = {token: rank for rank, token in enumerate(tokens)}
     for token in ranks:
-        cuts = [n for n in range(1, len(token)) if token[:n] in ranks and token[n:] in ranks]
-        if len(cuts) > 1:
-            cuts.sort(key=partial(halves, token))
-        merges.append(cuts)
-    return merges
+        halves = [(token[:n], token[n:]) for n in _cuts(token, ranks)]
+        if len(halves) > 1:
+            halves.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        yield from halves
 
 
 # A conversion asks before anything is written, and again when it writes.
@@ -110,30 +89,25 @@ def build_json(model: TiktokenModel, special: tuple[str, ...]) -> Chunked:
     Raises:
         TokenizerError: If it were far larger than that of any vocabulary in use.
     """
-    merges = merges_of(model.tokens)
+    known = frozenset(model.tokens)
     around_pair = len(f'{MERGE_INDENT}" "{BETWEEN_MERGES}')
+    # Counted without their order and spelling, which cost more and which only the file needs.
     merge_bytes = (
-        len(cuts) * (around_pair + len(_spelled(token).encode()))
-        for token, cuts in zip(model.tokens, merges, strict=True)
-        if cuts
+        len(_cuts(token, known)) * (around_pair + _n_spelled(token)) for token in model.tokens
     )
     n_bytes = count_bytes(
         _chunks(model, special, ()), merge_bytes, path=model.path, n_pieces=len(model.tokens)
     )
-    return Chunked(n_bytes, lambda: _chunks(model, special, merges))
+    return Chunked(n_bytes, lambda: _chunks(model, special, _merges_of(model.tokens)))
 
 
 def _chunks(
-    model: TiktokenModel, special: Sequence[str], merges: Iterable[bytes]
+    model: TiktokenModel, special: Sequence[str], merges: Iterable[tuple[bytes, bytes]]
 ) -> Iterator[bytes]:
     vocabulary_lines = (
         f'      "{_spelled(token)}": {rank}' for rank, token in enumerate(model.tokens)
     )
-    merge_lines = (
-        f'{MERGE_INDENT}"{_spelled(token[:n])} {_spelled(token[n:])}"'
-        for token, cuts in zip(model.tokens, merges, strict=False)
-        for n in cuts
-    )
+    merge_lines = (f'{MERGE_INDENT}"{_spelled(left)} {_spelled(right)}"' for left, right in merges)
     added_tokens = _added_tokens(special, model.bos_id)
     return json_chunks(
         _frame(special[0], model.bos_id), added_tokens, vocabulary_lines, merge_lines
@@ -147,6 +121,11 @@ def _added_tokens(special: Sequence[str], first_id: int) -> Iterator[dict[str, A
 
 def _spelled(token: bytes) -> str:
     return token.decode("latin-1").translate(_SPELLED_BYTES)
+
+
+def _n_spelled(token: bytes) -> int:
+    """Count the bytes, UTF-8, of a token's spelling."""
+    return len(token) + len(token.translate(None, _SPELLED_AS_ONE))
 
 
 def _frame(bos: str, bos_id: int) -> dict[str, Any]:
