@@ -39,6 +39,7 @@ from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.watch import Watch
 
 _LOOK_SECONDS = 0.5  # from one look whether the run still goes to the next
+_LOOKS_IN_VAIN = 3  # one after another, until the work is left to another worker
 _PLANS_KEPT = 4
 _PIECE_BYTES = 1 << 20
 _PLANNING = threading.Lock()
@@ -77,6 +78,7 @@ def write_file(request: FileRequest) -> FileReport:
     Raises:
         WorkerError: If the run is over, or this worker does not see what it was planned with.
         ConvertError: If reading, casting or writing fails; nothing is left behind.
+        OSError: If this worker cannot tell whether the run still goes; another one may.
     """
     with ExitStack() as stack:
         staging = _open_staging(Path(request.output_dir), stack)
@@ -147,18 +149,34 @@ class _RunClock:
     def __init__(self, staging: HeldFolder, token: str) -> None:
         self._staging, self._token = staging, token
         self._next = 0.0
+        self._in_vain = 0
 
     def look(self, n_bytes: int) -> None:
-        """Raise WorkerError where it does not; called with each piece of the work."""
+        """Raise WorkerError where it does not; called with each piece of the work.
+
+        Raises:
+            OSError: If that cannot be told, look after look.
+        """
         del n_bytes
-        if time.monotonic() >= self._next:
+        if time.monotonic() < self._next:
+            return
+        try:
             self.check()
+        except OSError:
+            self._in_vain += 1
+            if self._in_vain >= _LOOKS_IN_VAIN:
+                raise
 
     def check(self) -> None:
-        """Raise WorkerError where it does not, whenever the last look was."""
+        """Raise WorkerError where it does not, whenever the last look was.
+
+        Raises:
+            OSError: If that cannot be told.
+        """
         self._next = time.monotonic() + _LOOK_SECONDS
         if not is_running(self._staging, self._token):
             raise _over(self._staging.path)
+        self._in_vain = 0
 
 
 def _over(path: Path) -> WorkerError:

@@ -21,7 +21,7 @@ from codellama_convert.staging import crash_points
 from codellama_convert.staging.run_token import put_token
 from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.watch import StopRequest, Watch
-from tests.convert.executors.workers import OPTIONS, Through
+from tests.convert.executors.workers import N_FILES, OPTIONS, Through
 from tests.outputs import STAGING, content
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
@@ -130,3 +130,63 @@ def test_a_worker_stops_between_two_tiles_when_its_run_is_over(orphan, monkeypat
         with pytest.raises(WorkerError, match="is over"):
             write_file(request)
     assert content(staging).keys() - before.keys() <= {"run.token"}
+
+
+@pytest.mark.parametrize("n_looks", [2, 3], ids=["passes", "lasts"])
+def test_a_token_that_cannot_be_opened_for_a_while_is_no_end_of_the_run(
+    orphan, monkeypatch, n_looks
+):
+    """A worker without a free descriptor, or whose mount hiccups, ended the whole run as "over"."""
+    monkeypatch.setattr(jobs, "_LOOK_SECONDS", 0.0)
+    staging = Path(orphan.output_dir) / STAGING
+    with HeldFolder(staging) as held:
+        token = put_token(held)
+        clock = jobs._RunClock(held, token)
+        clock.check()
+        (staging / "run.token").rename(staging / "away")
+        (staging / "run.token").symlink_to("away")  # opening it is an OSError that is not ENOENT
+        for _ in range(2):
+            clock.look(1)
+        if n_looks == 3:
+            with pytest.raises(OSError, match="symbolic links"):
+                clock.look(1)
+        else:
+            (staging / "away").replace(staging / "run.token")
+            clock.look(1)
+            clock.check()
+        (staging / "run.token").unlink()
+        with pytest.raises(WorkerError, match="is over"):
+            clock.look(1)
+
+
+def test_a_worker_that_cannot_read_the_token_is_no_loss(converted, tmp_path):
+    """The coordinator asks another one."""
+
+    def cannot_look_once(number: int, request: FileRequest) -> FileReport:
+        staging = Path(request.output_dir) / STAGING
+        if number != 2:
+            return write_file(request)
+        (staging / "run.token").rename(staging / "away")
+        (staging / "run.token").symlink_to("away")
+        try:
+            return write_file(request)
+        finally:
+            (staging / "away").replace(staging / "run.token")
+
+    with Through(cannot_look_once) as pool:
+        convert_checkpoint(converted / "in", tmp_path / "out", options=OPTIONS, executor=pool)
+    assert len(pool.asked) == N_FILES + 1
+    assert content(tmp_path / "out") == content(converted / "out")
+
+
+def test_a_new_token_takes_the_place_of_the_old_one_at_once(orphan):
+    """It was removed first: a client of NFS may remember that there is none, and workers stopped."""
+    staging = Path(orphan.output_dir) / STAGING
+    with HeldFolder(staging) as held:
+        put_token(held)
+        before = content(staging)
+        with (staging / "run.token").open() as old:
+            token = put_token(held)
+            assert old.read() != token
+    assert (staging / "run.token").read_text() == token
+    assert content(staging).keys() == before.keys()
