@@ -59,25 +59,31 @@ class RemoteWriter:
                     self._folder.parts.drop_of(file.name)
                 self._watch.advance(sum(tensor.spec.n_bytes for tensor in files[0].tensors))
 
-    def look_at_kept(self) -> dict[str, bool]:
+    def look_at_kept(self) -> dict[str, bool | None]:
         """Have the files read that an earlier run has left.
 
         Returns:
-            By name, whether each is what its record says.
+            By name, whether each is what its record says; None where its worker cannot read it.
 
         Raises:
             ConvertError: As of `done_by`.
         """
+        if not self._folder.sealed:
+            return {}
+        token = self._folder.begin_run()
         requests = {
             file.name: StagedFile(
                 str(self._folder.path.absolute()), file.name, FileSum(one.n_bytes, one.crc32),
-                file.beginning,
+                file.beginning, token,
             )
             for file in self._job.weight_files
             for one in (self._folder.sealed.get(file.name),)
             if one is not None
         }  # fmt: skip
-        with closing(done_by(self._executor, is_staged_whole, requests, self._watch)) as found:
+        end_run = self._folder.end_run
+        with closing(
+            done_by(self._executor, is_staged_whole, requests, self._watch, before_end=end_run)
+        ) as found:
             return dict(found)
 
     def _request(self, files: Pass, token: str) -> FileRequest:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -125,22 +125,36 @@ class StagedFile:
         name: The file.
         sum: What it must be.
         header: What it must begin with.
+        token: Of the run, from `put_token`.
     """
 
     output_dir: str
     name: str
     sum: FileSum
     header: bytes
+    token: str
 
 
-def is_staged_whole(request: StagedFile) -> bool:
-    """Return whether a staged file is what its record says; one that cannot be read is not."""
+def is_staged_whole(request: StagedFile) -> bool | None:
+    """Look whether a staged file is what its record says.
+
+    Args:
+        request: Which.
+
+    Returns:
+        Whether it is; None where this worker cannot read it, which says nothing of the file.
+
+    Raises:
+        WorkerError: If the run is over, or this worker does not see the output folder.
+    """
     with ExitStack() as stack, suppress(OSError, OutputError):
+        staging = _open_staging(Path(request.output_dir), stack)
+        clock = _RunClock(staging, request.token)
         return is_whole(
-            _open_staging(Path(request.output_dir), stack), request.name, request.sum,
-            header=request.header, buffer=aligned_buffer(_PIECE_BYTES), watch=Watch(),
+            staging, request.name, request.sum, header=request.header,
+            buffer=aligned_buffer(_PIECE_BYTES), check=partial(clock.look, 0),
         )  # fmt: skip
-    return False
+    return None
 
 
 class _RunClock:

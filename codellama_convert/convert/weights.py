@@ -61,7 +61,7 @@ class WeightWriter:
         self.executor = executor
         self._remote = None if executor is None else RemoteWriter(executor, job, folder, watch)
         self._readers: Sequence[TensorReader] = ()
-        self._seen_whole: Mapping[str, bool] = {}  # by workers
+        self._seen_whole: Mapping[str, bool | None] = {}  # by workers
 
     def all_files(self) -> Written:
         """Have them written pass by pass, the files of each named together."""

@@ -146,7 +146,12 @@ class OutputFolder:
             if is_seen_whole or (
                 is_seen_whole is None
                 and is_whole(
-                    self._held, name, sealed, header=header, buffer=buffer, watch=self._wanted.watch
+                    self._held,
+                    name,
+                    sealed,
+                    header=header,
+                    buffer=buffer,
+                    check=self._wanted.watch.check,
                 )
             ):
                 return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def find_moved(
     moved = set()
     for name in sorted(away):
         with suppress(OSError, OutputError):
-            if is_whole(folder, name, sums[name], buffer=buffer, watch=watch):
+            if is_whole(folder, name, sums[name], buffer=buffer, check=watch.check):
                 moved.add(name)
     return moved
 
@@ -193,7 +193,7 @@ def is_whole(
     *,
     header: bytes = b"",
     buffer: memoryview,
-    watch: Watch,
+    check: Callable[[], None],
 ) -> bool:
     """Return whether a file has the size, the header and the bytes of its journal line.
 
@@ -203,7 +203,7 @@ def is_whole(
         wanted: Its journal line.
         header: The bytes that it must begin with.
         buffer: From `aligned_buffer`, to read into.
-        watch: May stop the reading.
+        check: Called before each piece; what it raises ends the reading.
 
     Raises:
         OutputError: If it cannot be read, or is not a file of ours.
@@ -217,7 +217,7 @@ def is_whole(
         if staged.read_exact(0, len(header)) != header:
             return False
         for piece in staged.read_pieces(buffer):
-            watch.check()
+            check()
             crc = crc32(piece, crc)
     return crc == wanted.crc32
 

@@ -113,3 +113,52 @@ def test_what_is_kept_is_read_by_workers(converted, tmp_path):
     assert content(tmp_path / "out") == content(converted / "out")
     same = {n for n, inode in inodes.items() if (tmp_path / "out" / n).stat().st_ino == inode}
     assert same >= {staged[0].name, staged[2].name}
+
+
+def test_a_kept_file_that_a_worker_cannot_read_is_read_here(converted, tmp_path):
+    """It counted as damaged, and a good file was deleted; a damaged neighbour still goes."""
+    job = plan_conversion(converted / "in", OPTIONS)
+    stop_after_files(job, tmp_path / "out", 3)
+    staging = tmp_path / "out" / STAGING
+    good, bad, _ = sorted(staging.glob("model-*"))
+    flip_bit(bad, -1)
+    inodes = {path.name: path.stat().st_ino for path in (good, bad)}
+
+    def cannot_read(request: Any) -> Any:
+        path = staging / request.name
+        path.rename(path.with_suffix(".away"))
+        try:
+            return is_staged_whole(request)
+        finally:
+            path.with_suffix(".away").rename(path)
+
+    class Poor(Counting):
+        def submit(self, fn: Any, /, *args: Any, **named: Any) -> Any:
+            return super().submit(cannot_read if fn is is_staged_whole else fn, *args, **named)
+
+    with Poor() as pool:
+        run(job, tmp_path / "out", executor=pool)
+    written = {request.names[0] for fn, request in pool.asked if fn is write_file}
+    assert good.name not in written
+    assert bad.name in written
+    assert (tmp_path / "out" / good.name).stat().st_ino == inodes[good.name]
+    assert content(tmp_path / "out") == content(converted / "out")
+
+
+def test_a_worker_that_reads_what_is_kept_stops_with_its_run(converted, tmp_path):
+    """After Ctrl-C it read on, to the end of each file that it was given."""
+    job = plan_conversion(converted / "in", OPTIONS)
+    stop_after_files(job, tmp_path / "out", 3)
+    seen: list[bool | None] = []
+
+    class Late(Counting):
+        def submit(self, fn: Any, /, request: Any, **named: Any) -> Any:
+            if fn is is_staged_whole:
+                seen.append(is_staged_whole(request))
+                with pytest.raises(WorkerError, match="is over"):
+                    is_staged_whole(replace(request, token="0" * 32))
+            return super().submit(fn, request, **named)
+
+    with Late() as pool:
+        run(job, tmp_path / "out", executor=pool)
+    assert seen == [True, True, True]
