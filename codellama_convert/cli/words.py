@@ -108,7 +108,7 @@ def _model_lines(described: Mapping[str, Any]) -> Iterator[str]:
         f"{described['rope_theta']:g}, vocabulary {described['vocab_size']}"
     )
     if described["rope_scaling_factor"] is not None:
-        yield f"scaling     rotary frequencies as Llama 3.1's, by {described['rope_scaling_factor']:g}"
+        yield f"scaling     rope_type llama3, factor {described['rope_scaling_factor']:g}"
     if described["dropped"]:
         yield f"dropped     {_dropped(described['dropped'])}"
 

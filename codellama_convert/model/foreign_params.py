@@ -58,9 +58,9 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
     ForeignKey("vision_args", "Llama 4 or Llama Guard 4"),
     ForeignKey("vision_*", "Llama 3.2 Vision"),
     ForeignKey("*_vision*"),  # not "revision"
-    ForeignKey("quantization_args", "the quantized Llama 3.2"),
+    ForeignKey("quantization_args", "the quantised Llama 3.2"),
     ForeignKey("*quant*"),
-    ForeignKey("lora_args", "the quantized Llama 3.2 (QLoRA)"),
+    ForeignKey("lora_args", "the quantised Llama 3.2 (QLoRA)"),
     ForeignKey("*_lora_rank", "DeepSeek"),
     ForeignKey("lora*"),  # not "exploration"
     ForeignKey("*_lora*"),

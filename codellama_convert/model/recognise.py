@@ -6,8 +6,10 @@ comes from the table of releases. What cannot be known becomes a note, never a s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.folder_name import read_folder_name
 from codellama_convert.model.generations import LLAMA_3
@@ -123,18 +125,24 @@ def recognise(
 
     Returns:
         What it is, with a note on everything that could not be known.
+
+    Raises:
+        ConfigError: If a Llama 3 does not have what is asked for.
     """
     family, named_flavor = read_folder_name(folder_name)
     candidates, notes = _candidates(config, family)
     if notes:
         named_flavor = None
+    if config.generation == LLAMA_3:
+        flavor, named_flavor = _of_llama_3(flavor), _of_llama_3(named_flavor)
+        _refuse_other_flavor(candidates, flavor)
     candidates, wanted, flavor_notes = _of_flavor(candidates, flavor, named_flavor)
     notes += flavor_notes
     scaling = scaling_of(candidates, family, config, rope_scaling_factor)
     context, context_note = max_position_embeddings, None
     if context is None:
         context, context_note = _context(candidates, family, config, scaling)
-    notes += tuple(note for note in (context_note, scaling.note) if note is not None)
+    notes += tuple(note for note in dict.fromkeys((context_note, scaling.note)) if note)
     families = {release.family for release in candidates}
     return Recognised(
         name=_describe(candidates, family),
@@ -206,6 +214,21 @@ def _has_numbers(release: Release, config: ModelConfig) -> bool:
     )
 
 
+def _of_llama_3(flavor: Flavor | None) -> Flavor | None:
+    """Translate the name that Llama 2 has for a model tuned for dialogue."""
+    return "instruct" if flavor == "chat" else flavor
+
+
+def _refuse_other_flavor(candidates: Sequence[Release], flavor: Flavor | None) -> None:
+    """Refuse a variant that would take the template and the ends of turns from a known model."""
+    flavors = dict.fromkeys(release.flavor for release in candidates)
+    if candidates and flavor not in (None, "base", *flavors):
+        raise ConfigError(
+            f"--variant {flavor} is not a variant of {either(candidates)}",
+            hint=f"it may be {' or '.join(flavors)}; without --variant, the folder's name decides",
+        )
+
+
 def _of_flavor(
     candidates: tuple[Release, ...], flavor: Flavor | None, named: Flavor | None
 ) -> tuple[tuple[Release, ...], Flavor | None, tuple[str, ...]]:
@@ -244,12 +267,15 @@ def _context(
     if len(lengths) == 1 and is_whole:
         return lengths[0], None
     if not is_whole:
-        guess, why = _LLAMA_3_CONTEXT, "its rope is not scaled as Llama 3.1's"
-    elif lengths:
+        return _LLAMA_3_CONTEXT, scaling.note  # with the factor, the context is known too
+    if lengths:
         guess = lengths[0]
         why = f"the weights fit {either(candidates)}"
     elif config.scaled_rope:
-        guess, why = _SCALED_CONTEXT, "not a released model, but its rope is scaled as Llama 3.1's"
+        guess, why = (
+            _SCALED_CONTEXT,
+            "not a released model, but its rope scaling is that of Llama 3.1",
+        )
     elif config.generation == LLAMA_3:
         guess, why = _LLAMA_3_CONTEXT, "not a released model, but in Llama 3's layout"
     elif config.rope_theta == _CODE_LLAMA_ROPE_THETA:
@@ -267,9 +293,6 @@ def _context(
 
 def _describe(candidates: tuple[Release, ...], family: Family | None) -> str:
     if not candidates:
-        return (
-            f"not a released model ({family} by its folder's name)"
-            if family
-            else "not a released model"
-        )
+        named = f" ({family} by its folder's name)" if family else ""
+        return f"not a released model{named}"
     return either(candidates)

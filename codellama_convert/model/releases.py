@@ -170,7 +170,7 @@ MODEL_SIZES: tuple[str, ...] = (
 
 def either(releases: Sequence[Release]) -> str:
     """Name released models of which it is one, such as "Llama 2 7B or Llama 2 7B Chat"."""
-    return " or ".join(release.name for release in releases)
+    return " or ".join(", ".join(release.name for release in releases).rsplit(", ", 1))
 
 
 def special_names_of(family: Family | None) -> SpecialNames:

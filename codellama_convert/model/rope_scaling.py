@@ -94,6 +94,8 @@ def _left_out(candidates: Sequence[Release], named: Family | None) -> Scaling:
         f"{either(candidates) or named} are, by {factor:g}: they are written without; "
         f"--rope_scaling_factor {factor:g} scales them"
     )
+    if candidates:
+        note += f", for a context of {candidates[0].max_position_embeddings}"
     return Scaling(None, is_known=False, note=note)
 
 
@@ -110,6 +112,12 @@ def _as_asked(candidates: Sequence[Release], config: ModelConfig, asked: float) 
         note = (
             f"--rope_scaling_factor {asked:g} is written as asked for, but {either(candidates)} "
             f"has {has}"
+        )
+        return Scaling(asked, note=note)
+    if config.scaled_rope and asked == 1:
+        note = (
+            "--rope_scaling_factor 1 leaves the rotary frequencies as they are, but params.json "
+            "says that they are scaled"
         )
         return Scaling(asked, note=note)
     if config.scaled_rope:

@@ -109,13 +109,12 @@ def test_a_scaling_that_params_json_leaves_out_is_a_note(folder, name, flavor):
     assert (found.name, found.flavor, found.special_names) == (name, flavor, "3.1")
     assert (found.rope_scaling_factor, found.scaling_is_known) == (None, False)
     assert (found.max_position_embeddings, found.context_is_known) == (8192, False)
-    context, scaling = found.notes
+    (scaling,) = found.notes  # --max_position_embeddings was named first, which is not needed
     assert (
         f"does not say that the rotary frequencies are scaled, as those of {name} are, by 8"
         in scaling
     )
-    assert "--rope_scaling_factor 8" in scaling
-    assert "assumed to be 8192; set it with --max_position_embeddings" in context
+    assert "--rope_scaling_factor 8 scales them, for a context of 131072" in scaling
     told = recognise(plain, folder_name=folder, rope_scaling_factor=8.0)
     assert (told.rope_scaling_factor, told.max_position_embeddings) == (8.0, 131072)
     (note,) = told.notes
@@ -132,6 +131,15 @@ def test_a_scaling_that_a_fine_tunes_name_speaks_of_is_a_note_too():
     for folder in ("my-Llama-3-pruned", "pruned", "my-llama-2"):
         found = recognise(config, folder_name=folder)
         assert (found.scaling_is_known, len(found.notes)) == (True, 1)
+
+
+def test_a_factor_of_one_on_a_scaled_model_is_a_note():
+    """It cancels the scaling; of a model that is not a released one, nothing was said."""
+    config = replace(model(LLAMA_3_1_8B, 14336, 128256), num_hidden_layers=7)
+    found = recognise(config, folder_name="pruned", rope_scaling_factor=1)
+    assert "--rope_scaling_factor 1 leaves the rotary frequencies as they are" in found.notes[-1]
+    found = recognise(config, folder_name="pruned", rope_scaling_factor=2)
+    assert not any("--rope_scaling_factor" in note for note in found.notes)
 
 
 def test_a_factor_for_what_cannot_be_scaled_is_refused():
