@@ -10,6 +10,7 @@ from pathlib import Path
 
 from codellama_convert.convert.jobs import FileRequest, StagedFile, is_staged_whole, write_file
 from codellama_convert.convert.write_pass import FileReport
+from codellama_convert.errors import WorkerError
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import Options
 from codellama_convert.plan.ranks.job import ReverseJob
@@ -17,6 +18,7 @@ from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.plan.target import TargetFile
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.record_values import FileSum
+from codellama_convert.storage.blocks import first_line
 from codellama_convert.storage.executors import done_by
 from codellama_convert.storage.watch import Watch
 
@@ -43,6 +45,7 @@ class RemoteWriter:
             what other workers have left of it is removed.
 
         Raises:
+            WorkerError: If a part is not here as its worker says.
             ConvertError: As of `done_by` and `write_file`.
         """
         by_name = {files[0].name: files for files in sorted(passes, key=_n_bytes, reverse=True)}
@@ -54,6 +57,7 @@ class RemoteWriter:
         ) as reports:
             for name, report in reports:
                 files = by_name[name]
+                self._refuse_unseen(files, report)
                 yield files, report
                 for file in files:
                     self._folder.parts.drop_of(file.name)
@@ -85,6 +89,21 @@ class RemoteWriter:
             done_by(self._executor, is_staged_whole, requests, self._watch, before_end=end_run)
         ) as found:
             return dict(found)
+
+    def _refuse_unseen(self, files: Pass, report: FileReport) -> None:
+        """Refuse parts that are not here, or not yet whole, whatever their worker sees."""
+        for part, file in zip(report.parts, files, strict=True):
+            try:
+                n_bytes = self._folder.parts.n_bytes_of(part)
+                found = "" if n_bytes == file.n_bytes else f"it has {n_bytes} bytes here"
+            except OSError as problem:
+                found = first_line(problem)
+            if found:
+                raise WorkerError(
+                    f"a worker wrote {part} with {file.n_bytes} bytes, but {found}",
+                    path=self._folder.staging,
+                    hint="do all machines see the same file system under this path?",
+                )
 
     def _request(self, files: Pass, token: str) -> FileRequest:
         return FileRequest(

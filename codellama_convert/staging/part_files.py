@@ -118,6 +118,21 @@ class PartFiles:
         self._staging.sync()
         step("file named")
 
+    def n_bytes_of(self, part: str) -> int:
+        """Look from here at a part that somebody else has written.
+
+        Args:
+            part: Its name.
+
+        Returns:
+            Its size.
+
+        Raises:
+            OSError: If there is none, or it is not a file of ours.
+        """
+        self._staging.refuse_strangers(part)
+        return self._staging.status(part).st_size
+
     def drop_of(self, name: str) -> None:
         """Remove every part of a file, whoever wrote it.
 

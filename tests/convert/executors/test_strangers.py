@@ -190,3 +190,34 @@ def test_a_new_token_takes_the_place_of_the_old_one_at_once(orphan):
             assert old.read() != token
     assert (staging / "run.token").read_text() == token
     assert content(staging).keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (lambda part: part.unlink(), "No such file or directory"),
+        (lambda part: part.write_bytes(b"torn"), "it has 4 bytes here"),
+    ],
+    ids=["absent", "torn"],
+)
+def test_a_part_that_the_coordinator_does_not_see_is_not_named(converted, tmp_path, change, fact):
+    """A worker's word was enough: a file of another mount got its name and its record."""
+
+    def elsewhere(number: int, request: FileRequest) -> FileReport:
+        report = write_file(request)
+        if number == 2:
+            change(Path(request.output_dir) / STAGING / report.parts[0])
+        return report
+
+    with (
+        Through(elsewhere) as pool,
+        pytest.raises(
+            WorkerError, match=rf"wrote model-.*\.part with \d+ bytes, but {fact}.*"
+        ) as caught,
+    ):
+        convert_checkpoint(converted / "in", tmp_path / "out", options=OPTIONS, executor=pool)
+    assert "the same file system" in str(caught.value)
+    staged = [name for name in content(tmp_path / "out" / STAGING) if name.startswith("model-")]
+    assert len(staged) == 1, "what was whole before is kept"
+    convert_checkpoint(converted / "in", tmp_path / "out", options=OPTIONS)
+    assert content(tmp_path / "out") == content(converted / "out")
