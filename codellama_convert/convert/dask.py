@@ -28,6 +28,11 @@ _TLS = (
     "must name the same certificates as there; see examples/clusters"
 )
 
+_RUNNING = (
+    "see whether the scheduler runs, and whether its port is open from here; "
+    "the address of one with TLS begins with tls://"
+)
+
 
 @contextmanager
 def dask_executor(
@@ -69,8 +74,9 @@ def _connect(place: str) -> Any:
     address = _address_in(Path(place)) if Path(place).is_file() else place
     if ":" not in address:
         raise WorkerError(
-            "is neither a scheduler file nor an address", path=place,
-            hint="an address has a port, as in tls://node1:8786",
+            "there is no scheduler file of this name, and an address has a port", path=place,
+            hint="name the file that dask scheduler --scheduler-file wrote, or an address as in "
+            "tls://node1:8786",
         )  # fmt: skip
     import asyncio  # noqa: PLC0415 - with ssl it takes 3 MB, and every conversion comes by here
 
@@ -81,8 +87,12 @@ def _connect(place: str) -> Any:
     except (OSError, TypeError, ValueError) as problem:
         # TypeError is what dask raises for an encrypted address without certificates.
         cause = str(problem).partition("\n")[0] or type(problem).__name__
+        if isinstance(problem, TypeError):
+            cause = "TLS needs certificates, and none is set"
         raise WorkerError(
-            f"no dask scheduler can be reached there: {cause}", path=place, hint=_TLS
+            f"no dask scheduler can be reached there: {cause}",
+            path=place,
+            hint=_TLS if address.startswith("tls:") else _RUNNING,
         ) from problem
 
 

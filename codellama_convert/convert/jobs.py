@@ -43,6 +43,7 @@ _LOOKS_IN_VAIN = 3  # one after another, until the work is left to another worke
 _PLANS_KEPT = 4
 _PIECE_BYTES = 1 << 20
 _PLANNING = threading.Lock()
+_SAME_FILES = "all workers need the same file system under the same path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,11 @@ class _RunClock:
 
 
 def _over(path: Path) -> WorkerError:
-    return WorkerError("the run that this work was for is over", path=path)
+    return WorkerError(
+        "the run that this work was for is over, or this worker sees another file system here",
+        path=path,
+        hint=_SAME_FILES,
+    )
 
 
 def _open_staging(output_dir: Path, to_close: ExitStack) -> HeldFolder:
@@ -204,7 +209,7 @@ def _open_staging(output_dir: Path, to_close: ExitStack) -> HeldFolder:
         raise WorkerError(
             "this worker does not see the output folder",
             path=output_dir,
-            hint="all workers need the same file system under the same path",
+            hint=_SAME_FILES,
         ) from None
     except OSError as problem:
         raise OutputError(f"cannot open: {first_line(problem)}", path=output_dir) from problem

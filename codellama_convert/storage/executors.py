@@ -11,7 +11,7 @@ from codellama_convert.errors import ConvertError, WorkerError, one_line, shown
 from codellama_convert.storage.watch import Watch
 
 _LOG = logging.getLogger(__name__)
-_TRIES = 3  # of a job whose worker is lost
+_TRIES = 3  # of a job that another worker may get done
 _LOOK_SECONDS = 0.2  # from one look whether to stop to the next
 _STOP_SECONDS = 10.0  # that workers get to come to their end
 
@@ -40,7 +40,7 @@ def done_by(
         The name of a request and what was returned, as they are done.
 
     Raises:
-        WorkerError: If the executor breaks, or workers are lost again and again.
+        WorkerError: If the executor breaks or takes no work, or a job fails again and again.
         Interrupted: If the watch asked to stop.
         ConvertError: What a worker raised.
     """
@@ -49,8 +49,12 @@ def done_by(
     def ask(name: str, tries: int) -> None:
         try:
             jobs[executor.submit(work, requests[name])] = name, tries
-        except RuntimeError as problem:  # it broke meanwhile, or was shut down
+        except BrokenExecutor as problem:  # meanwhile
             raise _broken(problem, watch) from problem
+        except RuntimeError as problem:
+            raise WorkerError(
+                f"the executor takes no work: {one_line(str(problem))}", hint=watch.hint
+            ) from problem
 
     try:
         for name in requests:
@@ -85,7 +89,8 @@ def _refuse_in_vain(future: Future[Result], name: str, tries: int, watch: Watch)
         raise _broken(problem, watch) from problem
     if tries == _TRIES:
         raise WorkerError(
-            f"{tries} workers were lost over {name}: {shown(problem)}", hint=watch.hint
+            f"the work on {name} failed {tries} times, at last with {shown(problem)}",
+            hint=watch.hint,
         ) from problem
     _LOG.info("%s is asked for again: %r", name, problem)
 

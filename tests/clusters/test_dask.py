@@ -111,7 +111,7 @@ def tls(certificate: Path, key: Path) -> dict[str, str]:
     ("address", "fact"),
     [
         ("127.0.0.1:9", "no dask scheduler can be reached there"),
-        ("scheduler.json", "is neither a scheduler file nor an address"),
+        ("scheduler.json", "there is no scheduler file of this name"),
         (__file__, "is not the file of a dask scheduler"),
     ],
 )

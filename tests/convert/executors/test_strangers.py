@@ -221,3 +221,10 @@ def test_a_part_that_the_coordinator_does_not_see_is_not_named(converted, tmp_pa
     assert len(staged) == 1, "what was whole before is kept"
     convert_checkpoint(converted / "in", tmp_path / "out", options=OPTIONS)
     assert content(tmp_path / "out") == content(converted / "out")
+
+
+def test_a_worker_with_an_output_folder_of_its_own_is_asked_for_its_file_system(orphan):
+    """The commonest mistake: the folder is there, and is not shared. It was told that the run is over."""
+    (Path(orphan.output_dir) / STAGING).rename(Path(orphan.output_dir) / "of another machine")
+    with pytest.raises(WorkerError, match="another file system here; all workers need the same"):
+        write_file(orphan)
