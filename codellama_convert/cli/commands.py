@@ -107,7 +107,7 @@ def convert(
     from codellama_convert.storage.watch import stop_on_signals
 
     if part is not None:
-        refuse_with_part("restart", "verify_too", "sha256", "model_card", "dask")
+        refuse_with_part()
     run_options = RunOptions(
         overwrite=overwrite, restart=restart, sha256=sha256, model_card=model_card
     )

@@ -205,7 +205,7 @@ PART = click.option(
     "--part",
     type=PartOf(),
     help="Write only these of the files, for a job array: 3/8 is the third part of eight. Then the same "
-    "command without it finishes the conversion.",
+    "command without it finishes the conversion; --verify, --sha256 and --model_card are left to that.",
 )
 CARD = click.option("--model_card", is_flag=True, help="Also write a README.md about the model.")
 QUIET = click.option(

@@ -166,6 +166,11 @@ def convert_part(
         say_json(described)
     elif report.already_converted and not quiet:
         say(f"{output_dir}: already converted, nothing to do")
+    elif not report.written and not quiet:
+        say(
+            f"part {task} of {output_dir}: nothing to do, {count(len(report.kept), 'file')} kept; "
+            "after all parts the same command without --part finishes it"
+        )
     elif not quiet:
         n_new = report.tensor_bytes - report.kept_bytes
         say(
@@ -175,13 +180,18 @@ def convert_part(
         )
 
 
-def refuse_with_part(*names: str) -> None:
-    """Refuse options that a part has no use for: they belong to the command that finishes."""
+def refuse_with_part() -> None:
+    """Refuse options that would discard what other parts have written, or have others write it."""
+    reasons = {
+        "restart": "it would discard what other parts have written",
+        "dask": "each part is a run",
+    }
     context = click.get_current_context()
     for option in context.command.params:
-        if option.name in names and context.params[option.name]:
+        if option.name in reasons and context.params[option.name]:
             raise click.UsageError(
-                f"{option.opts[0]} is of no use with --part: give it to the command without --part"
+                f"{option.opts[0]} is refused with --part, as {reasons[option.name]}: "
+                "give it to the command without --part"
             )
 
 

@@ -46,7 +46,11 @@ class PartOf(PairType):
         """Read it; what click asks of a parameter type."""
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(value))
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            self.fail(f"{value!r} is not a part such as 3/8, counted from 1", param, ctx)
+            self.fail(
+                f"{value!r} is not a part such as 3/8, counted from 1, of at most 999999",
+                param,
+                ctx,
+            )
         return int(found[1]), int(found[2])
 
 

@@ -121,7 +121,9 @@ def run_task(
     refuse_inputs(output_dir, job.input_dir, job.input_files)
     watch = watch or Watch()
     share = [] if job.weights is None else share_of(job.weights.plan.passes, task)
-    if find_finished(output_dir, job, RunOptions(overwrite=overwrite)) is not None:
+    # Whether the record has SHA-256 sums is up to the command that finishes.
+    ends = [RunOptions(overwrite=overwrite, sha256=sha256) for sha256 in (False, True)]
+    if any(find_finished(output_dir, job, end) is not None for end in ends):
         return _report(output_dir, [], share, already_converted=True)
     wanted = Wanted(
         job.fingerprint(),
@@ -132,7 +134,11 @@ def run_task(
         watch=watch,
     )
     with TaskFolder(output_dir, wanted) as folder:
-        missing = [files for files in share if not all(folder.is_there(f.name) for f in files)]
+        missing = [
+            files
+            for files in share
+            if not folder.is_publishing and not all(folder.is_there(f.name) for f in files)
+        ]
         if missing:
             _write(job, missing, folder, watch)
     kept = [files for files in share if files not in missing]

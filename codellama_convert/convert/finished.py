@@ -31,6 +31,7 @@ from codellama_convert.plan.run_options import RunOptions
 from codellama_convert.plan.target import TargetFile, file_crc
 from codellama_convert.staging.record_values import FileSum, SealedFile, sealed_file_in
 from codellama_convert.staging.staged import STAGING_NAME
+from codellama_convert.staging.task_journals import is_journal
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.checksums import crc32
 from codellama_convert.storage.contents import Content, chunks_of
@@ -98,7 +99,10 @@ def clear_up(output_dir: Path) -> None:
 
 
 def _has_staged_work(output_dir: Path) -> bool:
-    return STAGING_NAME in names_in(output_dir) and bool(names_in(output_dir / STAGING_NAME))
+    """Return whether a journal is there: without one, what else is there is no work of anybody."""
+    if STAGING_NAME not in names_in(output_dir):
+        return False
+    return any(map(is_journal, names_in(output_dir / STAGING_NAME)))
 
 
 def _finished(

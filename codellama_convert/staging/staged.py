@@ -127,7 +127,12 @@ def read_staged(staging: HeldFolder, *, restart: bool) -> Journal | None:
 
 
 def refuse_other_work(
-    staging: Path, found: Journal, fingerprint: Mapping[str, Any], names: Collection[str]
+    staging: Path,
+    found: Journal,
+    fingerprint: Mapping[str, Any],
+    names: Collection[str],
+    *,
+    discard: str = "with --restart",
 ) -> None:
     """Refuse to resume what is not of this conversion.
 
@@ -136,6 +141,7 @@ def refuse_other_work(
         found: What its journal says.
         fingerprint: The inputs and options of the conversion that is to be done.
         names: The files that it writes.
+        discard: How the user discards it.
 
     Raises:
         OutputError: If either differs.
@@ -146,16 +152,16 @@ def refuse_other_work(
         raise OutputError(
             f"holds staged work of another {'checkpoint' if is_other else 'conversion'}: {named}",
             path=staging.parent,
-            hint="name another place with --output_dir, or discard the unfinished work with --restart"
+            hint=f"name another place with --output_dir, or discard the unfinished work {discard}"
             if is_other
-            else "use the same options to resume it, or --restart to discard it",
+            else f"use the same options to resume it, or discard it {discard}",
         )
     others = sorted({*found.sealed, *found.publishing}.difference(names))
     if others:
         raise OutputError(
             f"names {shown(others[0])}, which this conversion does not write",
             path=staging / JOURNAL_NAME,
-            hint="--restart drops the staged work",
+            hint=f"discard the staged work {discard}",
         )
 
 

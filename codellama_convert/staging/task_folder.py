@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -36,6 +37,7 @@ class TaskFolder:
         path: The folder.
         parts: Writes files into its staging folder.
         sealed: The files that were whole there when it was opened, by whichever task.
+        is_publishing: Whether the conversion has begun to publish, so that no task has anything to do.
     """
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
@@ -48,6 +50,7 @@ class TaskFolder:
         self.path = path
         self.parts: PartFiles  # this and `_held` are there between `__enter__` and `__exit__`
         self.sealed: Mapping[str, SealedFile] = {}
+        self.is_publishing = False
         self._held: HeldFolder
         fingerprint = json.loads(json.dumps(wanted.fingerprint))  # as a journal gives it back
         self._wanted = replace(wanted, fingerprint=fingerprint)
@@ -69,12 +72,14 @@ class TaskFolder:
 
     def _enter(self) -> None:
         make_folder(self.path)
+        staging = self.path / STAGING_NAME
+        if not os.path.lexists(staging):
+            self._wanted.refuse_content(self.path)  # before the lock, which stays
         folder = self._open.enter_context(HeldFolder(self.path))
         # Whoever finishes holds it alone, and must not drop what a task is writing.
         lock = FolderLock(self.path, shared=True)
         self._open.callback(lock.release)
         lock.take()
-        staging = self.path / STAGING_NAME
         held = hold_staging(folder)
         if held is None:
             self._wanted.refuse_content(self.path)
@@ -86,9 +91,14 @@ class TaskFolder:
         self._held = self._open.enter_context(held)
         staged = read_staged(held, restart=False)
         if staged is not None:
-            refuse_other_work(staging, staged, self._wanted.fingerprint, self._wanted.sizes)
-            self.sealed = staged.sealed
+            refuse_other_work(
+                staging, staged, self._wanted.fingerprint, self._wanted.sizes,
+                discard="with --restart in the command without --part",
+            )  # fmt: skip
+            self.sealed, self.is_publishing = staged.sealed, bool(staged.publishing)
         self.parts = PartFiles(held, self._wanted.side)
+        if self.is_publishing:
+            return  # a journal of one that died then is to be left as it is
         write_journal(held, Journal(self._wanted.fingerprint), self._journal_name)
         held.sync()
         step("task journal begun")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import secrets
 
-from codellama_convert.staging.records import Journal, read_journal
+from codellama_convert.errors import OutputError
+from codellama_convert.staging.records import JOURNAL_NAME, Journal, differences, read_journal
 from codellama_convert.storage.held_folder import HeldFolder
 
 _NAME = re.compile(r"journal\.[0-9a-f]{8}\.jsonl")
@@ -19,13 +20,18 @@ def new_journal_name() -> str:
     return f"journal.{secrets.token_hex(4)}.jsonl"
 
 
+def is_journal(name: str) -> bool:
+    """Return whether a file of a staging folder is a journal, of a task or the coordinator's."""
+    return name == JOURNAL_NAME or _NAME.fullmatch(name) is not None
+
+
 def task_journals(staging: HeldFolder) -> list[str]:
     """List the journals of tasks in a staging folder."""
     return sorted(filter(_NAME.fullmatch, staging.names()))
 
 
 def join_journals(staging: HeldFolder, journal: Journal | None) -> Journal | None:
-    """Add what tasks have sealed to a journal; those of another conversion say nothing of it.
+    """Add what tasks have sealed to a journal; one that sealed nothing is in nobody's way.
 
     Args:
         staging: The staging folder.
@@ -35,14 +41,20 @@ def join_journals(staging: HeldFolder, journal: Journal | None) -> Journal | Non
         What they say together; None where there is none.
 
     Raises:
-        OutputError: If one cannot be read, or is not a file of ours.
+        OutputError: If one cannot be read, is not a file of ours, or is of another conversion.
     """
     for name in task_journals(staging):
         other = read_journal(staging, name)
-        if other is None:
+        if other is None or not other.sealed:
             continue
         if journal is None:
             journal = Journal(other.fingerprint)
-        if other.fingerprint == journal.fingerprint:
-            journal.sealed |= other.sealed
+        if other.fingerprint != journal.fingerprint:
+            named = "; ".join(differences(journal.fingerprint, other.fingerprint))
+            raise OutputError(
+                f"holds parts of two conversions: {named}",
+                path=staging.path,
+                hint="to discard both, give --restart to the command without --part",
+            )
+        journal.sealed |= other.sealed
     return journal

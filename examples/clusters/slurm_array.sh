@@ -6,7 +6,8 @@
 # IN and OUT lie on a file system that all machines share. Options of sbatch, such as a partition,
 # are taken from its own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, ...). The second job begins when
 # the array has ended, however it did: it writes what is missing, and publishes. Submit the same again
-# to resume.
+# to resume. --verify, --sha256 and --model_card take effect in the second; --restart is refused by the
+# parts: give it to the command without --part.
 set -euo pipefail
 
 usage="Usage: bash examples/clusters/slurm_array.sh PARTS IN OUT [OPTION of codellama-convert...]"

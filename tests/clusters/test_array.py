@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -99,17 +100,24 @@ def test_parts_that_are_missing_are_written_by_the_end(plain: Path, tmp_path: Pa
     assert not finished(plain, tmp_path / "out")
 
 
-@pytest.mark.parametrize("step", range(1, 8))
-def test_an_end_that_is_killed_keeps_what_the_parts_wrote(
-    plain: Path, tmp_path: Path, step: int
-) -> None:
-    """The journals of the parts were removed before the common one was saved."""
-    target = tmp_path / "out"
+def test_an_end_that_is_killed_anywhere_and_a_part_after_it(plain: Path, tmp_path: Path) -> None:
+    """The journals of the parts were removed before the common one was saved; and a part that came
+    while the end was publishing wrote a file again that was moved, after which no end was possible.
+    """
     for which in ("1/2", "2/2"):
-        part(plain, target, which)
-    killed = finish([*module_that_dies(step), *command(plain / "in", target)[3:]])
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert finished(plain, target)
+        part(plain, tmp_path / "parts", which)
+    for step in count(1):
+        target = tmp_path / f"out{step}"
+        shutil.copytree(tmp_path / "parts", target)
+        end = finish([*module_that_dies(step), *command(plain / "in", target)[3:]])
+        if end.returncode == 0:
+            break
+        assert end.returncode == -signal.SIGKILL, end.stderr
+        late = convert(plain, target, "--part", "1/2", "--json")
+        assert late.exit_code == 0, (step, late.output)
+        assert json.loads(late.stdout)["written"] == [], step
+        assert finished(plain, target), step
+    assert step > 30, "it dies while it publishes, too"
 
 
 def test_parts_at_once_and_one_of_them_twice(plain: Path, tmp_path: Path) -> None:
@@ -191,16 +199,85 @@ def test_nobody_finishes_while_a_part_is_at_work(plain: Path, tmp_path: Path) ->
     finished(plain, target)
 
 
-@pytest.mark.parametrize("option", ["--verify", "--sha256", "--model_card", "--restart"])
-def test_what_belongs_to_the_end_is_refused(plain: Path, tmp_path: Path, option: str) -> None:
-    refused = convert(plain, tmp_path / "out", "--part", "1/2", option)
+@pytest.mark.parametrize("option", ["--verify", "--sha256", "--model_card"])
+def test_what_belongs_to_the_end_is_left_to_it(plain: Path, tmp_path: Path, option: str) -> None:
+    """Parts refused it, though the Slurm script gives all options to both."""
+    target = tmp_path / "out"
+    for which in ("1/2", "2/2"):
+        assert convert(plain, target, "--part", which, option).exit_code == 0
+    assert convert(plain, target, option).exit_code == 0
+    ended = content(target)
+    late = convert(plain, target, "--part", "1/2")
+    assert late.exit_code == 0, late.stderr
+    assert "already converted" in late.stdout
+    assert content(target) == ended, "no lock is left"
+
+
+def test_restart_is_refused_in_a_part_with_the_reason(plain: Path, tmp_path: Path) -> None:
+    refused = convert(plain, tmp_path / "out", "--part", "1/2", "--restart")
     assert refused.exit_code == 2
-    assert f"{option} is of no use with --part" in refused.stderr
+    assert "it would discard what other parts have written" in refused.stderr
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("which", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3"])
+def test_a_part_leaves_no_lock_in_a_folder_that_it_refuses(plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain / "out", tmp_path / "out")
+    flip_bit(tmp_path / "out" / "config.json", 1)
+    refused = convert(plain, tmp_path / "out", "--part", "1/2")
+    assert refused.exit_code == 1
+    assert "is not empty" in refused.stderr
+    assert not (tmp_path / "out" / LOCK).exists()
+
+
+def test_a_part_of_other_options_that_sealed_nothing_is_in_nobodys_way(
+    plain: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    wrong = command(plain / "in", target, "--part", "1/2", "--dtype", "float16")[3:]
+    # Its journal is there after the second step; nothing is sealed.
+    killed = finish([*module_that_dies(2), *wrong])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert list((target / STAGING).glob("journal.*.jsonl"))
+    for which in ("1/2", "2/2"):
+        part(plain, target, which)
+    assert finished(plain, target)
+
+
+@pytest.mark.parametrize("leftover", [".nfs0001", "model-00001-of-00002.safetensors.1.part"])
+def test_a_leftover_in_the_staging_folder_does_not_hide_a_finished_model(
+    plain: Path, tmp_path: Path, leftover: str
+) -> None:
+    """The same command said that the folder was not empty; a journal still says that work is there."""
+    shutil.copytree(plain / "out", tmp_path / "out")
+    (tmp_path / "out" / STAGING).mkdir()
+    (tmp_path / "out" / STAGING / leftover).write_bytes(b"x")
+    for more in (), ("--part", "1/2"):
+        again = convert(plain, tmp_path / "out", *more)
+        assert again.exit_code == 0, again.stderr
+        assert "already converted" in again.stdout
+    (tmp_path / "out" / STAGING / "journal.jsonl").write_bytes(b"")
+    assert "already converted" not in convert(plain, tmp_path / "out").stdout
+
+
+def test_parts_of_two_conversions_are_not_joined(plain: Path, tmp_path: Path) -> None:
+    """They had started together; the work of one was dropped without a word."""
+    target = tmp_path / "out"
+    part(plain, target, "1/2")
+    other = convert(plain, tmp_path / "other", "--part", "2/2", "--dtype", "float16")
+    assert other.exit_code == 0, other.stderr
+    [journal] = (tmp_path / "other" / STAGING).glob("journal.*.jsonl")
+    shutil.copy(journal, target / STAGING)
+    refused = convert(plain, target)
+    assert refused.exit_code == 1
+    assert "holds parts of two conversions: dtype" in refused.stderr
+    assert convert(plain, target, "--restart").exit_code == 0
+    assert content(target) == content(plain / "out")
+
+
+@pytest.mark.parametrize(
+    "which", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3", "1/99999999999"]
+)
 def test_what_is_no_part_is_refused(plain: Path, tmp_path: Path, which: str) -> None:
     refused = convert(plain, tmp_path / "out", f"--part={which}")
     assert refused.exit_code == 2
-    assert "such as 3/8" in refused.stderr
+    assert "such as 3/8, counted from 1, of at most 999999" in refused.stderr

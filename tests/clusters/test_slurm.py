@@ -47,11 +47,12 @@ def submit(tmp_path: Path, *arguments: object, **more: str) -> subprocess.Comple
 @pytest.mark.parametrize("lost", ["0", "2"])
 def test_the_script_submits_the_parts_and_what_finishes_them(tmp_path: Path, lost: str) -> None:
     convert_whole(tmp_path)
-    options = ("--max_shard_size", "60KB")
+    options = ("--max_shard_size", "60KB", "--verify")  # which is the end's
     done = submit(tmp_path, 3, "in", "a new folder", *options, LOST=lost)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "submitted 42 (3 parts), and 42 to finish after them\n"
     assert content(tmp_path / "a new folder") == content(tmp_path / "out")
+    assert done.stderr.count("wrote part ") == (3 if lost == "0" else 2), done.stderr
     parts, end = (tmp_path / "submitted").read_text(encoding="utf-8").splitlines()
     assert "--array=1-3" in parts
     assert "--dependency=afterany:42 " in end
