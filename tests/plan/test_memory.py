@@ -27,6 +27,16 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
+def peak_of_numpy() -> int:
+    """Give the peak RSS of a process that imports numpy and nothing else, in bytes."""
+    code = "import numpy\nprint(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+        env={"PATH": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, timeout=60,
+    )  # fmt: skip
+    return int(done.stdout) * 1024
+
+
 def run_measured(*arguments: str) -> tuple[str, int]:
     """Run the command line in a process of its own; give its stdout and its peak RSS in bytes.
 
@@ -97,14 +107,18 @@ def test_the_memory_of_converting_and_verifying_is_small_and_does_not_grow_with_
 
 @needs_proc
 @pytest.mark.parametrize("shape", [CODE_LLAMA_7B, CODE_LLAMA_70B], ids=["7b", "70b"])
-def test_a_conversion_of_one_dtype_with_its_tokenizer_takes_64_mb(tmp_path, shape):
-    """It took 74: 3 were asyncio's and ssl's, 1 fractions', and 4 tiles larger than they need be."""
+def test_a_conversion_of_one_dtype_with_its_tokenizer_takes_little_beside_numpy(tmp_path, shape):
+    """It took 13 MB more: asyncio's, ssl's and fractions', and tiles larger than they need be.
+
+    Python and numpy take 25 to 31 MB, as much of their files as the kernel maps at once: the same
+    numpy takes more where it was just installed. The rest is ours, and 64 MB where they take 26.
+    """
     folder = tmp_path / "in"
     write_sparse_checkpoint(folder, replace(shape, n_layers=1), 1 if shape is CODE_LLAMA_7B else 8)
     common = ("--input_dir", str(folder), "--output_dir", str(tmp_path / "out"))
     _, peak = run_measured(*common, "--workers", "2")
     assert (tmp_path / "out" / "tokenizer.json").stat().st_size > 1_000_000
-    assert peak < 64_000_000
+    assert peak - peak_of_numpy() < 38_000_000
 
 
 @needs_proc

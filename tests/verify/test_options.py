@@ -137,7 +137,7 @@ def test_how_the_source_is_read_is_used_with_it_and_refused_without(name):
 @pytest.mark.parametrize("source", [True, False])
 def test_the_way_of_reading_is_used(source, monkeypatch):
     seen = {"io_mode": set(), "workers": set()}
-    for module in ("verify.sums", "verify.weights"):
+    for module in ("verify.sums", "verify.jobs"):
         spy_on(module, seen, monkeypatch)
     assert verify(source=source).exit_code == 0
     assert seen["io_mode"] == {"auto"}
@@ -160,7 +160,7 @@ def spy_on(module: str, seen, monkeypatch) -> None:
         return share_out(items, buffers, work, watch)
 
     monkeypatch.setattr(inside, "share_out", share)
-    if module == "verify.weights":
+    if module == "verify.jobs":
         reader = inside.TensorReader
 
         def read(index, names, *, io_mode):

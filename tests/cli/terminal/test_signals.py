@@ -111,7 +111,7 @@ WHILE_AT_WORK = {
         (),
     ),
     "the sum of a rank is made": ("formats.tensor_reader:TensorReader:file_crc", "SIGTERM", ()),
-    "SHA-256 is taken": ("convert.record::file_digest", "SIGHUP", ("--sha256",)),
+    "SHA-256 is taken": ("storage.digests::file_digest", "SIGHUP", ("--sha256",)),
     "it is verified": ("verify.tensor:TensorComparer:compare", "SIGINT", ("--verify",)),
 }
 STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[3]
 @pytest.mark.parametrize(
     ("words", "number", "offered"),
     [
-        ("codellama-convert ", 1, {"", "convert", "plan", "reverse", "verify"}),
+        ("codellama-convert ", 1, {"", "batch", "convert", "plan", "reverse", "verify"}),
         ("codellama-convert Code", 1, {"Code"}),  # the shell completes folders itself
         ("codellama-convert --mod", 1, {"--model_size", "--model_card"}),
         ("codellama-convert --input_dir x --dt", 3, {"--dtype"}),
