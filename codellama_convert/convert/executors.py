@@ -50,10 +50,10 @@ class RemoteWriter:
         """
         by_name = {files[0].name: files for files in sorted(passes, key=_n_bytes, reverse=True)}
         token = self._folder.begin_run()
-        to_do = {name: self._request(files, token) for name, files in by_name.items()}
+        requests = {name: self._request(files, token) for name, files in by_name.items()}
         end_run = self._folder.end_run
         with closing(
-            done_by(self._executor, write_file, to_do, self._watch, before_end=end_run)
+            done_by(self._executor, write_file, requests, self._watch, before_end=end_run)
         ) as reports:
             for name, report in reports:
                 files = by_name[name]
@@ -75,7 +75,7 @@ class RemoteWriter:
         if not self._folder.sealed:
             return {}
         token = self._folder.begin_run()
-        to_do = {
+        requests = {
             file.name: StagedFile(
                 str(self._folder.path.absolute()), file.name, FileSum(one.n_bytes, one.crc32),
                 file.beginning, token,
@@ -86,7 +86,7 @@ class RemoteWriter:
         }  # fmt: skip
         end_run = self._folder.end_run
         with closing(
-            done_by(self._executor, is_staged_whole, to_do, self._watch, before_end=end_run)
+            done_by(self._executor, is_staged_whole, requests, self._watch, before_end=end_run)
         ) as found:
             return dict(found)
 

@@ -59,8 +59,8 @@ def reached(source: str) -> set[str]:
             found.add((node.module or "").partition(".")[0])
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             found |= {f"{node.value.id}.{node.attr}"}
-        elif isinstance(node, ast.Name):
-            found.add(node.id)
+        elif isinstance(node, ast.Name) and node.id in {"eval", "exec"}:
+            found.add(node.id)  # a module of the others is imported first
     spawns = r"os\.(system|popen|fork\w*|exec\w*|spawn\w*|posix_spawn\w*|startfile)|eval|exec"
     return {one for one in found if one in _NETWORK_AND_PROGRAMS or re.fullmatch(spawns, one)}
 
