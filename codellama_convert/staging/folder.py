@@ -5,7 +5,6 @@ Until the last rename nothing in the folder can be loaded; after it, all of it c
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -23,6 +22,7 @@ from codellama_convert.staging.records import (
     Journal,
     append_publishing,
     append_sealed,
+    as_journaled,
     write_journal,
 )
 from codellama_convert.staging.resume import Wanted, resume_or_begin
@@ -66,7 +66,7 @@ class OutputFolder:
         self.parts: PartFiles  # these are there between `__enter__` and `__exit__`
         self._folder: HeldFolder
         self._held: HeldFolder
-        fingerprint = json.loads(json.dumps(wanted.fingerprint))  # as a journal gives it back
+        fingerprint = as_journaled(wanted.fingerprint)
         self._wanted = replace(wanted, fingerprint=fingerprint)
         self._journal = Journal(fingerprint)
         self._added: dict[str, FileSum] = {}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codellama_convert.errors import OutputError
 from codellama_convert.staging.occupied import may_be_ours
-from codellama_convert.staging.records import Journal
+from codellama_convert.staging.records import Journal, as_journaled
 from codellama_convert.staging.resume import Wanted, to_resume
 from codellama_convert.staging.space import Space, space_for
 from codellama_convert.staging.staged import STAGING_NAME, look_at_staged
@@ -46,7 +45,7 @@ def look_at_output(folder: Path, wanted: Wanted) -> OutputState:
         OutputError: If the free space cannot be looked up.
     """
     staged, moved, replaced, refusal = None, set[str](), list[str](), None
-    fingerprint = json.loads(json.dumps(wanted.fingerprint))  # as a journal gives it back
+    fingerprint = as_journaled(wanted.fingerprint)
     wanted = replace(wanted, fingerprint=fingerprint)
     try:
         refuse_unwritable(folder)

@@ -58,6 +58,12 @@ def fingerprint_sha256(fingerprint: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
 
+def as_journaled(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs and options of a conversion as a journal gives them back."""
+    journaled: dict[str, Any] = json.loads(json.dumps(fingerprint))
+    return journaled
+
+
 def differences(staged: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Name what differs between two conversions: options with both values, input files without.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -14,7 +13,7 @@ from codellama_convert.errors import OutputError
 from codellama_convert.staging.crash_points import step
 from codellama_convert.staging.part_files import PartFiles
 from codellama_convert.staging.record_values import SealedFile
-from codellama_convert.staging.records import Journal, append_sealed, write_journal
+from codellama_convert.staging.records import Journal, append_sealed, as_journaled, write_journal
 from codellama_convert.staging.resume import Wanted
 from codellama_convert.staging.space import ANOTHER_PLACE
 from codellama_convert.staging.staged import (
@@ -52,7 +51,7 @@ class TaskFolder:
         self.sealed: Mapping[str, SealedFile] = {}
         self.is_publishing = False
         self._held: HeldFolder
-        fingerprint = json.loads(json.dumps(wanted.fingerprint))  # as a journal gives it back
+        fingerprint = as_journaled(wanted.fingerprint)
         self._wanted = replace(wanted, fingerprint=fingerprint)
         self._journal_name = new_journal_name()
         self._has_sealed = False
