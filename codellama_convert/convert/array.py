@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from codellama_convert.arguments import as_path, instance_of
 from codellama_convert.convert.finished import find_finished
 from codellama_convert.convert.record import file_sizes
-from codellama_convert.convert.write_pass import PassWriter, new_buffers, open_readers
+from codellama_convert.convert.write_pass import Pass, file_bytes, open_writer, tensor_bytes
 from codellama_convert.errors import ConfigError
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.run_options import RunOptions
-from codellama_convert.plan.target import TargetFile
 from codellama_convert.staging.resume import Wanted
 from codellama_convert.staging.task_folder import TaskFolder
 from codellama_convert.storage.folders import refuse_inputs
 from codellama_convert.storage.watch import Watch
-
-Pass = Sequence[TargetFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +80,9 @@ def share_of(passes: Sequence[Pass], task: Task) -> list[Pass]:
     """
     loads = [0] * task.n_tasks
     share = []
-    for files in sorted(passes, key=_n_bytes, reverse=True):
+    for files in sorted(passes, key=file_bytes, reverse=True):
         least = loads.index(min(loads))
-        loads[least] += _n_bytes(files)
+        loads[least] += file_bytes(files)
         if least == task.number - 1:
             share.append(files)
     return share
@@ -146,20 +142,10 @@ def run_task(
 
 
 def _write(job: Job, missing: Sequence[Pass], folder: TaskFolder, watch: Watch) -> None:
-    assert job.weights is not None, "it has files"
-    io_mode, plan = job.options.io_mode, job.weights.plan
-    with ExitStack() as stack:
-        readers = open_readers(job.weights, io_mode, stack)
-        folder.parts.reserve({file.name: file.n_bytes for files in missing for file in files})
-        writer = stack.enter_context(
-            PassWriter(
-                job.weights, readers, new_buffers(plan, plan.workers), folder.parts,
-                io_mode=io_mode, watch=watch,
-            )
-        )  # fmt: skip
+    with open_writer(job, missing, folder.parts, watch) as writer:
         for files in missing:
             report = writer.write(files)
-            for reader, sums in zip(readers, report.sealed[0].source, strict=True):
+            for reader, sums in zip(writer.readers, report.sealed[0].source, strict=True):
                 reader.note(sums)  # which refuses a storage whose sum differs
             for part, sealed in zip(report.parts, report.sealed, strict=True):
                 folder.seal(part, sealed)
@@ -168,20 +154,12 @@ def _write(job: Job, missing: Sequence[Pass], folder: TaskFolder, watch: Watch) 
 def _report(
     output_dir: Path, written: Sequence[Pass], kept: Sequence[Pass], *, already_converted: bool
 ) -> TaskReport:
-    kept_bytes = sum(map(_tensor_bytes, kept))
+    kept_bytes = sum(map(tensor_bytes, kept))
     return TaskReport(
         output_dir=output_dir,
         written=tuple(file.name for files in written for file in files),
         kept=tuple(file.name for files in kept for file in files),
-        tensor_bytes=kept_bytes + sum(map(_tensor_bytes, written)),
+        tensor_bytes=kept_bytes + sum(map(tensor_bytes, written)),
         kept_bytes=kept_bytes,
         already_converted=already_converted,
     )
-
-
-def _n_bytes(files: Pass) -> int:
-    return sum(file.n_bytes for file in files)
-
-
-def _tensor_bytes(files: Pass) -> int:
-    return sum(tensor.spec.n_bytes for tensor in files[0].tensors)

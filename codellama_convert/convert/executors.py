@@ -9,20 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from codellama_convert.convert.jobs import FileRequest, StagedFile, is_staged_whole, write_file
-from codellama_convert.convert.write_pass import FileReport
+from codellama_convert.convert.write_pass import FileReport, Pass, file_bytes, tensor_bytes
 from codellama_convert.errors import WorkerError
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import Options
 from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.ranks.options import ReverseOptions
-from codellama_convert.plan.target import TargetFile
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.record_values import FileSum
 from codellama_convert.storage.blocks import first_line
 from codellama_convert.storage.executors import done_by
 from codellama_convert.storage.watch import Watch
-
-Pass = Sequence[TargetFile]
 
 
 class RemoteWriter:
@@ -48,7 +45,7 @@ class RemoteWriter:
             WorkerError: If a part is not here as its worker says.
             ConvertError: As of `done_by` and `write_file`.
         """
-        by_name = {files[0].name: files for files in sorted(passes, key=_n_bytes, reverse=True)}
+        by_name = {files[0].name: files for files in sorted(passes, key=file_bytes, reverse=True)}
         token = self._folder.begin_run()
         requests = {name: self._request(files, token) for name, files in by_name.items()}
         end_run = self._folder.end_run
@@ -61,7 +58,7 @@ class RemoteWriter:
                 yield files, report
                 for file in files:
                     self._folder.parts.drop_of(file.name)
-                self._watch.advance(sum(tensor.spec.n_bytes for tensor in files[0].tensors))
+                self._watch.advance(tensor_bytes(files))
 
     def look_at_kept(self) -> dict[str, bool | None]:
         """Have the files read that an earlier run has left.
@@ -114,10 +111,6 @@ class RemoteWriter:
             names=tuple(file.name for file in files),
             token=token,
         )
-
-
-def _n_bytes(files: Pass) -> int:
-    return sum(file.n_bytes for file in files)
 
 
 def _anywhere(options: Options | ReverseOptions) -> Options | ReverseOptions:

@@ -7,7 +7,6 @@ it names, records and publishes nothing, so two of one file do no harm.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,21 +16,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.convert.write_pass import (
-    FileReport,
-    PassWriter,
-    new_buffers,
-    open_readers,
-)
+from codellama_convert.convert.write_pass import FileReport, Pass, open_writer
 from codellama_convert.errors import OutputError, WorkerError
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.plan.options import Options
 from codellama_convert.plan.ranks.job import ReverseJob, plan_reverse
 from codellama_convert.plan.ranks.options import ReverseOptions
-from codellama_convert.plan.target import TargetFile
 from codellama_convert.staging.part_files import PartFiles
 from codellama_convert.staging.record_values import FileSum
-from codellama_convert.staging.records import differences, fingerprint_sha256
+from codellama_convert.staging.records import as_journaled, differences, fingerprint_sha256
 from codellama_convert.staging.run_token import is_running
 from codellama_convert.staging.staged import hold_staging, is_whole
 from codellama_convert.storage.blocks import aligned_buffer, first_line
@@ -91,30 +84,13 @@ def write_file(request: FileRequest) -> FileReport:
         files = _pass_of(job, request.names)
         parts = PartFiles(staging, job.side)
         try:
-            report = _write(job, files, parts, Watch(clock.look))
+            with open_writer(job, [files], parts, Watch(clock.look)) as writer:
+                report = writer.write(files)
             clock.check()  # whoever ends a run takes its token away first, and then what is not whole
         except BaseException:
             parts.drop_own()
             raise
         return report
-
-
-def _write(
-    job: Job | ReverseJob, files: Sequence[TargetFile], parts: PartFiles, watch: Watch
-) -> FileReport:
-    assert job.weights is not None, "it has files"
-    io_mode = job.options.io_mode
-    with ExitStack() as stack:
-        readers = open_readers(job.weights, io_mode, stack)
-        parts.reserve({file.name: file.n_bytes for file in files})
-        plan = job.weights.plan
-        writer = stack.enter_context(
-            PassWriter(
-                job.weights, readers, new_buffers(plan, plan.workers), parts,
-                io_mode=io_mode, watch=watch,
-            )
-        )  # fmt: skip
-        return writer.write(files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +206,7 @@ def _planned(input_dir: str, options: Options | ReverseOptions, token: str) -> J
 
 def _refuse_another(job: Job | ReverseJob, request: FileRequest) -> None:
     """Refuse to write for a run that sees other files, or is of another version."""
-    own = json.loads(json.dumps(job.fingerprint()))
+    own = as_journaled(job.fingerprint())
     if fingerprint_sha256(own) != fingerprint_sha256(request.fingerprint):
         named = "; ".join(differences(request.fingerprint, own))
         raise WorkerError(
@@ -240,7 +216,7 @@ def _refuse_another(job: Job | ReverseJob, request: FileRequest) -> None:
         )
 
 
-def _pass_of(job: Job | ReverseJob, names: Sequence[str]) -> Sequence[TargetFile]:
+def _pass_of(job: Job | ReverseJob, names: Sequence[str]) -> Pass:
     passes = () if job.weights is None else job.weights.plan.passes
     for files in passes:
         if [file.name for file in files] == [*names]:

@@ -14,10 +14,12 @@ from codellama_convert.convert.executors import RemoteWriter
 from codellama_convert.convert.write_pass import (
     BufferPair,
     FileReport,
+    Pass,
     PassWriter,
     bytes_read,
     new_buffers,
     open_readers,
+    tensor_bytes,
 )
 from codellama_convert.errors import WorkerError
 from codellama_convert.formats.tensor_reader import TensorReader
@@ -28,8 +30,6 @@ from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.record_values import SealedFile
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.watch import Watch
-
-Pass = Sequence[TargetFile]
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class WeightWriter:
             if self._remote is not None:
                 self._seen_whole = self._remote.look_at_kept()
             missing = [files for files in plan.passes if not self._keeps(files, buffer)]
-            kept_bytes = plan.tensor_bytes - sum(map(_tensor_bytes, missing))
+            kept_bytes = plan.tensor_bytes - sum(map(tensor_bytes, missing))
             direct = all(reader.direct for reader in self._readers)
             with closing(self._reports(missing, buffers, stack)) as reports:
                 for files, report in reports:
@@ -138,7 +138,7 @@ class WeightWriter:
             sums_of_pass = self._folder.sealed[files[0].name].source
             for reader, sums in zip(self._readers, sums_of_pass, strict=True):
                 reader.keep(sums)
-            self._watch.advance(_tensor_bytes(files))
+            self._watch.advance(tensor_bytes(files))
             return True
         for file, was_kept in zip(files, kept, strict=True):
             if was_kept:
@@ -184,8 +184,3 @@ def _is_of(sealed: SealedFile, file: TargetFile) -> bool:
         and all(0 < n <= n_elements.get(name, 0) for name, n in counts)
         and sealed.crc32 == file_crc(file, sealed.tensors)
     )
-
-
-def _tensor_bytes(files: Pass) -> int:
-    """Count the bytes that a pass writes, copies once."""
-    return sum(tensor.spec.n_bytes for tensor in files[0].tensors)

@@ -5,13 +5,15 @@ Nothing gets its name here. What comes of a pass is a report, by which a coordin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource, write_tensors
 from codellama_convert.formats.tensor_reader import TensorReader
+from codellama_convert.plan.job import Job
+from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.ranks.weights import RanksJob
 from codellama_convert.plan.target import TargetFile, TransferPlan, file_crc
 from codellama_convert.plan.tiles import TensorPlan
@@ -24,6 +26,7 @@ from codellama_convert.storage.output_file import OutputFile
 from codellama_convert.storage.watch import Watch
 
 BufferPair = tuple[memoryview, memoryview]  # to read into, and to write from
+Pass = Sequence[TargetFile]  # all of them get some of each of its tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,22 @@ def bytes_read(tensors: Sequence[TensorPlan], number: int) -> dict[str, int]:
     }
 
 
+def file_bytes(files: Pass) -> int:
+    """Count the bytes of the files of a pass."""
+    return sum(file.n_bytes for file in files)
+
+
+def tensor_bytes(files: Pass) -> int:
+    """Count the bytes of the tensors of a pass, copies once."""
+    return sum(tensor.spec.n_bytes for tensor in files[0].tensors)
+
+
 class PassWriter:
-    """Writes passes, one after another."""
+    """Writes passes, one after another.
+
+    Attributes:
+        readers: Of the source.
+    """
 
     def __init__(
         self,
@@ -114,12 +131,13 @@ class PassWriter:
             io_mode: How they are written.
             watch: Whom each tile that was written is reported to.
         """
+        self.readers = readers
         self._movers = Movers(weights.source_dtypes, weights.plan.dtype)
         self._source = TileSource(readers, self._movers)
         self._buffers, self._parts = buffers, parts
         self._io_mode, self._watch = io_mode, watch
 
-    def write(self, files: Sequence[TargetFile]) -> FileReport:
+    def write(self, files: Pass) -> FileReport:
         """Read some tensors once, and write them into all files that get some of them.
 
         Args:
@@ -141,9 +159,8 @@ class PassWriter:
                 files[0].tensors, by_number, self._source, buffers=self._buffers, watch=self._watch
             )
             self._watch.check()
-            readers = self._source.readers
-            direct = all(one.direct for one in readers) and all(one.direct for one in outputs)
-            sums = [reader.take_sums() for reader in readers]
+            direct = all(one.direct for one in self.readers) and all(one.direct for one in outputs)
+            sums = [reader.take_sums() for reader in self.readers]
             sealed: list[SealedFile] = []
             for file, output in zip(files, outputs, strict=True):
                 own = {name: by_file[file.number] for name, by_file in crcs.items()}
@@ -172,3 +189,34 @@ class PassWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def open_writer(
+    job: Job | ReverseJob, passes: Sequence[Pass], parts: PartFiles, watch: Watch
+) -> Iterator[PassWriter]:
+    """Open what some passes need, for whoever writes these and nothing else.
+
+    Args:
+        job: What they are of; it has weights.
+        passes: Those that will be written; the space of their files is reserved.
+        parts: Where they go.
+        watch: Whom each tile that was written is reported to.
+
+    Yields:
+        What writes them.
+
+    Raises:
+        ConvertError: If the source cannot be opened, or the space not be reserved.
+    """
+    assert job.weights is not None, "it has files"
+    io_mode, plan = job.options.io_mode, job.weights.plan
+    with ExitStack() as stack:
+        readers = open_readers(job.weights, io_mode, stack)
+        parts.reserve({file.name: file.n_bytes for files in passes for file in files})
+        yield stack.enter_context(
+            PassWriter(
+                job.weights, readers, new_buffers(plan, plan.workers), parts,
+                io_mode=io_mode, watch=watch,
+            )
+        )  # fmt: skip
