@@ -19,8 +19,6 @@ LONGER_MODULES = {
     # A second spelling of Meta's whole folder, in one place.
     "tests/witness/checkpoints.py",
     # Stories of one thing each, told with the same fixtures.
-    "tests/convert/ranks/test_round_trip.py",
-    "tests/convert/test_run.py",
     "tests/faults/sweep.py",
     "tests/staging/test_folder.py",
     "tests/staging/test_publishing.py",
