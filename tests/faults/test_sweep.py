@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.sweep import FAMILIES, Verdict, main, run
+from tests.faults.families import FAMILIES, Verdict
+from tests.faults.sweep import main, run
 from tests.faults.syscalls import strace
 
 
