@@ -19,8 +19,6 @@ LONGER_MODULES = {
     # A second spelling of Meta's whole folder, in one place.
     "tests/witness/checkpoints.py",
     # Stories of one thing each, told with the same fixtures.
-    "tests/staging/test_folder.py",
-    "tests/staging/test_publishing.py",
     "tests/tokenizer/test_code_llama.py",
     "tests/tokenizer/test_hf_files.py",
     "tests/tokenizer/test_llama3_files.py",

@@ -22,6 +22,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("output_folder")
     save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
     convert_checkpoint(folder / "in", folder / "out", options=OPTIONS)
+    assert len(list((folder / "out").glob("model-*.safetensors"))) == 6
     return folder
 
 

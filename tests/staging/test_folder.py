@@ -23,6 +23,7 @@ from codellama_convert.storage.watch import StopRequest, Watch
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.faults.dying import module_that_dies
 from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, finish, loads
+from tests.staging.runs import OPTIONS
 from tests.witness.checkpoints import GQA, MHA, random_model, save_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and signals as POSIX has them")
@@ -38,18 +39,6 @@ def start(source: Path, target: Path, *more: str, kill_at: int | None = None) ->
     return done.returncode
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """A checkpoint, and what an uninterrupted run makes of it."""
-    folder = tmp_path_factory.mktemp("whole")
-    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
-    convert_checkpoint(
-        folder / "in", folder / "out", options=Options(max_shard_bytes=60_000, workers=1)
-    )
-    assert len(list((folder / "out").glob("model-*.safetensors"))) == 6
-    return folder
-
-
 # --- resuming -------------------------------------------------------------------------------------
 
 
@@ -58,9 +47,6 @@ def interrupted(source: Path, target: Path, options: Options, looks: int = 30) -
         run(plan_conversion(source, options), target, watch=Watch(stop=StopAfter(looks)))
     assert "run the same command again" in str(caught.value)
     assert STAGING in str(caught.value)
-
-
-OPTIONS = Options(max_shard_bytes=60_000, workers=1, tile_bytes=8192)
 
 
 def test_whole_files_are_kept_and_not_written_again(converted, tmp_path):
@@ -248,66 +234,6 @@ def test_a_journal_that_cannot_be_read_is_one_line(converted, tmp_path):
     with pytest.raises(OutputError, match=r"journal\.jsonl: cannot read") as caught:
         run(plan_conversion(converted / "in", OPTIONS), target)
     assert "\n" not in str(caught.value)
-
-
-# Runs the command line, which gets the signal once the first file is whole.
-SIGNALLED = """
-import os, sys
-from codellama_convert.__main__ import main
-from codellama_convert.staging import crash_points
-number = int(sys.argv.pop(1))
-def signalled(step):
-    if step == "file named":
-        crash_points.hook = None
-        os.kill(os.getpid(), number)
-crash_points.hook = signalled
-main()
-"""
-
-
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_signal_keeps_what_is_whole_and_tells_how_to_resume(converted, tmp_path, name, status):
-    number = signal.Signals[name]  # here and not above: Windows, which skips, has no SIGHUP
-    target = tmp_path / "out"
-    arguments = command(converted / "in", target, "--workers", "1")
-    stopped = finish([sys.executable, "-c", SIGNALLED, str(int(number)), *arguments[3:]])
-    assert stopped.returncode == status, stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    assert "run the same command again to resume" in stopped.stderr.splitlines()[-1]
-    assert not loads(target)
-    kept = {p.name: p.stat().st_ino for p in (target / STAGING).glob("*.safetensors")}
-    assert len(kept) == 1
-    assert finish(arguments).returncode == 0
-    assert {name: (target / name).stat().st_ino for name in kept} == kept
-    assert content(target) == content(converted / "out")
-    assert not (target / STAGING).exists()
-
-
-def test_a_signal_during_the_imports_gives_no_traceback(tmp_path):
-    save_checkpoint(tmp_path / "in", MHA, random_model(MHA, torch.bfloat16))
-    code = (
-        "import builtins, os, signal, sys\n"
-        "from codellama_convert.__main__ import main\n"
-        "real, wanted = builtins.__import__, sys.argv.pop(1)\n"
-        "def interrupted(name, *rest, **named):\n"
-        "    if name == wanted:\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return real(name, *rest, **named)\n"
-        "builtins.__import__ = interrupted\n"
-        "main()\n"
-    )
-    for module in ("click", "numpy", "codellama_convert.plan.job"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, module, *command(tmp_path / "in", tmp_path / "out")[3:]],
-            check=False, capture_output=True, text=True, cwd=ROOT, env=environment(),
-        )  # fmt: skip
-        assert done.returncode == 130, (module, done.stderr)
-        # numpy is imported when the notes of the plan are printed, and the run may be under way.
-        said = ("note: ", "Interrupted; run the same command again to resume")
-        assert [line for line in done.stderr.splitlines() if not line.startswith(said)] == [], (
-            module
-        )
-    assert not loads(tmp_path / "out")
 
 
 def test_killed_at_random_times_it_still_arrives(converted, tmp_path):

@@ -10,63 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from codellama_convert.convert.run import RunOptions, convert_checkpoint, run
+from codellama_convert.convert.run import RunOptions, run
 from codellama_convert.errors import Interrupted, OutputError
-from codellama_convert.plan.job import Job, Options, plan_conversion
+from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.staging.record_values import FileSum
 from codellama_convert.storage.watch import StopRequest, Watch
-from tests.faults.dying import run_and_die
-from tests.outputs import (
-    SHARD_BYTES,
-    STAGING,
-    StopAfter,
-    content,
-    journal_of,
-    loads,
-    put_journal,
+from tests.outputs import STAGING, StopAfter, content, journal_of, loads, put_journal
+from tests.staging.publishing.stopped import (
+    N_MOVES,
+    OPTIONS,
+    OVER,
+    SHARD,
+    convert,
+    flip,
+    stop_in_publish,
 )
-from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills as POSIX has them")
 
-OPTIONS = Options(max_shard_bytes=SHARD_BYTES, workers=1)
-OVER = RunOptions(overwrite=True)
 INDEX = "model.safetensors.index.json"
-SHARD = "model-00003-of-00006.safetensors"
-# In the order of their renames: six shards and the small files, then the index.
-N_MOVES = 13
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint and what becomes of it; another model of the same shape, `in-old` and `old`."""
-    folder = tmp_path_factory.mktemp("publishing")
-    save_checkpoint(folder / "in", GQA, random_model(GQA, torch.bfloat16, 3), n_ranks=2)
-    convert_checkpoint(folder / "in", folder / "out", options=OPTIONS)
-    save_checkpoint(folder / "in-old", GQA, random_model(GQA, torch.bfloat16, 99), n_ranks=2)
-    convert_checkpoint(folder / "in-old", folder / "old", options=OPTIONS)
-    assert content(folder / "old").keys() == content(folder / "out").keys()
-    return folder
-
-
-def convert(converted: Path, target: Path, how: RunOptions | None = None) -> None:
-    run(plan_conversion(converted / "in", OPTIONS), target, how)
-
-
-def stop_in_publish(
-    converted: Path, target: Path, kill_at: str, *, how: RunOptions | None = None, times: int = 1
-) -> None:
-    """Die right after a step, when it is passed for the so-many-th time."""
-    run_and_die(plan_conversion(converted / "in", OPTIONS), target, kill_at, how=how, times=times)
-
-
-def flip(path: Path) -> None:
-    """Change the last byte but four, which is data of a tensor or text of a small file."""
-    bytes_ = bytearray(path.read_bytes())
-    bytes_[-5] ^= 4
-    path.write_bytes(bytes_)
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -227,74 +190,6 @@ def test_a_kill_while_taking_back_leaves_nothing_that_loads(
         convert(converted, target, how)
         assert content(target) == content(converted / "out")
         shutil.rmtree(target)
-
-
-# --- restart --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kill_at", "times"), [("publishing journaled", 1), ("file moved", 1), ("file moved", 9),
-                           ("published", 1), ("staging emptied", 1)],
-)  # fmt: skip
-def test_restart_drops_what_was_moved_too(
-    converted: Path, tmp_path: Path, kill_at: str, times: int
-) -> None:
-    """Its hint promised that; it refused the folder for the files that it had moved there itself."""
-    target = tmp_path / "out"
-    stop_in_publish(converted, target, kill_at, times=times)
-    held = [path.open("rb") for path in target.rglob("*.safetensors")]  # so no inode comes again
-    assert len(held) == 6
-    dropped = {os.fstat(file.fileno()).st_ino for file in held}
-    convert(converted, target, RunOptions(restart=True))
-    assert content(target) == content(converted / "out")
-    assert not dropped & {path.stat().st_ino for path in target.iterdir()}
-    for file in held:
-        file.close()
-
-
-@pytest.mark.parametrize("name", ["notes.txt", SHARD])
-def test_restart_refuses_what_is_not_ours_and_moves_nothing(
-    converted: Path, tmp_path: Path, name: str
-) -> None:
-    target = tmp_path / "out"
-    stop_in_publish(converted, target, "file moved", times=N_MOVES - 1)
-    (target / name).write_bytes(b"mine")
-    before = content(target)
-    with pytest.raises(OutputError, match=f"not empty .*{name}"):
-        convert(converted, target, RunOptions(restart=True))
-    assert content(target) == before
-    convert(converted, target, RunOptions(restart=True, overwrite=True))
-    assert content(target).items() >= content(converted / "out").items()
-
-
-def test_restart_drops_the_half_published_work_of_another_conversion(
-    converted: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "out"
-    stop_in_publish(converted, target, "file moved", times=9)
-    job = plan_conversion(converted / "in-old", OPTIONS)
-    with pytest.raises(
-        OutputError, match=r"another checkpoint.*discard the unfinished work with --restart"
-    ):
-        run(job, target)
-    run(job, target, RunOptions(restart=True))
-    assert content(target) == content(converted / "old")
-
-
-def test_restart_does_not_drop_a_whole_model_of_another_conversion(
-    converted: Path, tmp_path: Path
-) -> None:
-    """Only its journal was left to remove: what lies there is a model, and no staged work."""
-    target = tmp_path / "out"
-    stop_in_publish(converted, target, "published")
-    before = content(target)
-    job = plan_conversion(converted / "in-old", OPTIONS)
-    with pytest.raises(OutputError, match="not empty"):
-        run(job, target, RunOptions(restart=True))
-    assert content(target).items() <= before.items()
-    assert loads(target)
-    run(job, target, RunOptions(restart=True, overwrite=True))
-    assert content(target) == content(converted / "old")
 
 
 # --- the record is input --------------------------------------------------------------------------
