@@ -110,7 +110,7 @@ MEETS_TRANSFORMERS = {
     "test_chat_templates", "test_infilling", "test_leftovers", "test_hf_files", "test_ids",
     "test_llama3_ids",
     "test_readme", "test_special_ids", "test_tiny_controls", "test_tiny_conversion", "test_tiny_infill", "test_tiny_pipeline",
-    "test_transformers_loaders",
+    "test_tokenizer_json", "test_transformers_loaders", "test_transformers_methods",
 }  # fmt: skip
 
 

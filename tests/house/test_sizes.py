@@ -19,10 +19,6 @@ LONGER_MODULES = {
     # A second spelling of Meta's whole folder, in one place.
     "tests/witness/checkpoints.py",
     # Stories of one thing each, told with the same fixtures.
-    "tests/tokenizer/test_code_llama.py",
-    "tests/tokenizer/test_hf_files.py",
-    "tests/tokenizer/test_llama3_files.py",
-    "tests/tokenizer/test_transformers_loaders.py",
     "tests/verify/ranks/test_run.py",
     "tests/verify/test_run.py",
     "tests/witness/test_oracles.py",
@@ -30,7 +26,7 @@ LONGER_MODULES = {
 LONGER_FUNCTIONS = {
     # One JSON object, spelled as the file has it.
     "codellama_convert/verify/tokenizer/llama3.py: _frame",
-    "tests/tokenizer/test_hf_files.py: test_the_frame_of_tokenizer_json_is_the_measured_one",
+    "tests/tokenizer/test_tokenizer_json.py: test_the_frame_of_tokenizer_json_is_the_measured_one",
     # One table of all cases.
     "examples/benchmark/benchmark_cases.py: build_cases",
     # A zip file from its first byte to its last, any of them forged.

@@ -6,14 +6,11 @@ A fault is a strict xfail: the day upstream mends it, the test fails and the REA
 from __future__ import annotations
 
 import json
-import warnings
-from functools import cache
-from pathlib import Path
 
 import pytest
 import transformers
 
-from codellama_convert.tokenizer.hf_files import DEFAULT_TOKENIZER_CLASS, tokenizer_files
+from codellama_convert.tokenizer.hf_files import tokenizer_files
 from tests.tokenizer.test_infilling import meta_prompt
 from tests.witness.texts import infilling_pairs, varied_texts
 from tests.witness.vocabularies import model_bytes, processor, write_folder, write_model
@@ -28,20 +25,6 @@ fault_of_both = pytest.mark.xfail(
 )
 
 SLOW = ("LlamaTokenizer", "CodeLlamaTokenizer")
-
-
-@pytest.fixture(scope="session")
-def load(folder_of):
-    """Load a converted folder with a class of transformers, once a session."""
-
-    @cache
-    def loaded(kind, name, flavor=None, tokenizer_class=DEFAULT_TOKENIZER_CLASS):
-        folder = folder_of(name, flavor, tokenizer_class)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return getattr(transformers, kind).from_pretrained(folder)
-
-    return loaded
 
 
 def texts_for(kind):
@@ -250,68 +233,6 @@ def test_the_fast_code_llama_class_infills_after_an_empty_prefix(load):
 def test_the_fast_code_llama_class_infills_in_a_list(load):
     found = load("CodeLlamaTokenizerFast", "infilling")(["a<FILL_ME>b"])["input_ids"]
     assert found == [meta_prompt("infilling", "a", "b", suffix_first=False)]
-
-
-@only_in_4
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "LlamaTokenizerFast",
-        "LlamaTokenizer",
-        "CodeLlamaTokenizer",
-        pytest.param(
-            "CodeLlamaTokenizerFast",
-            marks=pytest.mark.xfail(
-                V4, reason="fault of transformers 4.57: it adds an id to a list", raises=TypeError
-            ),
-        ),
-    ],
-)
-def test_build_inputs_with_special_tokens_works_in_transformers_4(kind, load):
-    tokenizer = load(kind, "infilling")
-    assert tokenizer.build_inputs_with_special_tokens([7, 8]) == [1, 7, 8]
-    assert tokenizer.build_inputs_with_special_tokens([7], [8]) == [1, 7, 1, 8]
-
-
-@only_in_4
-@pytest.mark.parametrize(
-    ("kind", "types"),
-    [
-        ("LlamaTokenizer", [0, 0, 1, 1, 1]),
-        ("CodeLlamaTokenizer", [0, 0, 1, 1, 1]),
-        # The fast classes inherit a method that knows of no special tokens.
-        ("LlamaTokenizerFast", [0, 1, 1]),
-        ("CodeLlamaTokenizerFast", [0, 1, 1]),
-    ],
-)
-def test_the_other_documented_methods_work_in_transformers_4(kind, types, load, tmp_path):
-    tokenizer = load(kind, "infilling")
-    mask = tokenizer.get_special_tokens_mask([1, 7, 8], already_has_special_tokens=True)
-    assert mask == [1, 0, 0]
-    assert tokenizer.create_token_type_ids_from_sequences([7], [8, 9]) == types
-    (path,) = tokenizer.save_vocabulary(str(tmp_path))
-    assert Path(path).read_bytes() == model_bytes("infilling")
-
-
-@only_in_4
-@pytest.mark.parametrize("kind", ["LlamaTokenizerFast", "CodeLlamaTokenizerFast"])
-def test_update_post_processor_works_in_transformers_4(kind, folder_of):
-    tokenizer = getattr(transformers, kind).from_pretrained(folder_of("infilling"))
-    tokenizer.add_eos_token = True
-    tokenizer.update_post_processor()
-    assert tokenizer("def")["input_ids"] == [*expected_ids("infilling", ["def"])[0], 2]
-
-
-def test_the_documented_methods_that_are_left_work_in_auto_tokenizer(load, tmp_path):
-    tokenizer = load("AutoTokenizer", "infilling")
-    mask = tokenizer.get_special_tokens_mask([1, 7, 8], already_has_special_tokens=True)
-    assert mask == [1, 0, 0]
-    assert tokenizer.get_vocab()["▁<PRE>"] == 917
-    if V4:  # LlamaTokenizerFast has it there
-        with pytest.raises(NotImplementedError):
-            tokenizer.save_vocabulary(str(tmp_path))
-    else:
-        assert tokenizer.save_vocabulary(str(tmp_path))
 
 
 def test_what_auto_tokenizer_saves_again_still_names_an_exact_class(load, tmp_path):
