@@ -19,8 +19,6 @@ LONGER_MODULES = {
     # A second spelling of Meta's whole folder, in one place.
     "tests/witness/checkpoints.py",
     # Stories of one thing each, told with the same fixtures.
-    "tests/verify/ranks/test_run.py",
-    "tests/verify/test_run.py",
     "tests/witness/test_oracles.py",
 }
 LONGER_FUNCTIONS = {

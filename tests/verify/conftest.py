@@ -6,9 +6,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from codellama_convert import Options, convert_checkpoint, plan_conversion
-from tests.witness.checkpoints import GQA, save_checkpoint
+from tests.witness.checkpoints import GQA, random_model, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A checkpoint of odd values, converted into several files ("out") and into one ("one")."""
+    folder = tmp_path_factory.mktemp("verify")
+    state = random_model(GQA, torch.bfloat16, 3, special_values=True)
+    save_checkpoint(folder / "in", GQA, state, n_ranks=2)
+    convert_checkpoint(folder / "in", folder / "out", options=Options(max_shard_bytes=60_000))
+    convert_checkpoint(folder / "in", folder / "one")
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from codellama_convert import verify_output
+from safetensors.torch import load_file, save_file
+
+from codellama_convert import Options, plan_conversion, verify_output
 from codellama_convert.errors import ConvertError
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.ranks.job import ReverseJob
@@ -36,6 +38,11 @@ def told(output: Path, job: Job | ReverseJob | None = None, **how: Any) -> list[
     return found
 
 
+def problems(converted: Path, output: Path) -> tuple[str, ...]:
+    """Compare with the source; what was asked for is the record's to say."""
+    return tuple(told(output, plan_conversion(converted / "in", Options())))
+
+
 def missed(
     output: Path, job: Job | ReverseJob, path: Path, changed: bytes, *, by_name: bool = True
 ) -> list[str]:
@@ -51,6 +58,13 @@ def missed(
     path.write_bytes(raw)
     fact = path.name if by_name else ""
     return [way for way, lines in found.items() if not any(fact in line for line in lines)]
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Load a file's tensors, change them, and save them as the library does."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
 
 
 def changes(raw: bytes) -> Iterator[tuple[str, bytes]]:

@@ -11,12 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from codellama_convert import (
-    Options,
-    RunOptions,
-    convert_checkpoint,
-    plan_conversion,
-)
+from codellama_convert import Options, RunOptions, convert_checkpoint, plan_conversion
 from codellama_convert.model.releases import RELEASES, Release, Shape
 from codellama_convert.tensors import FLOAT16
 from tests.faults.hostile.rank_bytes import TINY

@@ -10,45 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from codellama_convert import Options, convert_checkpoint, plan_conversion, verify_output
 from codellama_convert.cli.commands import main
 from codellama_convert.convert.run import RunOptions, run
 from codellama_convert.errors import VerifyError
-from codellama_convert.tensors import BFLOAT16, FLOAT16, FLOAT32
+from codellama_convert.tensors import FLOAT16, FLOAT32
+from tests.verify.damage import problems, told
 from tests.witness.checkpoints import GQA, STORAGES, random_model, save_checkpoint, tokenizer_model
 
 OPTIONS = Options(max_shard_bytes=60_000)
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("verify")
-    state = random_model(GQA, torch.bfloat16, 3, special_values=True)
-    save_checkpoint(folder / "in", GQA, state, n_ranks=2)
-    convert_checkpoint(folder / "in", folder / "out", options=OPTIONS)
-    convert_checkpoint(folder / "in", folder / "one")
-    return folder
-
-
 @pytest.fixture
 def copy(converted, tmp_path):
     return Path(shutil.copytree(converted / "out", tmp_path / "out"))
-
-
-def problems(converted: Path, output: Path) -> tuple[str, ...]:
-    """Compare with the source; what was asked for is the record's to say."""
-    return told(output, plan_conversion(converted / "in", Options()))
-
-
-def told(output: Path, job=None) -> tuple[str, ...]:
-    """Verify; give the problems, or the error as the only one."""
-    try:
-        return verify_output(output, job).problems
-    except VerifyError as problem:
-        return (str(problem),)
 
 
 def bytes_read() -> int:
@@ -68,13 +46,6 @@ def test_weights_are_read_once(converted):
     n_bytes = sum(path.stat().st_size for path in files)
     # Headers and the tokenizer's files, a third of these, are read by several checks.
     assert 1 < (bytes_read() - before) / n_bytes < 2.2
-
-
-def rewrite(path: Path, change) -> None:
-    """Load a file's tensors, change them, and save them as the library does."""
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, {"format": "pt"})
 
 
 def test_a_right_output_passes_against_source_and_record(converted, copy):
@@ -122,57 +93,6 @@ def test_one_flipped_bit_anywhere_in_a_data_file_is_found(converted, copy):
             assert told(copy), (name, at)
         path.write_bytes(whole)
     assert problems(converted, copy) == ()
-
-
-def test_the_first_difference_is_named_with_tensor_row_and_both_values(converted, tmp_path):
-    state = random_model(GQA, torch.bfloat16)
-    state["layers.1.feed_forward.w2.weight"][:] = 1
-    save_checkpoint(tmp_path / "in", GQA, state, n_ranks=2)
-    convert_checkpoint(tmp_path / "in", tmp_path / "out")
-
-    def change(tensors):
-        tensors["model.layers.1.mlp.down_proj.weight"][5, 100] = -2.5
-
-    rewrite(tmp_path / "out" / "model.safetensors", change)
-    (found,) = problems(tmp_path, tmp_path / "out")
-    # down_proj has 176 columns; rank 1 holds the last 88, so column 100 is its column 12.
-    for fact in (
-        "'model.layers.1.mlp.down_proj.weight'", "'layers.1.feed_forward.w2.weight'",
-        "consolidated.01.pth", "row 5", "column 12", "-2.5", "c020", "expected 1 ", "3f80",
-    ):  # fmt: skip
-        assert fact in found
-
-
-def test_two_swapped_tensors_of_one_shape_are_found(converted, tmp_path):
-    output = Path(shutil.copytree(converted / "one", tmp_path / "one"))
-
-    def swap(tensors):
-        a, b = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
-        tensors[a], tensors[b] = tensors[b], tensors[a]
-
-    rewrite(output / "model.safetensors", swap)
-    found = problems(converted, output)
-    assert len(found) == 2
-    assert "gate_proj" in found[0] + found[1]
-    assert "up_proj" in found[0] + found[1]
-
-
-@pytest.mark.parametrize("control", ["left out", "done twice"])
-def test_a_wrong_reordering_is_found(converted, tmp_path, control):
-    output = Path(shutil.copytree(converted / "one", tmp_path / "one"))
-
-    def reorder(tensors):
-        name = "model.layers.0.self_attn.k_proj.weight"
-        heads = tensors[name].view(4, 8, 64)
-        if control == "left out":
-            heads = heads.view(4, 2, 4, 64).transpose(1, 2)
-        else:
-            heads = heads.view(4, 4, 2, 64).transpose(1, 2)
-        tensors[name] = heads.reshape(32, 64).contiguous()
-
-    rewrite(output / "model.safetensors", reorder)
-    (found,) = problems(converted, output)
-    assert "k_proj" in found
 
 
 @pytest.mark.parametrize(
@@ -338,41 +258,3 @@ def test_a_damaged_source_is_found_while_verifying(converted, copy, tmp_path):
     rank.write_bytes(damaged)
     with pytest.raises(Exception, match=r"CRC-32 mismatch|differs"):
         assert verify_output(copy, plan_conversion(source, OPTIONS)).problems == (), "differs"
-
-
-@pytest.mark.parametrize("tile_bytes", [1, 100, 1 << 20])
-def test_a_cast_of_nans_is_compared_bit_for_bit_in_any_tiles(tmp_path, tile_bytes):
-    """It was said to differ where the two sides met the NaNs in tiles of another size."""
-    state = random_model(GQA, torch.float16, 5, special_values=True)
-    save_checkpoint(tmp_path / "in", GQA, state, n_ranks=2)
-    convert_checkpoint(tmp_path / "in", tmp_path / "out", options=Options(dtype=FLOAT32))
-    job = plan_conversion(tmp_path / "in", Options(tile_bytes=tile_bytes))
-    assert verify_output(tmp_path / "out", job).problems == ()
-
-    def nudge(tensors):
-        values = tensors["model.layers.0.mlp.up_proj.weight"].view(-1)
-        place = int(values.isnan().nonzero()[3])
-        values.view(torch.int32)[place] |= 1
-        assert values[place].isnan()
-
-    rewrite(tmp_path / "out" / "model.safetensors", nudge)
-    (found,) = verify_output(tmp_path / "out", job).problems
-    assert "up_proj" in found
-
-
-@pytest.mark.parametrize("dtype", [FLOAT16, FLOAT32, BFLOAT16])
-def test_a_cast_that_rounds_otherwise_is_found(tmp_path, dtype):
-    state = random_model(GQA, torch.float32, 5)
-    save_checkpoint(tmp_path / "in", GQA, state)
-    convert_checkpoint(tmp_path / "in", tmp_path / "out", options=Options(dtype=dtype))
-    job = plan_conversion(tmp_path / "in", Options())
-    assert verify_output(tmp_path / "out", job).problems == ()
-
-    def nudge(tensors):
-        bits = tensors["model.norm.weight"].view(torch.int32 if dtype is FLOAT32 else torch.int16)
-        bits[7] += 1
-
-    rewrite(tmp_path / "out" / "model.safetensors", nudge)
-    (found,) = verify_output(tmp_path / "out", job).problems
-    assert "model.norm.weight" in found
-    assert "row 7" in found
