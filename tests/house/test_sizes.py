@@ -18,8 +18,6 @@ LONGER_MODULES = {
     "examples/make_tiny_checkpoint.py",
     # A second spelling of Meta's whole folder, in one place.
     "tests/witness/checkpoints.py",
-    # Stories of one thing each, told with the same fixtures.
-    "tests/witness/test_oracles.py",
 }
 LONGER_FUNCTIONS = {
     # One JSON object, spelled as the file has it.

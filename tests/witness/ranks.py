@@ -8,14 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.witness.checkpoints import (
-    SPLIT_DIM,
-    Shape,
-    State,
-    rope_freqs,
-    same_bits,
-    split_ranks,
-)
+from tests.witness.checkpoints import SPLIT_DIM, Shape, State, rope_freqs, same_bits, split_ranks
 
 # As a rank of Llama 2 70B has them: FACTS, datascience.stackexchange.com 126942.
 _TOP = ("tok_embeddings.weight", "norm.weight", "output.weight", "rope.freqs")
