@@ -192,11 +192,13 @@ def _groups(plans: Sequence[TensorPlan]) -> Iterator[list[TensorPlan]]:
     """Split tensors into about `_N_JOBS` groups of neighbours, of about the same size."""
     most = sum(tensor.spec.n_bytes for tensor in plans) // _N_JOBS
     group: list[TensorPlan] = []
+    n_bytes = 0
     for tensor in plans:
         group.append(tensor)
-        if sum(one.spec.n_bytes for one in group) > most:
+        n_bytes += tensor.spec.n_bytes
+        if n_bytes > most:
             yield group
-            group = []
+            group, n_bytes = [], 0
     if group:
         yield group
 
