@@ -118,8 +118,7 @@ def run_task(
     watch = watch or Watch()
     share = [] if job.weights is None else share_of(job.weights.plan.passes, task)
     # Whether the record has SHA-256 sums is up to the command that finishes.
-    ends = [RunOptions(overwrite=overwrite, sha256=sha256) for sha256 in (False, True)]
-    if any(find_finished(output_dir, job, end) is not None for end in ends):
+    if find_finished(output_dir, job, RunOptions(overwrite=overwrite), any_sums=True) is not None:
         return _report(output_dir, [], share, already_converted=True)
     wanted = Wanted(
         job.fingerprint(),

@@ -53,7 +53,7 @@ class _Said:
 
 
 def find_finished(
-    output_dir: Path, job: Job | ReverseJob, chosen: RunOptions
+    output_dir: Path, job: Job | ReverseJob, chosen: RunOptions, *, any_sums: bool = False
 ) -> ConversionReport | None:
     """Report on a folder that holds what a conversion would write, of the same files.
 
@@ -66,6 +66,7 @@ def find_finished(
         output_dir: Where the output would go; it need not exist.
         job: What is asked for.
         chosen: How; whether SHA-256 sums and a model card are asked for counts.
+        any_sums: Whether a record is right with SHA-256 sums and without them, whatever is asked for.
 
     Returns:
         The report of a run that kept all of it; None where anything is missing or differs, or it is
@@ -76,7 +77,7 @@ def find_finished(
     try:
         if not output_dir.is_dir() or _has_staged_work(output_dir):
             return None
-        return _finished(output_dir, job, chosen)
+        return _finished(output_dir, job, chosen, sha256=None if any_sums else chosen.sha256)
     except (ConvertError, OSError):
         return None  # the conversion itself says what is in its way
 
@@ -106,7 +107,7 @@ def _has_staged_work(output_dir: Path) -> bool:
 
 
 def _finished(
-    output_dir: Path, job: Job | ReverseJob, chosen: RunOptions
+    output_dir: Path, job: Job | ReverseJob, chosen: RunOptions, *, sha256: bool | None
 ) -> ConversionReport | None:
     small_files = job.small_files()
     largest = file_sizes(job, small_files)[RECORD_NAME]
@@ -117,7 +118,7 @@ def _finished(
         small_sums[CHECKLIST_NAME] = _sum_of(_small_file(output_dir / CHECKLIST_NAME))
     names = {*small_sums, *(file.name for file in job.weight_files)}
     try:
-        said = _read(parse_object(raw), job, names if chosen.sha256 else None)
+        said = _read(parse_object(raw), job, names, sha256=sha256)
     except (KeyError, TypeError, ValueError):
         return None
     record = record_json(
@@ -149,21 +150,24 @@ def _finished(
 
 
 def _read(
-    record: Mapping[str, Any], job: Job | ReverseJob, hashed: Collection[str] | None
+    record: Mapping[str, Any], job: Job | ReverseJob, names: Collection[str], *, sha256: bool | None
 ) -> _Said:
-    """Take from a record what cannot be known without the weights; `hashed` have a SHA-256."""
+    """Take from a record what cannot be known without the weights.
+
+    Where `sha256` is None, the files `names` have SHA-256 sums if one of them has.
+    """
     files, source, tensors = (record[key] for key in ("files", "source", "tensors"))
     notes = tuple(record["notes"])
     if not all(isinstance(note, str) for note in notes):
         raise ValueError("a note is not a string")
     sealed = {file.name: _sealed(file, tensors) for file in job.weight_files}
     source_files = () if job.weights is None else job.weights.source_files
+    if sha256 is None:
+        sha256 = any("sha256" in files[name] for name in names)
     return _Said(
         sealed=sealed,
         source_crcs=tuple(int(_hex(source[one.path.name]["crc32"], 8), 16) for one in source_files),
-        sha256s=None
-        if hashed is None
-        else {name: _hex(files[name]["sha256"], 64) for name in hashed},
+        sha256s={name: _hex(files[name]["sha256"], 64) for name in names} if sha256 else None,
         notes=notes,
     )
 
