@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from codellama_convert.errors import VerifyError
 from codellama_convert.formats.sentencepiece import SentencePieceModel
@@ -17,6 +18,7 @@ from codellama_convert.verify.tokenizer.tokenizer_json import INFILLING, STEP, c
 _INFILLING_CLASSES = ("CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
 # transformers' own spelling of "no limit": the float 1e30, as a whole number.
 NO_LIMIT = 1000000000000000019884624838656
+_Model = TypeVar("_Model", bound=TokenizerModel)
 
 
 def check_tokenizer(
@@ -38,14 +40,39 @@ def check_tokenizer(
         tokenizer_class: What tokenizer_config.json names, if anything.
         problems: Gets what differs.
     """
-    for check in (check_copy, check_tokenizer_json):
+    config = _config(model, context=context, chat=chat, tokenizer_class=tokenizer_class)
+    check_files(
+        folder, model, check_tokenizer_json,
+        config=config, special_tokens=_special_tokens(model), problems=problems,
+    )  # fmt: skip
+
+
+def check_files(
+    folder: Path,
+    model: _Model,
+    check_vocabulary: Callable[[Path, _Model, Problems], None],
+    *,
+    config: Mapping[str, Any],
+    special_tokens: Mapping[str, Any],
+    problems: Problems,
+) -> None:
+    """Compare four files with what is expected in them; one that cannot be read hides no other.
+
+    Args:
+        folder: The output.
+        model: What tokenizer.model is a copy of.
+        check_vocabulary: Compares tokenizer.json.
+        config: Of tokenizer_config.json.
+        special_tokens: Of special_tokens_map.json.
+        problems: Gets what differs.
+    """
+    for check in (_check_copy, check_vocabulary):
         try:
             check(folder, model, problems)
         except VerifyError as problem:  # noqa: PERF203 - the other files are still worth reading
             problems.add_error(problem)
-    expected = _config(model, context=context, chat=chat, tokenizer_class=tokenizer_class)
-    check_json(folder / "tokenizer_config.json", expected, problems)
-    check_json(folder / "special_tokens_map.json", _special_tokens(model), problems)
+    check_json(folder / "tokenizer_config.json", config, problems)
+    check_json(folder / "special_tokens_map.json", special_tokens, problems)
 
 
 def marks_of(model: SentencePieceModel) -> Marks:
@@ -53,7 +80,7 @@ def marks_of(model: SentencePieceModel) -> Marks:
     return Marks(model.bos_id, model.eos_id, model.id_of(STEP))
 
 
-def check_copy(folder: Path, model: TokenizerModel, problems: Problems) -> None:
+def _check_copy(folder: Path, model: TokenizerModel, problems: Problems) -> None:
     """Compare tokenizer.model with the source's, byte for byte."""
     with InputFile(folder / "tokenizer.model", error=VerifyError) as file:
         # The sizes first: what lies there may be of any size.

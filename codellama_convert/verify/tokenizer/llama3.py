@@ -16,8 +16,8 @@ from codellama_convert.formats.tiktoken import TiktokenModel
 from codellama_convert.model.releases import SpecialNames
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tokenizer.chat_templates import HEADER_TEMPLATE
-from codellama_convert.verify.report import Problems, check_json
-from codellama_convert.verify.tokenizer.files import NO_LIMIT, check_copy
+from codellama_convert.verify.report import Problems
+from codellama_convert.verify.tokenizer.files import NO_LIMIT, check_files
 from codellama_convert.verify.tokenizer.long_json import what_differs
 
 # The first special tokens; all others are reserved ones.
@@ -63,11 +63,6 @@ def check_llama3_tokenizer(
         names: Whose names the special tokens have.
         problems: Gets what differs.
     """
-    for check in (check_copy, partial(_check_tokenizer_json, names=names)):
-        try:
-            check(folder, model, problems)
-        except VerifyError as problem:  # noqa: PERF203 - the other files are still worth reading
-            problems.add_error(problem)
     ends = {"bos_token": _BEGIN, "eos_token": _END_OF_TURN if chat else _END}
     config = ends | {
         "clean_up_tokenization_spaces": False,
@@ -79,8 +74,10 @@ def check_llama3_tokenizer(
     if chat:
         # Meta's dialogue form is one text, which both sides take from where it is explained.
         config["chat_template"] = HEADER_TEMPLATE
-    check_json(folder / "tokenizer_config.json", config, problems)
-    check_json(folder / "special_tokens_map.json", ends, problems)
+    check_vocabulary = partial(_check_tokenizer_json, names=names)
+    check_files(
+        folder, model, check_vocabulary, config=config, special_tokens=ends, problems=problems
+    )
 
 
 def _check_tokenizer_json(
