@@ -10,18 +10,23 @@ import pytest
 
 from tests.faults.durability import complaints
 from tests.faults.syscalls.bench import Bench
-from tests.faults.syscalls.scenes import SCENES
+from tests.faults.syscalls.scenes import SCENES, Scene
 from tests.faults.syscalls.strace import Call, is_kind
 from tests.outputs import STAGING
+
+
+def calls_of(scene: Scene, place: Path) -> tuple[list[Call], Path]:
+    """Run a scene; give its calls on the output folder, and that folder."""
+    bench = Bench(place / "bench", scene)
+    target = bench.prepare("out")
+    done = bench.trace(target)
+    return [c for c in done.calls if any(str(target) in path for path in c.paths)], target
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Call], Path]:
     """The calls of a run over an older result, and its folder."""
-    bench = Bench(tmp_path_factory.mktemp("log") / "bench", SCENES[1])
-    target = bench.prepare("out")
-    done = bench.trace(target)
-    return [c for c in done.calls if any(str(target) in path for path in c.paths)], target
+    return calls_of(SCENES[1], tmp_path_factory.mktemp("log"))
 
 
 def complaints_of(calls: list[Call], target: Path) -> list[str]:
@@ -132,10 +137,7 @@ def test_a_wrong_order_would_be_seen(
 @pytest.fixture(scope="module")
 def log_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Call], Path]:
     """The calls of a run over older ranks, and its folder."""
-    bench = Bench(tmp_path_factory.mktemp("ranks") / "bench", SCENES[6])
-    target = bench.prepare("out")
-    done = bench.trace(target)
-    return [c for c in done.calls if any(str(target) in path for path in c.paths)], target
+    return calls_of(SCENES[6], tmp_path_factory.mktemp("ranks"))
 
 
 def params_first(calls: list[Call], target: Path) -> list[Call]:

@@ -6,9 +6,14 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from codellama_convert.convert.record import file_sizes
+from codellama_convert.convert.run import run
+from codellama_convert.errors import OutputError
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.ranks.job import ReverseJob
+from codellama_convert.staging import crash_points
 
 
 class Disk:
@@ -34,6 +39,16 @@ def bytes_of(job: Job | ReverseJob) -> int:
     """Tell what it takes in blocks of 4096 bytes: each file, two folders and the journal."""
     sizes = file_sizes(job, job.small_files()).values()
     return sum(-(-n_bytes // 4096) * 4096 for n_bytes in sizes) + 3 * 4096
+
+
+def steps_until_refused(job: Job | ReverseJob, target: Path, fact: str) -> set[str]:
+    """Run where there is too little space; give the steps that were passed before it was said."""
+    steps: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crash_points, "hook", steps.append)
+        with pytest.raises(OutputError, match=fact):
+            run(job, target)
+    return set(steps)
 
 
 def fill(disk: Disk, n_free: int) -> None:
