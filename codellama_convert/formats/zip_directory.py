@@ -21,6 +21,7 @@ _CENTRAL = struct.Struct("<4s6H3I5H2I")
 
 HAS_DESCRIPTOR = 0x0008
 _NAME_IS_UTF8 = 0x0800
+_SUPPORTED_FLAGS = HAS_DESCRIPTOR | _NAME_IS_UTF8
 _IN_EXTRA_16 = 0xFFFF
 IN_EXTRA_32 = 0xFFFFFFFF
 
@@ -196,10 +197,9 @@ def _parse_directory(file: InputFile, directory: bytes, n_entries: int) -> Itera
 
 def _require_stored(file: InputFile, raw_name: bytes, flags: int, method: int) -> None:
     """Refuse an entry whose bytes are not those that were packed."""
-    shown = show_name(raw_name)
-    if flags & ~(HAS_DESCRIPTOR | _NAME_IS_UTF8):
+    if flags & ~_SUPPORTED_FLAGS:
         raise CheckpointError(
-            f"entry {shown!r} is encrypted or uses unsupported zip flags {flags:#x}",
+            f"entry {show_name(raw_name)!r} is encrypted or uses unsupported zip flags {flags:#x}",
             path=file.path,
             hint=_REZIPPED_HINT,
         )
@@ -207,7 +207,7 @@ def _require_stored(file: InputFile, raw_name: bytes, flags: int, method: int) -
         raise CheckpointError(TORCHSCRIPT, path=file.path, hint=TORCHSCRIPT_HINT)
     if method != 0:
         raise CheckpointError(
-            f"entry {shown!r} is compressed (method {method})",
+            f"entry {show_name(raw_name)!r} is compressed (method {method})",
             path=file.path,
             hint=_REZIPPED_HINT,
         )
@@ -221,9 +221,9 @@ def _damaged_directory(file: InputFile) -> CheckpointError:
 
 def widen(file: InputFile, extra: bytes, *narrow: int) -> tuple[int, ...]:
     """Replace the fields that say 0xFFFFFFFF by their 64-bit values from the zip64 extra field."""
-    missing = [value == IN_EXTRA_32 for value in narrow]
-    if not any(missing):
+    if IN_EXTRA_32 not in narrow:
         return narrow
+    missing = [value == IN_EXTRA_32 for value in narrow]
     position = 0
     for _ in range(_MAX_EXTRA_FIELDS):
         if position + 4 > len(extra):

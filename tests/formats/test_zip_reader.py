@@ -49,6 +49,26 @@ def test_every_entry_of_a_torch_file_lies_where_zipfile_finds_it(tmp_path: Path)
         assert len(found) == len(archive.infolist())
 
 
+class CountedFile(InputFile):
+    """Counts how often it is read."""
+
+    n_reads = 0
+
+    def read_into(self, target: memoryview, offset: int) -> None:
+        self.n_reads += 1
+        super().read_into(target, offset)
+
+
+def test_an_entry_takes_one_reading(tmp_path: Path) -> None:
+    """It took three, and on a network file system each of 405B's 55,000 is a round trip."""
+    path = tmp_path / RANK
+    torch.save({f"t{n}": torch.zeros(4096) for n in range(100)}, path)
+    with CountedFile(path) as file:
+        entries = read_archive(file).entries
+        assert len(entries) > 100
+        assert 100 < file.n_reads < len(entries) + 10  # and the end records and the directory
+
+
 def test_records_begin_and_end_where_their_bytes_do(tmp_path: Path) -> None:
     members = rank_file().members()
     content = write_zip(members)
