@@ -124,23 +124,26 @@ def _parse_lines(raw: bytes) -> Iterator[bytes]:
 
 
 def _parse_line(line: bytes, rank: int) -> bytes:
-    found = _LINE.fullmatch(line)
-    if found is None:
-        raise ValueError(
-            f"line {rank + 1} is {shown(line)}, expected a token in base64, a space and its rank"
-        )
-    spelled, found_rank = found.groups()
-    if int(found_rank) != rank:
-        raise ValueError(f"line {rank + 1} has rank {int(found_rank)}, expected {rank}")
     try:
-        token = binascii.a2b_base64(spelled)
+        token = binascii.a2b_base64(line.partition(b" ")[0])
     except binascii.Error:
         token = b""
-    # The decoder passes over bits and signs that no encoder writes.
-    if binascii.b2a_base64(token, newline=False) != spelled:
-        raise ValueError(f"line {rank + 1}: {shown(spelled)} is not canonical base64")
+    # The decoder passes over bits and signs that no encoder writes, so the line is written again.
+    if not token or line != b"%b %d\n" % (binascii.b2a_base64(token, newline=False), rank):
+        raise ValueError(_what_is_wrong(line, rank))
     if len(token) > MAX_TOKEN_BYTES:
         raise ValueError(f"line {rank + 1}: the token has {len(token)} bytes")
     if token.startswith(b"<|") and token.endswith(b"|>"):
         raise ValueError(f"line {rank + 1}: the token {shown(token)} is spelled as a special token")
     return token
+
+
+def _what_is_wrong(line: bytes, rank: int) -> str:
+    """Say why a line is not what an encoder writes for its token and rank."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return f"line {rank + 1} is {shown(line)}, expected a token in base64, a space and its rank"
+    spelled, found_rank = found.groups()
+    if int(found_rank) != rank:
+        return f"line {rank + 1} has rank {int(found_rank)}, expected {rank}"
+    return f"line {rank + 1}: {shown(spelled)} is not canonical base64"

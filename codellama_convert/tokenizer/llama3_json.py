@@ -11,14 +11,17 @@ Sources:
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+import codecs
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, AnyStr
 
-from codellama_convert.formats.tiktoken import TiktokenModel
+from codellama_convert.formats.tiktoken import TiktokenModel, Tokens
 from codellama_convert.storage.contents import Chunked
 from codellama_convert.tokenizer.streamed_json import (
-    BETWEEN_MERGES,
+    AROUND_LINES_BYTES,
+    BETWEEN_LINES,
     MERGE_INDENT,
     added_token,
     begin_texts,
@@ -33,44 +36,60 @@ _PATTERN = (
 )
 
 
-def _spelled_bytes() -> dict[int, str]:
-    """Spell each byte as JSON text: itself where Latin-1 prints it, else a character from U+0100 on.
+def _spelled_bytes() -> str:
+    """Spell each byte as a character: itself where Latin-1 prints it, else one from U+0100 on.
 
     Source: openai/gpt-2 src/encoder.py, `bytes_to_unicode`.
     """
     printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = (byte for byte in range(256) if byte not in printed)
-    spelled = {byte: chr(byte) for byte in printed}
-    spelled |= {byte: chr(256 + number) for number, byte in enumerate(others)}
-    return spelled | {ord('"'): '\\"', ord("\\"): "\\\\"}
+    others = (chr(256 + number) for number in range(256))
+    return "".join(chr(byte) if byte in printed else next(others) for byte in range(256))
 
 
+_quoted = json.encoder.encode_basestring
 _SPELLED_BYTES = _spelled_bytes()
+# All other bytes take two, some for their character and some as they are escaped.
+_SPELLED_AS_ONE = bytes(n for n, c in enumerate(_SPELLED_BYTES) if len(_quoted(c).encode()) == 3)
+_ENTRY_INDENT = "      "
 
 
-# All other bytes take two.
-_SPELLED_AS_ONE = bytes(byte for byte, text in _SPELLED_BYTES.items() if len(text.encode()) == 1)
+def _cuts(tokens: Collection[AnyStr]) -> Iterator[tuple[AnyStr, bytes]]:
+    """Find where tokens can be cut into two others.
+
+    Args:
+        tokens: The vocabulary, as bytes or spelled; right halves are looked up in it.
+
+    Yields:
+        A token, and the lengths of its left halves, of which there are some.
+    """
+    # Sorted, a token stands behind those that it begins with, which need no looking up.
+    beginnings: list[AnyStr] = []
+    for token in sorted(tokens):
+        while beginnings and not token.startswith(beginnings[-1]):
+            beginnings.pop()
+        if cuts := [n for n in map(len, beginnings) if token[n:] in tokens]:
+            yield token, bytes(cuts)
+        beginnings.append(token)
 
 
-def _cuts(token: bytes, tokens: Container[bytes]) -> list[int]:
-    """List the lengths of the left halves of all splits of a token into two others."""
-    return [n for n in range(1, len(token)) if token[:n] in tokens and token[n:] in tokens]
-
-
-def _merges_of(tokens: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+def _merges_of(tokens: Iterable[bytes]) -> Iterator[tuple[str, str]]:
     """Find all splits of all tokens into two others.
 
     Args:
         tokens: The vocabulary, by rank.
 
     Yields:
-        Both halves, by the rank of the token, then of the left half, then of the right one.
+        Both halves, spelled, by the rank of the token, then of the left half, then of the right
+        one.
     """
-    ranks = {token: rank for rank, token in enumerate(tokens)}
-    for token in ranks:
-        halves = [(token[:n], token[n:]) for n in _cuts(token, ranks)]
-        if len(halves) > 1:
-            halves.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+    ranks = {_spelled(token): rank for rank, token in enumerate(tokens)}
+    cuts_of = [b""] * len(ranks)
+    for token, cuts in _cuts(ranks.keys()):
+        cuts_of[ranks[token]] = cuts
+    for token, cuts in zip(ranks, cuts_of, strict=True):
+        halves = [(token[:n], token[n:]) for n in cuts]
+        if len(halves) > 1:  # the left ones are of different lengths, so none is there twice
+            halves.sort(key=lambda pair: ranks[pair[0]])
         yield from halves
 
 
@@ -89,29 +108,44 @@ def build_json(model: TiktokenModel, special: tuple[str, ...]) -> Chunked:
     Raises:
         TokenizerError: If it were far larger than that of any vocabulary in use.
     """
-    known = frozenset(model.tokens)
-    around_pair = len(f'{MERGE_INDENT}" "{BETWEEN_MERGES}')
-    # Counted without their order and spelling, which cost more and which only the file needs.
+    # Counted without order and spelling, which cost more and which only the file needs.
+    around_pair = len(f'{MERGE_INDENT}" "{BETWEEN_LINES}')
     merge_bytes = (
-        len(_cuts(token, known)) * (around_pair + _n_spelled(token)) for token in model.tokens
+        len(cuts) * (around_pair + _n_spelled(token))
+        for token, cuts in _cuts(frozenset(model.tokens))
     )
     n_bytes = count_bytes(
-        _chunks(model, special, ()), merge_bytes, path=model.path, n_pieces=len(model.tokens)
+        sum(map(len, _chunks(model, special, (), ()))) + _vocabulary_bytes(model.tokens),
+        merge_bytes,
+        path=model.path,
+        n_pieces=len(model.tokens),
     )
-    return Chunked(n_bytes, lambda: _chunks(model, special, _merges_of(model.tokens)))
+    return Chunked(n_bytes, lambda: _whole(model, special))
+
+
+def _vocabulary_bytes(tokens: Tokens) -> int:
+    """Count what the vocabulary's lines take."""
+    around_entry = len(f'{_ENTRY_INDENT}"": {BETWEEN_LINES}')
+    rank_bytes = sum(len(str(rank)) for rank in range(len(tokens)))
+    return (
+        AROUND_LINES_BYTES + len(tokens) * around_entry + rank_bytes + _n_spelled(b"".join(tokens))
+    )
+
+
+def _whole(model: TiktokenModel, special: Sequence[str]) -> Iterator[bytes]:
+    vocabulary = (
+        f"{_ENTRY_INDENT}{_quoted(_spelled(token))}: {rank}"
+        for rank, token in enumerate(model.tokens)
+    )
+    merges = (f"{MERGE_INDENT}{_quoted(f'{a} {b}')}" for a, b in _merges_of(model.tokens))
+    return _chunks(model, special, vocabulary, merges)
 
 
 def _chunks(
-    model: TiktokenModel, special: Sequence[str], merges: Iterable[tuple[bytes, bytes]]
+    model: TiktokenModel, special: Sequence[str], vocabulary: Iterable[str], merges: Iterable[str]
 ) -> Iterator[bytes]:
-    vocabulary_lines = (
-        f'      "{_spelled(token)}": {rank}' for rank, token in enumerate(model.tokens)
-    )
-    merge_lines = (f'{MERGE_INDENT}"{_spelled(left)} {_spelled(right)}"' for left, right in merges)
     added_tokens = _added_tokens(special, model.bos_id)
-    return json_chunks(
-        _frame(special[0], model.bos_id), added_tokens, vocabulary_lines, merge_lines
-    )
+    return json_chunks(_frame(special[0], model.bos_id), added_tokens, vocabulary, merges)
 
 
 def _added_tokens(special: Sequence[str], first_id: int) -> Iterator[dict[str, Any]]:
@@ -120,11 +154,11 @@ def _added_tokens(special: Sequence[str], first_id: int) -> Iterator[dict[str, A
 
 
 def _spelled(token: bytes) -> str:
-    return token.decode("latin-1").translate(_SPELLED_BYTES)
+    return codecs.charmap_decode(token, "strict", _SPELLED_BYTES)[0]
 
 
 def _n_spelled(token: bytes) -> int:
-    """Count the bytes, UTF-8, of a token's spelling."""
+    """Count the bytes, UTF-8, of a token's spelling inside of quotes."""
     return len(token) + len(token.translate(None, _SPELLED_AS_ONE))
 
 

@@ -19,8 +19,10 @@ from codellama_convert.formats.sentencepiece import DOWNLOAD_AGAIN
 # limit leaves it room, and a vocabulary of all substrings of a text, which would fill a disk, none.
 MAX_JSON_BYTES = 32 << 20
 MERGE_INDENT = "      "
-BETWEEN_MERGES = ",\n"
-_AROUND_MERGES = "\n", "\n    "
+BETWEEN_LINES = ",\n"
+_BEFORE_LINES, _BEHIND_LINES = "\n", "\n    "
+# Of a list of lines with one between any two; counted as if one stood behind the last as well.
+AROUND_LINES_BYTES = len(_BEFORE_LINES) + len(_BEHIND_LINES) - len(BETWEEN_LINES)
 _CHUNK_ENTRIES = 1024
 
 
@@ -89,19 +91,19 @@ def json_chunks(
     yield f'{head}"added_tokens": ['.encode()
     yield from _joined(map(_added_token_lines, added_tokens), "\n  ")
     yield f']{middle}"vocab": {{'.encode()
-    yield from _joined(vocabulary_lines, "\n    ")
+    yield from _joined(vocabulary_lines, _BEHIND_LINES)
     yield f'}}{last}"merges": ['.encode()
-    yield from _joined(merge_lines, _AROUND_MERGES[1])
+    yield from _joined(merge_lines, _BEHIND_LINES)
     yield f"]{tail}".encode()
 
 
 def count_bytes(
-    without_merges: Iterable[bytes], merge_bytes: Iterable[int], *, path: Path, n_pieces: int
+    without_merges: int, merge_bytes: Iterable[int], *, path: Path, n_pieces: int
 ) -> int:
     """Count the bytes of a tokenizer.json before a merge is written.
 
     Args:
-        without_merges: The file with an empty list of them.
+        without_merges: Those of the file with an empty list of them.
         merge_bytes: For each piece, what all its merges take, commas and line ends included.
         path: The tokenizer.model, for the message.
         n_pieces: How many it has, for the message.
@@ -112,7 +114,7 @@ def count_bytes(
     Raises:
         TokenizerError: If it were far larger than that of any vocabulary in use.
     """
-    n_bytes = sum(map(len, without_merges))
+    n_bytes = without_merges
     has_merges = False
     for more in merge_bytes:
         n_bytes += more
@@ -124,19 +126,17 @@ def count_bytes(
                 path=path,
                 hint=DOWNLOAD_AGAIN,
             )
-    if has_merges:  # none stands behind the last
-        n_bytes += sum(map(len, _AROUND_MERGES)) - len(BETWEEN_MERGES)
-    return n_bytes
+    return n_bytes + AROUND_LINES_BYTES if has_merges else n_bytes
 
 
 def _joined(entries: Iterable[str], end: str) -> Iterator[bytes]:
     """Join the entries of a list with commas, and end before its closing bracket."""
     left = iter(entries)
-    between = "\n"
+    between = _BEFORE_LINES
     while batch := list(islice(left, _CHUNK_ENTRIES)):
-        yield (between + BETWEEN_MERGES.join(batch)).encode()
-        between = BETWEEN_MERGES
-    if between != "\n":
+        yield (between + BETWEEN_LINES.join(batch)).encode()
+        between = BETWEEN_LINES
+    if between != _BEFORE_LINES:
         yield end.encode()
 
 

@@ -14,7 +14,7 @@ from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.formats.sentencepiece_message import Piece, PieceType
 from codellama_convert.storage.contents import Chunked
 from codellama_convert.tokenizer.streamed_json import (
-    BETWEEN_MERGES,
+    BETWEEN_LINES,
     MERGE_INDENT,
     added_token,
     begin_texts,
@@ -98,7 +98,7 @@ def tokenizer_json(model: SentencePieceModel) -> Chunked:
 # A conversion asks before anything is written, and again when it writes.
 @lru_cache(maxsize=1)
 def _n_bytes(model: SentencePieceModel) -> int:
-    without_merges = _chunks(model, ())
+    without_merges = sum(map(len, _chunks(model, ())))
     merge_bytes = _merge_bytes(frozenset(_joined_texts(model)))
     return count_bytes(without_merges, merge_bytes, path=model.path, n_pieces=model.n_pieces)
 
@@ -112,7 +112,7 @@ def _merge_bytes(known: Collection[str]) -> Iterator[int]:
                 n_splits += 1
         # An escape stands for one character, so all splits of a piece take the same bytes.
         if n_splits:
-            yield n_splits * len((_merge_line(text, "") + BETWEEN_MERGES).encode())
+            yield n_splits * len((_merge_line(text, "") + BETWEEN_LINES).encode())
 
 
 def _chunks(model: SentencePieceModel, merge_lines: Iterable[str]) -> Iterator[bytes]:
