@@ -22,6 +22,7 @@ from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 ROOT = Path(__file__).parents[1]
 STAGING = ".codellama-convert.partial"
 LOCK = ".codellama-convert.lock"
+TOKEN = "run.token"  # by which workers know that their run goes
 # What loaders of either side begin with.
 ENTRANCES = frozenset({"model.safetensors", "model.safetensors.index.json", "params.json"})
 SHARDS = "60KB"

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from codellama_convert.convert.run import convert_checkpoint
+from codellama_convert.convert.report import ConversionReport
+from codellama_convert.convert.run import RunOptions, convert_checkpoint, run
 from codellama_convert.plan.job import Job, Options, plan_conversion
 from codellama_convert.plan.ranks.job import ReverseJob, plan_reverse
 from codellama_convert.plan.ranks.options import ReverseOptions
+from tests.faults.at_once import AtOnce
 from tests.outputs import SHARD_BYTES, command
 from tests.witness.checkpoints import GQA, Storage, random_model, save_checkpoint
 
@@ -26,11 +32,13 @@ class Direction:
         name: For reports.
         n_ranks: How many are written; 0 where a Hugging Face folder is.
         from_hugging_face: Whether the source is one, in six files.
+        workers: Makes the executor whose workers write the files; None where there is none.
     """
 
     name: str
     n_ranks: int
     from_hugging_face: bool
+    workers: Callable[[], Executor] | None = None
 
     @property
     def weights(self) -> list[str]:
@@ -70,6 +78,12 @@ class Direction:
             return plan_reverse(source, ReverseOptions(n_ranks=self.n_ranks, workers=1))
         return plan_conversion(source, OPTIONS)
 
+    def run(self, source: Path, target: Path, how: RunOptions | None = None) -> ConversionReport:
+        """Convert, by workers where there are some."""
+        with ExitStack() as stack:
+            executor = None if self.workers is None else stack.enter_context(self.workers())
+            return run(self.job(source), target, how, executor=executor)
+
     def command(self, source: Path, target: Path, *more: str) -> list[str]:
         """Spell the command."""
         if not self.n_ranks:
@@ -84,3 +98,10 @@ FORWARD = Direction("ranks to Hugging Face", 0, from_hugging_face=False)
 BACK = Direction("Hugging Face to ranks", 4, from_hugging_face=True)
 ACROSS = Direction("ranks to ranks", 4, from_hugging_face=False)
 DIRECTIONS = (FORWARD, BACK, ACROSS)
+# Workers in the coordinator's own process: a kill takes all of them at once.
+BY_WORKERS = replace(
+    FORWARD, name="ranks to Hugging Face by workers", workers=partial(ThreadPoolExecutor, 2)
+)
+BACK_BY_WORKERS = replace(BACK, name="Hugging Face to ranks by workers", workers=BY_WORKERS.workers)
+# As many of them, and every step and call in its place.
+BY_ORDERLY_WORKERS = replace(BY_WORKERS, workers=AtOnce)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from codellama_convert.convert.run import RunOptions, run
+from codellama_convert.convert.run import RunOptions
 from tests.faults.directions import FORWARD, Direction
 from tests.faults.dying import die_at
 from tests.faults.resumes import Kept, damage_some
@@ -34,10 +34,11 @@ def spoil_the_order() -> None:
 
 def spoil_the_check() -> None:
     """Publish what an earlier run has left, as it lies there."""
+    from codellama_convert.convert import jobs
     from codellama_convert.staging import folder as output
     from codellama_convert.staging import staged
 
-    output.is_whole = staged.is_whole = lambda *_, **__: True
+    output.is_whole = staged.is_whole = jobs.is_whole = lambda *_, **__: True
 
 
 def _flip(path: Path) -> None:
@@ -73,7 +74,7 @@ def fork_and_convert(
         try:
             spoil()
             die_at(kill_at)
-            run(direction.job(source), target, options)
+            direction.run(source, target, options)
             status = 0
         finally:
             os._exit(status)
@@ -109,13 +110,13 @@ class KillBench:
         self._options = RunOptions(overwrite=older)
         self.ends: Counter[str] = Counter()
         direction.save(folder / "in", 3, storage=storage)
-        run(direction.job(folder / "in"), folder / "whole")
+        direction.run(folder / "in", folder / "whole")
         self.expected = content(folder / "whole")
         assert set(direction.weights) < self.expected.keys()
         self._before: dict[str, bytes] | None = None
         if older:
             direction.save(folder / "in-old", 99, n_ranks=1)
-            run(direction.job(folder / "in-old"), folder / "old")
+            direction.run(folder / "in-old", folder / "old")
             self._before = content(folder / "old")
             assert self._before.keys() == self.expected.keys()
         self.n_steps = self._count_steps()
@@ -169,7 +170,7 @@ class KillBench:
         kept = Kept(target, self._direction.n_together)
         is_done = loads(target) and not (target / STAGING).exists()
         if not is_done or self._options.overwrite:
-            run(self._direction.job(self.folder / "in"), target, self._options)
+            self._direction.run(self.folder / "in", target, self._options)
         (target / LOCK).unlink(missing_ok=True)  # of a kill after the end; it does no harm
         if content(target) != self.expected:
             yield "finished with other bytes"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from codellama_convert.convert.run import RunOptions, run
+from codellama_convert.convert.run import RunOptions
 from codellama_convert.errors import ConvertError
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.ranks.job import ReverseJob
@@ -23,7 +23,7 @@ from codellama_convert.staging import crash_points as faults
 from codellama_convert.storage.held_folder import HeldFolder
 from tests.faults.directions import FORWARD, Direction
 from tests.fuzzers.running import time_limit
-from tests.outputs import LOCK, STAGING, content, loads
+from tests.outputs import LOCK, STAGING, TOKEN, content, loads
 
 NOBODY = 65534
 SECONDS = 30
@@ -85,12 +85,16 @@ def _journal(place: Place) -> list[Path]:
     return [place.staging / "journal.jsonl"]
 
 
+def _token(place: Place) -> list[Path]:
+    return [place.staging / TOKEN]
+
+
 def _the_folder(place: Place) -> list[Path]:
     return [place.staging]
 
 
 _FOUND: dict[str, Callable[[Place], list[Path]]] = {
-    "staging": _the_folder, "journal": _journal, "part": _parts, "sealed": _sealed,
+    "staging": _the_folder, "journal": _journal, "part": _parts, "sealed": _sealed, "token": _token,
 }  # fmt: skip
 
 
@@ -146,13 +150,14 @@ OF_A_NEIGHBOUR = {
     "journal for a link": _swap("journal", _link),
     "part for a hard link": _swap("part", _hard_link),
 }
+_PUT = {"link": _link, "hard link": _hard_link, "FIFO": _fifo, "file": _file_of_his}
 OF_ANYBODY = {
     f"{what} for a {how}": _swap(what, put)
     for what in ("journal", "part", "sealed")
-    for how, put in (
-        ("link", _link), ("hard link", _hard_link), ("FIFO", _fifo), ("file", _file_of_his),
-    )
-}  # fmt: skip
+    for how, put in _PUT.items()
+}
+# What only a run with workers has.
+OF_ANYBODY_BY_WORKERS = {f"token for a {how}": _swap("token", put) for how, put in _PUT.items()}
 
 
 @contextmanager
@@ -173,13 +178,13 @@ class NeighbourBench:
         folder.mkdir(exist_ok=True)
         self.folder, self._direction = folder, direction
         direction.save(folder / "in", 3)
-        run(self.job(), folder / "whole")
+        direction.run(folder / "in", folder / "whole")
         self.expected = content(folder / "whole")
         assert self.expected.keys() >= set(direction.weights)
         self.steps: list[str] = []
         faults.hook = self.steps.append
         try:
-            run(self.job(), folder / "counted")
+            direction.run(folder / "in", folder / "counted")
         finally:
             faults.hook = None
         for path in (folder, *folder.parents):  # pytest's folders are closed to others
@@ -242,7 +247,7 @@ class NeighbourBench:
     def _ended(self, place: Place, how: RunOptions, *, must_finish: bool = False) -> Iterator[str]:
         try:
             with time_limit(SECONDS):
-                run(self.job(), place.target, how)
+                self._direction.run(self.folder / "in", place.target, how)
         except ConvertError as problem:
             if "\n" in str(problem) or must_finish:
                 yield f"ended with {problem}"

@@ -14,6 +14,8 @@ runs      random checkpoints and options, killed and damaged at random, against 
 syscalls  every call on the output folder fails with ENOSPC, with EIO, and is the last one
 order     what is on the disk before what, and whether each fsync is missed
 neighbours  somebody else swaps the staging folder or what is in it, at each step
+workers   kills, damage, neighbours, calls and their order once more, while the workers of an executor
+          write the files
 sizes     a rank of more than 4 GB, and one with records of more than 4 GB, are written for real and
           compared with torch's; takes 18 GB of disk
 
@@ -31,8 +33,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from tests.faults.families import FAMILIES, NEED_STRACE, Family
+from tests.faults.families import FAMILIES, NEED_STRACE
 from tests.faults.syscalls import strace
+from tests.faults.verdict import Family
 
 _MOST_PROBLEMS = 20
 

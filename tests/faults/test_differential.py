@@ -50,6 +50,7 @@ def test_whole_runs_end_as_the_reference_says(capfd: pytest.CaptureFixture[str])
     assert verdict.startswith(f"pass  {N_CASES} cases, 0 wrong")
     assert "converted" in verdict
     assert "status -9" in verdict
+    assert "x by workers" in verdict
 
 
 @pytest.mark.parametrize("plant", sorted(PLANTS))

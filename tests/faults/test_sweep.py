@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.families import FAMILIES, Verdict
+from tests.faults.families import FAMILIES
 from tests.faults.sweep import main, run
 from tests.faults.syscalls import strace
+from tests.faults.verdict import Verdict
 
 
 def good(workers: int) -> Iterator[Verdict]:
@@ -31,7 +32,9 @@ def test_one_failure_fails_the_sweep(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_families_are_those_of_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(FAMILIES) == {"fuzz", "kills", "runs", "syscalls", "order", "neighbours", "sizes"}
+    assert set(FAMILIES) == {
+        "fuzz", "kills", "runs", "syscalls", "order", "neighbours", "workers", "sizes",
+    }  # fmt: skip
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.faults.differential.cases import Case, lines_of
 from tests.faults.differential.plants import PLANTS
-from tests.faults.families import scratch
+from tests.faults.verdict import scratch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -58,6 +58,7 @@ class Case:
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
+        self._who = random.Random(f"who writes in {self.seed}")
         checkpoint = draw_checkpoint(self._rng)
         self._on_disk = OnDisk.whole(checkpoint)
         self._source = self.folder / checkpoint.folder_name
@@ -151,9 +152,12 @@ class Case:
 
     def _start(self, asked: Asked, target: Path, stop: Stop | None) -> Ended:
         arguments = list(asked.arguments(self._source, target))
-        ended = program.run(arguments, self.folder, stop, self.plant)
+        by_workers = self._who.random() < 0.3
+        ended = program.run(arguments, self.folder, stop, self.plant, by_workers=by_workers)
         shown = shlex.join(arguments).replace(f"{self.folder}/", "")
-        self.story.append(f"run {shown}{f', {stop}' if stop else ''}: exit status {ended.status}")
+        how = f"{' by workers' if by_workers else ''}{f', {stop}' if stop else ''}"
+        self.story.append(f"run {shown}{how}: exit status {ended.status}")
+        self.ends["by workers"] += by_workers
         said = [line for line in ended.err.splitlines() if line[:6] != "note: "]
         if len(said) == 1:
             self.story.append(said[0].replace(f"{self.folder}/", ""))

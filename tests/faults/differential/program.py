@@ -22,6 +22,7 @@ import codellama_convert.cli.commands  # what the command imports late is shared
 import codellama_convert.convert.run
 import codellama_convert.verify.run
 from codellama_convert.staging import crash_points as faults
+from tests.faults.at_once import give_workers
 from tests.faults.differential.plants import PLANTS
 
 _LIMIT_SECONDS = 60
@@ -73,7 +74,14 @@ class Ended:
     counts: Mapping[Event, int] = field(default_factory=dict)
 
 
-def run(arguments: Sequence[str], scratch: Path, stop: Stop | None, plant: str | None) -> Ended:
+def run(
+    arguments: Sequence[str],
+    scratch: Path,
+    stop: Stop | None,
+    plant: str | None,
+    *,
+    by_workers: bool = False,
+) -> Ended:
     """Run the command line in a child.
 
     Args:
@@ -81,12 +89,15 @@ def run(arguments: Sequence[str], scratch: Path, stop: Stop | None, plant: str |
         scratch: Where its output is caught.
         stop: Where it ends early.
         plant: A mistake that is planted in it.
+        by_workers: Whether the files are written by the workers of an executor.
     """
     out, err, counts = (scratch / name for name in ("stdout", "stderr", "counts"))
     counts.write_text("{}")
     pid = os.fork()
     if pid == 0:
         _catch(out, err)
+        if by_workers:
+            give_workers()
         _be_the_program(arguments, counts, stop, plant)
     _, how = os.waitpid(pid, 0)
     return Ended(

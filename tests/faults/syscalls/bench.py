@@ -22,7 +22,6 @@ from tests.faults.syscalls.scenes import (
     IN_A_FOLDER,
     KILL,
     PART,
-    PROGRAM,
     READS,
     STAGED,
     WEIGHTS,
@@ -31,7 +30,7 @@ from tests.faults.syscalls.scenes import (
     Scene,
 )
 from tests.faults.syscalls.strace import Call, Traced, trace
-from tests.outputs import LOCK, STAGING, content, finish, loads
+from tests.outputs import LOCK, STAGING, TOKEN, content, finish, loads
 
 # The C library opens a file of its own when threads wait for each other; then calls count differently.
 _MOST_TRIES = 3
@@ -40,15 +39,15 @@ _MOST_TRIES = 3
 class Bench:
     """A checkpoint, what becomes of it, and what its folder may hold before."""
 
-    def __init__(self, folder: Path, scene: Scene, program: Sequence[str] = PROGRAM) -> None:
+    def __init__(self, folder: Path, scene: Scene, program: Sequence[str] | None = None) -> None:
         """Make them.
 
         Args:
             folder: A new one, for everything.
             scene: What is to be done.
-            program: What starts the command line; a test puts a faulty one there.
+            program: What starts the command line instead; a test puts a faulty one there.
         """
-        self.folder, self.scene, self.program = folder, scene, program
+        self.folder, self.scene, self.program = folder, scene, program or scene.program
         self.source, self.before = folder / "in", folder / "before"
         self._direction = scene.direction
         shards = () if scene.direction.n_ranks else ("--max_shard_size", "150KB")
@@ -229,8 +228,11 @@ def may_be_passed_over(fault: Fault) -> bool:
     if fault.is_late:
         return True  # everything is in its place and on the disk: what is left is clearing up
     is_of_the_lock = path.name.startswith(LOCK) and call.name in ("unlink", "close")
-    if is_of_the_lock or (fault.is_of_reading and path.name.startswith(WEIGHTS)):
-        return True  # a file that was kept is written again then
+    # A worker that cannot read it is asked again, and it goes with the folder that it is in.
+    is_of_the_token = path.name == TOKEN and call.name in ("openat", "read", "unlinkat")
+    is_of_a_kept_file = fault.is_of_reading and path.name.startswith(WEIGHTS)  # written again then
+    if is_of_the_lock or is_of_the_token or is_of_a_kept_file:
+        return True
     is_of_a_folder = path.name in (STAGING, "plain")  # its descriptor may be a duplicate
     if is_of_a_folder and fault.is_early and call.name in ("openat", "getdents64"):
         return True  # whether all of it was done before: if that cannot be seen, it is done now
@@ -241,6 +243,15 @@ def may_be_passed_over(fault: Fault) -> bool:
         return path.name == "plain"  # it may be there: whether it is, is looked up then
     # Looking whether something is there, and removing an empty staging folder that is not.
     return call.name in ("newfstatat", "statx", "stat", "lstat", "access", "rmdir")
+
+
+def of_workers(faults: Sequence[Fault]) -> list[Fault]:
+    """Choose what goes wrong while there are workers: one fault of each call, the errors in turn."""
+    of_token = [n for n, one in enumerate(faults) if Path(one.call.paths[-1]).name == TOKEN]
+    during = faults[of_token[0] : of_token[-1] + 1]
+    calls = list(dict.fromkeys(fault.call for fault in during))
+    by_call = {call: [fault for fault in during if fault.call == call] for call in calls}
+    return [some[turn % len(some)] for turn, some in enumerate(by_call.values())]
 
 
 def _is_below(call: Call, folder: Path) -> bool:

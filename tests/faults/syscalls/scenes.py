@@ -23,6 +23,7 @@ KILL = "SIGKILL"
 WEIGHTS = ("model-", "consolidated.")
 PART = re.compile(r"(\.[0-9a-f]{8})?\.part$")
 PROGRAM = (sys.executable, "-m", "codellama_convert")
+WITH_WORKERS = (sys.executable, "-m", "tests.faults.at_once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,14 @@ class Scene:
         holds: "nothing", "older" for another model, "staged" for half of this one, or "published"
             for all of it and the journal that says so.
         direction: Which way the model goes.
+        program: What starts the command line.
     """
 
     name: str
     options: tuple[str, ...]
     holds: str
     direction: Direction = FORWARD
+    program: tuple[str, ...] = PROGRAM
 
 
 # At which steps a run dies that leaves what a scene holds.
@@ -64,6 +67,11 @@ SCENES = (
     Scene("way back, going on", ("--io", "buffered"), "staged", BACK),
     Scene("way back, publishing again", ("--io", "buffered"), "published", BACK),
     Scene("other ranks", ("--io", "buffered"), "nothing", ACROSS),
+)
+BY_WORKERS = (
+    Scene("by workers", ("--io", "buffered"), "nothing", program=WITH_WORKERS),
+    Scene("by workers, going on", ("--io", "buffered"), "staged", program=WITH_WORKERS),
+    Scene("way back by workers", ("--io", "buffered"), "nothing", BACK, WITH_WORKERS),
 )
 
 
