@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.faults.durability import complaints
 from tests.faults.syscalls.bench import Bench, sweep
+from tests.faults.syscalls.durability import complaints
 from tests.faults.syscalls.planted import PLANTED, find_planted
 from tests.faults.syscalls.scenes import KILL, SCENES, Fault, Scene
 from tests.faults.verdict import Verdict, in_words, scratch

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.durability import complaints
 from tests.faults.syscalls.bench import Bench
+from tests.faults.syscalls.durability import complaints
 from tests.faults.syscalls.scenes import SCENES, Scene
 from tests.faults.syscalls.strace import Call, is_kind
 from tests.outputs import STAGING
