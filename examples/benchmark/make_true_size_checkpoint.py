@@ -1,10 +1,11 @@
-"""Make a checkpoint of a true Code Llama size without its weights, or with made-up ones.
+"""Make a checkpoint of a true Code Llama or Llama 3.1 size without its weights, or with made-up ones.
 
 Example: python examples/benchmark/make_true_size_checkpoint.py CodeLlama-7b --size 7B --layers 2
 
 Files, names, shapes, splits and checksums are those of a release. The weights are holes that take
 no disk (--sparse), or one block of normal values used again and again; they are never held in RAM.
 The CRC-32s are true in both cases, so that a reader of the checkpoint has to compute them.
+Llama 3.1's tokenizer is that of Meta's package llama-models; without it there is none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import struct
 import sys
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import chain, islice, product
 from pathlib import Path
 
@@ -49,6 +51,7 @@ class Size:
         vocab_size: Rows of the embedding and pieces of the tokenizer.
         multiple_of: Of the feed-forward width.
         ffn_dim_multiplier: Of the feed-forward width.
+        llama_3: Whether it is a Llama 3.1, and no Code Llama.
     """
 
     folder: str
@@ -61,6 +64,7 @@ class Size:
     vocab_size: int
     multiple_of: int = 256
     ffn_dim_multiplier: float = 1.0
+    llama_3: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -71,7 +75,20 @@ class Size:
         return ELEMENT_BYTES * (2 * self.vocab_size * self.dim + self.n_layers * layer + self.dim)
 
     def params(self) -> dict[str, int | float]:
-        """Give the content of params.json, keys and order as Code Llama's."""
+        """Return the content of params.json, keys and order as in the release."""
+        if self.llama_3:
+            return {
+                "dim": self.dim,
+                "n_layers": self.n_layers,
+                "n_heads": self.n_heads,
+                "n_kv_heads": self.n_kv_heads,
+                "vocab_size": self.vocab_size,
+                "ffn_dim_multiplier": self.ffn_dim_multiplier,
+                "multiple_of": self.multiple_of,
+                "norm_eps": 1e-5,
+                "rope_theta": 500000.0,
+                "use_scaled_rope": True,
+            }
         kv_heads = {"n_kv_heads": self.n_kv_heads} if self.n_kv_heads != self.n_heads else {}
         return {
             "dim": self.dim,
@@ -85,12 +102,17 @@ class Size:
         }
 
 
-# meta-llama/codellama: params.json and MODEL_CARD. "tiny" is for tests.
+# meta-llama/codellama: params.json and MODEL_CARD; meta-llama/llama-models: sku_list.py.
+# "tiny" is for tests.
 SIZES = {
     "7B": Size("CodeLlama-7b", 1, 4096, 32, 32, 32, 11008, 32016),
     "13B": Size("CodeLlama-13b", 2, 5120, 40, 40, 40, 13824, 32016),
     "34B": Size("CodeLlama-34b", 4, 8192, 48, 64, 8, 22016, 32000),
     "70B": Size("CodeLlama-70b", 8, 8192, 80, 64, 8, 28672, 32016, 4096, 1.3),
+    "Llama3.1-8B": Size("Llama3.1-8B", 1, 4096, 32, 32, 8, 14336, 128256, 1024, 1.3, llama_3=True),
+    "Llama3.1-405B": Size(
+        "Llama3.1-405B", 8, 16384, 126, 128, 8, 53248, 128256, 4096, 1.2, llama_3=True
+    ),
     "tiny": Size("CodeLlama-tiny", 2, 512, 2, 8, 4, 1536, 512),
 }
 
@@ -102,7 +124,8 @@ def part_shapes(size: Size) -> dict[str, tuple[int, ...]]:
         size: The model.
 
     Returns:
-        Shapes by Meta's names, in the order of Meta's module; the rotary buffer last.
+        Shapes by Meta's names, in the order of Meta's module; the rotary buffer last. Llama 3 has
+        none, and splits its embedding by rows.
     """
     from make_tiny_checkpoint import Model, tensor_shapes  # noqa: PLC0415 - imports torch
 
@@ -113,6 +136,8 @@ def part_shapes(size: Size) -> dict[str, tuple[int, ...]]:
         name: tuple(n // size.n_ranks if i == split_dim else n for i, n in enumerate(shape))
         for name, shape, split_dim in tensor_shapes(model)
     }
+    if size.llama_3:
+        return shapes | {"tok_embeddings.weight": (size.vocab_size // size.n_ranks, size.dim)}
     return shapes | {"rope.freqs": (size.dim // size.n_heads // 2,)}
 
 
@@ -203,6 +228,16 @@ def tokenizer_model(n_pieces: int) -> bytes:
     return add_infill_pieces(content) if infill else content
 
 
+def write_tokenizer(folder: Path, size: Size) -> None:
+    """Write tokenizer.model: of made-up pieces, or Llama 3's own where its package is installed."""
+    if not size.llama_3:
+        (folder / "tokenizer.model").write_bytes(tokenizer_model(size.vocab_size))
+        return
+    spec = find_spec("llama_models")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        shutil.copyfile(Path(place) / "llama3" / "tokenizer.model", folder / "tokenizer.model")
+
+
 def write_checkpoint(folder: Path, size: Size, *, sparse: bool) -> None:
     """Write the files of a checkpoint; params.json comes last, so a torn one has none.
 
@@ -223,13 +258,18 @@ def write_checkpoint(folder: Path, size: Size, *, sparse: bool) -> None:
     pattern = None if sparse else Pattern()
     for rank in range(size.n_ranks):
         write_rank(folder / f"consolidated.{rank:02d}.pth", size, rank, pattern)
-    (folder / "tokenizer.model").write_bytes(tokenizer_model(size.vocab_size))
+    write_tokenizer(folder, size)
     (folder / "params.json").write_text(json.dumps(size.params()) + "\n", encoding="utf-8")
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--size", type=click.Choice(list(SIZES)), default="7B", help="Of the release.")
+@click.option(
+    "--size",
+    type=click.Choice(list(SIZES)),
+    default="7B",
+    help="Of the release; Code Llama's where no family is named.",
+)
 @click.option("--layers", type=click.IntRange(1), help="Fewer layers; all of them if absent.")
 @click.option("--sparse", is_flag=True, help="Leave the weights zero; takes next to no disk.")
 def main(folder: Path, *, size: str, layers: int | None, sparse: bool) -> None:

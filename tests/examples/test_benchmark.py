@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,29 @@ def test_a_sparse_checkpoint_has_true_crcs_and_next_to_no_bytes(sparse):
     for rank in job.ranks:
         storage = rank.tensors["layers.0.attention.wo.weight"].storage
         assert storage.crc == zlib.crc32(bytes(storage.n_bytes))
+
+
+def test_a_llama_3_has_its_releases_params_split_and_size(tmp_path):
+    """The benchmark knew Code Llama's shapes alone."""
+    folder = make(tmp_path / "Llama3.1-405B", "--size=Llama3.1-405B", "--layers=2", "--sparse")
+    params = json.loads((folder / "params.json").read_text(encoding="utf-8"))
+    assert params == {
+        "dim": 16384, "n_layers": 2, "n_heads": 128, "n_kv_heads": 8, "vocab_size": 128256,
+        "ffn_dim_multiplier": 1.2, "multiple_of": 4096, "norm_eps": 1e-05,
+        "rope_theta": 500000.0, "use_scaled_rope": True,
+    }  # fmt: skip
+    ranks = [read_rank(path) for path in sorted(folder.glob("*.pth"))]
+    assert len(ranks) == 8
+    tensors = ranks[7].tensors
+    assert tensors["tok_embeddings.weight"].shape == (16032, 16384)
+    assert tensors["layers.1.attention.wk.weight"].shape == (128, 16384)
+    assert "rope.freqs" not in tensors
+    assert (folder / "tokenizer.model").exists() == (find_spec("llama_models") is not None)
+    options = Options(skip_tokenizer=True)
+    # Embedding and head, two layers of GQA and a feed-forward width of 53,248, and the last norm.
+    layer = 2 * 16384 * 16384 + 2 * 1024 * 16384 + 3 * 53248 * 16384 + 2 * 16384
+    n_bytes = 2 * (2 * 128256 * 16384 + 2 * layer + 16384)
+    assert plan_conversion(folder, options).tensor_bytes == n_bytes
 
 
 def test_the_ranks_of_a_sparse_checkpoint_differ_in_one_storage(sparse):
@@ -286,3 +310,5 @@ def test_the_size_formula_agrees_with_the_tensors(monkeypatch, filled):
     assert SIZES["tiny"].n_bytes == plan_conversion(filled, Options()).tensor_bytes
     assert SIZES["7B"].n_bytes == 13_477_093_376  # CodeLlama-7b-hf's total_size on the hub
     assert SIZES["70B"].n_bytes == 137_953_820_672
+    assert SIZES["Llama3.1-8B"].n_bytes == 16_060_522_496  # Llama-3.1-8B's total_size on the hub
+    assert SIZES["Llama3.1-405B"].n_bytes == 811_706_777_600  # 405,853,388,800 parameters
