@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,51 @@ REFERENCE = "transformers.models.llama.convert_llama_weights_to_hf"
 # Neither waits for the disk by itself; this tool does, and so must what it is compared with.
 COPY = 'out=$1; shift; cp --reflink=never --sparse=never "$@" "$out" && sync "$out"/*'
 RUN_AND_SYNC = 'out=$1; shift; "$@" && sync "$out"/*'
+FAST = "zlib_ng"  # what the extra [fast] installs
+# What is None in sys.modules cannot be imported, as if it were not installed.
+WITHOUT_FAST = (
+    f"import runpy, sys; sys.modules[{FAST!r}] = None; "
+    "runpy.run_module('codellama_convert', run_name='__main__', alter_sys=True)"
+)
+PART_BYTES = 14e9  # of a model that the disk cannot hold
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A checkpoint, where it lies, and how often each case is measured on it.
+
+    Attributes:
+        name: As `--series` spells it.
+        size: The model's, as `SIZES` spells it.
+        rounds: How often by case, in the order of the first round.
+        layers: Fewer than the model has.
+        in_memory: Whether its files are in memory, and not on the disk.
+        sparse: Whether its weights are holes: for what no disk at hand can hold.
+    """
+
+    name: str
+    size: str
+    rounds: Mapping[str, int]
+    layers: int | None = None
+    in_memory: bool = False
+    sparse: bool = False
+
+
+_IN_MEMORY = (
+    "floor", "convert", "zlib", "float16", "floor-float32", "float32",
+    "floor-read", "verify", "reverse-1", "reverse-8",
+)  # fmt: skip
+_ON_DISK = {
+    "plan": 5, "floor": 5, "convert": 5, "float16": 3, "floor-float32": 3, "float32": 3,
+    "floor-read": 3, "verify": 3, "reverse-1": 3, "cp": 1, "reference": 1,
+}  # fmt: skip
+SERIES = (
+    Series("ram", "7B", dict.fromkeys(_IN_MEMORY, 5), layers=16, in_memory=True),
+    Series("disk", "7B", _ON_DISK),
+    Series("llama3", "Llama3.1-8B", {"plan": 5, "floor": 3, "convert": 3}),
+    Series("70B", "70B", {"help": 9, "plan": 9, "part": 1}, sparse=True),
+    Series("405B", "Llama3.1-405B", {"plan": 3, "part": 1}, sparse=True),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,51 +71,56 @@ class Case:
     """One thing to measure.
 
     Attributes:
-        name: As `--only` spells it.
         title: For the table.
         command: What is run.
-        floor: The case that moves the same bytes and does nothing else.
-        read_times: Bytes that are read, in units of the checkpoint's.
-        write_times: Bytes that are written, in the same units.
-        disk_times: Bytes on the disk at worst, in the same units.
-        needs_output: Whether it reads what `convert` has written.
+        floor: The case that moves the same bytes and does nothing else; empty if there is none.
+        reads: Bytes that are read, in units of the checkpoint's.
+        writes: Bytes that are written, in the same units.
+        needs_output: Whether it reads what `convert` has written, and leaves it.
+        leaves_output: Whether it writes just that.
+        may_refuse: Whether exit status 1 is a result: `plan` of what the disk cannot hold.
     """
 
-    name: str
     title: str
     command: tuple[str, ...]
     floor: str = "floor"
-    read_times: int = 1
-    write_times: int = 1
-    disk_times: int = 1
+    reads: float = 1
+    writes: float = 1
     needs_output: bool = False
+    leaves_output: bool = False
+    may_refuse: bool = False
+
+    @property
+    def on_disk(self) -> float:
+        """Bytes beside the checkpoint at worst, in the same units."""
+        return self.writes + self.needs_output
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where and how to measure.
+    """Where and how a series is measured.
 
     Attributes:
-        size: The model.
-        size_name: As `--size` spells it.
-        sparse: Whether the weights are holes.
+        series: What.
+        size: The model, with as many layers as are measured.
         folder: The work folder.
+        rounds: By case; the cases that are not available here are left out.
         workers: Asked of the tool and of the floor; None is the tool's default.
         reference_python: The interpreter of the reference converter.
     """
 
+    series: Series
     size: Size
-    size_name: str
-    sparse: bool
     folder: Path
-    workers: int | None
-    reference_python: Path | None
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    workers: int | None = None
+    reference_python: Path | None = None
 
     @property
     def made(self) -> Path:
         """The folder around the checkpoint, named after its settings."""
-        kind = "-sparse" if self.sparse else ""
-        return self.folder / f"{self.size_name}-{self.size.n_layers}-layers{kind}"
+        kind = "-sparse" if self.series.sparse else ""
+        return self.folder / f"{self.series.size}-{self.size.n_layers}-layers{kind}"
 
     @property
     def checkpoint(self) -> Path:
@@ -91,25 +143,29 @@ class Bench:
         """TMPDIR of every run."""
         return self.folder / "temporary"
 
-    def tool(self, command: str, *options: str) -> tuple[str, ...]:
-        """Give a command line of this project's tool, in this interpreter."""
+    def tool(self, command: str, *options: str, program: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Return a command line of this project's tool, in this interpreter."""
         folders = ("--input_dir", str(self.checkpoint), "--output_dir", str(self.output))
-        return (sys.executable, "-m", "codellama_convert", command, *folders, *options)
+        has_tokenizer = (self.checkpoint / "tokenizer.model").exists()
+        skip = () if has_tokenizer else ("--skip_tokenizer",)
+        return (*(program or TOOL), command, *folders, *skip, *options)
 
-    def convert(self, *options: str) -> tuple[str, ...]:
-        """Give the command line that converts the checkpoint."""
-        workers = () if self.workers is None else ("--workers", str(self.workers))
-        return self.tool("convert", "--quiet", *workers, *options)
+    def with_workers(self) -> tuple[str, ...]:
+        """Return the option that sets the workers, if there is one."""
+        return () if self.workers is None else ("--workers", str(self.workers))
+
+    def convert(self, *options: str, program: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Return the command line that converts the checkpoint."""
+        return self.tool("convert", "--quiet", *self.with_workers(), *options, program=program)
 
     def reverse(self, n_ranks: int) -> tuple[str, ...]:
-        """Give the command line that writes ranks from what `convert` has written."""
-        workers = () if self.workers is None else ("--workers", str(self.workers))
+        """Return the command line that writes ranks from what `convert` has written."""
         folders = (str(self.output), str(self.temporary / f"ranks-{n_ranks}"))
-        options = ("--ranks", str(n_ranks), "--overwrite", "--quiet", *workers)
-        return (sys.executable, "-m", "codellama_convert", "reverse", *folders, *options)
+        options = ("--ranks", str(n_ranks), "--overwrite", "--quiet", *self.with_workers())
+        return (*TOOL, "reverse", *folders, *options)
 
     def copy(self, threads: int, write_times: int, *, direct: bool) -> tuple[str, ...]:
-        """Give the command line that copies the checkpoint, or reads it and the output."""
+        """Return the command line that copies the checkpoint, or reads it and the output."""
         sources = (*map(str, self.ranks), *(() if write_times else (str(self.output),)))
         target = ("--target", str(self.output / "copy.bin")) if write_times else ()
         mode = () if direct else ("--buffered",)
@@ -117,90 +173,73 @@ class Bench:
         return (sys.executable, str(HERE / "direct_copy.py"), *sources, *target, *times, *mode)
 
 
-def abilities(bench: Bench) -> frozenset[str]:
-    """Ask the installed tool which of the measured options and commands it has."""
-    words: set[str] = set()
-    for command in ((), ("convert",)):
-        shown = subprocess.run(  # noqa: S603 - the command is this project's own
-            [sys.executable, "-m", "codellama_convert", *command, "--help"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        words.update(shown.stdout.split())
-    if bench.workers is not None and "--workers" not in words:
-        raise click.UsageError("the installed codellama-convert has no option --workers")
-    return frozenset({"--io", "--workers", "reverse", "verify"} & words)
+TOOL = (sys.executable, "-m", "codellama_convert")
 
 
-def planned(bench: Bench, tool_has: frozenset[str]) -> dict[str, Any]:
+def planned(bench: Bench) -> dict[str, Any]:
     """Ask the tool for its plan of the checkpoint; small by what would fill the results."""
-    workers = () if bench.workers is None else ("--workers", str(bench.workers))
     shown = subprocess.run(  # noqa: S603 - the command is this project's own
-        bench.tool("plan", "--json", *(workers if "--workers" in tool_has else ())),
+        bench.tool("plan", "--json", *bench.with_workers()),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if shown.returncode:
+    if not shown.stdout:
         raise click.ClickException(f"plan: {shown.stderr.strip()}")
     plan: dict[str, Any] = json.loads(shown.stdout)
     return {key: plan[key] for key in ("workers", "buffer_bytes", "total_size")}
 
 
-def build_cases(
-    bench: Bench, tool_has: frozenset[str], *, threads: int, direct: bool
-) -> list[Case]:
-    """List what can be measured here.
+def is_available(case: str, reference_python: Path | None) -> bool:
+    """Tell whether a case can be measured here."""
+    if case == "reference":
+        return reference_python is not None
+    return case != "zlib" or find_spec(FAST) is not None  # without it, that is "convert"
+
+
+def build_cases(bench: Bench, *, threads: int, direct: bool) -> dict[str, Case]:
+    """Spell what can be measured.
 
     Args:
         bench: Where and how.
-        tool_has: From `abilities`.
-        threads: Of the floor.
+        threads: Of the floors.
         direct: Whether the file system takes direct I/O.
 
     Returns:
-        The cases; those that read an output stand behind one that writes it.
+        The cases by name.
     """
-    way = f"{'direct' if direct else 'buffered'} copy, {threads} thread{'s' if threads > 1 else ''}"
     ranks = tuple(map(str, bench.ranks))
-    cases = [
-        Case("floor", way, bench.copy(threads, 1, direct=direct)),
-        Case("cp", "cp, then sync", ("/bin/sh", "-c", COPY, "sh", str(bench.output), *ranks)),
-    ]
-    if bench.reference_python is not None:
-        size = "13B" if bench.size_name == "tiny" else bench.size_name
-        python = (str(bench.reference_python), "-m", REFERENCE, "--model_size", size)
-        folders = ("--input_dir", str(bench.checkpoint), "--output_dir", str(bench.output))
-        then_sync = ("/bin/sh", "-c", RUN_AND_SYNC, "sh", str(bench.output))
-        cases.append(
-            Case("reference", "reference, then sync", then_sync + python + folders, disk_times=2)
-        )
-    if "--io" in tool_has:
-        cases += [
-            Case(mode, f"convert --io {mode}", bench.convert("--io", mode))
-            for mode in ("buffered", "direct")
-        ]
-    cases.append(Case("auto", "convert", bench.convert()))
-    if "verify" in tool_has:
-        read = Case("verify", "verify", bench.tool("verify"), "floor-read", 2, 0, needs_output=True)
-        floor = bench.copy(threads, 0, direct=direct)
-        cases += [
-            Case("floor-read", f"{way}, reads only", floor, "floor-read", 2, 0, needs_output=True),
-            read,
-        ]
-    if "reverse" in tool_has:
-        cases += [
-            Case(
-                f"reverse-{n_ranks}",
-                f"reverse --ranks {n_ranks}",
-                bench.reverse(n_ranks),
-                disk_times=2,
-                needs_output=True,
-            )
-            for n_ranks in (1, 8)
-        ]
-    float32 = bench.convert("--dtype", "float32")
-    floor = bench.copy(threads, 2, direct=direct)
-    return [
-        *cases,
-        Case("float16", "convert --dtype float16", bench.convert("--dtype", "float16")),
-        Case("floor-float32", f"{way}, written twice", floor, "floor-float32", 1, 2, 2),
-        Case("float32", "convert --dtype float32", float32, "floor-float32", 1, 2, 2),
-    ]
+    to_output = ("sh", str(bench.output))
+    reference = (
+        str(bench.reference_python), "-m", REFERENCE,
+        "--model_size", "13B" if bench.series.size == "tiny" else bench.series.size,
+        "--input_dir", str(bench.checkpoint), "--output_dir", str(bench.output),
+    )  # fmt: skip
+    slow = (sys.executable, "-c", WITHOUT_FAST)
+    n_parts = max(1, round(bench.size.n_bytes / PART_BYTES))
+    part = bench.convert("--part", f"1/{n_parts}")
+    copies = [bench.copy(threads, times, direct=direct) for times in (0, 1, 2)]
+    return {
+        "floor": Case("plain copy", copies[1]),
+        "floor-read": Case("reading both sides", copies[0], "floor-read", 2, 0, needs_output=True),
+        "floor-float32": Case("plain copy, written twice", copies[2], "floor-float32", 1, 2),
+        "cp": Case("`cp`, then sync", ("/bin/sh", "-c", COPY, *to_output, *ranks)),
+        "reference": Case(
+            "the reference converter, then sync",
+            ("/bin/sh", "-c", RUN_AND_SYNC, *to_output, *reference), writes=2,
+        ),
+        "convert": Case("convert", bench.convert(), leaves_output=True),
+        "zlib": Case(
+            "convert without `[fast]`", bench.convert(program=slow), leaves_output=True
+        ),
+        "float16": Case("convert `--dtype float16`", bench.convert("--dtype", "float16")),
+        "float32": Case(
+            "convert `--dtype float32`", bench.convert("--dtype", "float32"), "floor-float32", 1, 2
+        ),
+        "verify": Case(
+            "verify", bench.tool("verify"), "floor-read", 2, 0, needs_output=True
+        ),
+        "reverse-1": Case("reverse `--ranks 1`", bench.reverse(1), needs_output=True),
+        "reverse-8": Case("reverse `--ranks 8`", bench.reverse(8), needs_output=True),
+        "part": Case(f"convert `--part 1/{n_parts}`", part, "", 1 / n_parts, 1 / n_parts),
+        "plan": Case("plan", bench.tool("plan"), "", 0, 0, may_refuse=True),
+        "help": Case("`--help`", (*TOOL, "--help"), "", 0, 0),
+    }  # fmt: skip

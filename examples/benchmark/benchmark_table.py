@@ -1,81 +1,143 @@
-"""Set measurements in relation and lay them out as a table; part of benchmark.py."""
+"""Set measurements in relation, and lay them out for a README; part of benchmark.py."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import median
 from typing import Any
 
-from benchmark_cases import Case
+import click
+from benchmark_results import summarize
+
+TITLES = ("ram", "disk", "llama3")  # the series that have a table of their own
 
 
-def summarize(
-    cases: Sequence[Case], runs: Sequence[Mapping[str, Any]], checkpoint_bytes: int
-) -> list[dict[str, Any]]:
-    """Take medians over the rounds and set them in relation.
+def table(*rows: Sequence[str]) -> str:
+    """Lay out rows as a Markdown table: the first has the names, the first column is text."""
+    head, *others = rows
+    ruler = ("---", *("--:" for _ in head[1:]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ruler, *others))
 
-    Args:
-        cases: What was measured.
-        runs: All measurements.
-        checkpoint_bytes: Of the weights as they are read.
 
-    Returns:
-        One row a case; the ratios are those of the medians, None where there is nothing to compare.
-    """
+def gigabytes(n_bytes: float) -> str:
+    """Spell a size; what a journal takes for a moment is 0."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 5e7 else "0"
 
-    def middle(name: str, key: str) -> float | None:
-        values = [run[key] for run in runs if run["case"] == name]
-        return median(values) if values else None
 
-    def ratio(case: Case, other: str) -> float | None:
-        seconds, compared = middle(case.name, "seconds"), middle(other, "seconds")
-        return seconds / compared if seconds and compared else None
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """Name the machine and the versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['cores']} cores ({machine['processor']}, {machine['machine']}), "
+        f"{machine['memory_bytes'] / 1e9:.0f} GB of memory, Linux {machine['kernel']}; {versions}."
+    )
 
-    return [
-        {
-            "case": case.name,
-            "title": case.title,
-            "bytes": (case.read_times + case.write_times) * checkpoint_bytes,
-            **{key: middle(case.name, key) for key in ("seconds", "cpu_seconds")},
-            "to_floor": ratio(case, case.floor),
-            "to_cp": ratio(case, "cp") if case.floor == "floor" else None,
-            "to_reference": ratio(case, "reference") if case.floor == "floor" else None,
-            "peak_rss_bytes": max(r["peak_rss_bytes"] for r in runs if r["case"] == case.name),
-            "temporary_bytes": max(r["temporary_bytes"] for r in runs if r["case"] == case.name),
-        }
-        for case in cases
+
+def model_text(series: Mapping[str, Any]) -> str:
+    """Name the model, and how much of it there is."""
+    layers, all_layers = series["layers"], series["all_layers"]
+    cut = "" if layers == all_layers else f" with {layers} of its {all_layers} layers"
+    return f"{series['model']}{cut}"
+
+
+def series_text(name: str, series: Mapping[str, Any]) -> str:
+    """Say what was measured, lay out one row a case that moves bytes, and show the pictures."""
+    way = " past the page cache" if series["direct_io"] else ""
+    head = (
+        "", "time, as a ratio to its floor", "seconds", "CPU seconds per GB of weights",
+        "peak memory", "temporary disk", "rounds",
+    )  # fmt: skip
+    rows = [
+        (
+            row["title"],
+            f"{row['to_floor']:.2f}",
+            f"{row['seconds']:.2f}",
+            f"{row['cpu_per_gb']:.2f}",
+            f"{row['peak_rss_bytes'] / 1e6:,.0f} MB",
+            gigabytes(row["temporary_bytes"]),
+            str(row["rounds"]),
+        )
+        for row in summarize(series)
+        if row["to_floor"] is not None
     ]
+    if not rows:
+        return "Not measured."
+    text = (
+        f"{model_text(series)}, {series['bytes'] / 1e9:.1f} GB in bfloat16, on "
+        f"{series['file_system']}; copies{way} with {series['workers']} threads.\n\n"
+        f"{table(head, *rows)}\n\n"
+        "![Time of each run as a ratio to its floor, and processor seconds per GB of weights]"
+        f"(pictures/{name}.svg)"
+    )
+    if name == "disk" and any(run["samples"] for run in series["runs"]):
+        text += "\n\n![Resident memory of each run over time](pictures/memory.svg)"
+    return text
 
 
-def table_lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """Lay the results out as a Markdown table.
+def sizes_text(all_series: Mapping[str, Any]) -> str:
+    """Lay out one row a model of all its layers: how its plan and its conversion grow."""
+    head = (
+        "", "ranks", "weights", "`plan`, seconds", "`plan`, peak memory", "conversion", "its peak memory"
+    )  # fmt: skip
+    rows, start = [], ""
+    for name, series in all_series.items():
+        found = {row["case"]: row for row in summarize(series)}
+        plan, converted = found.get("plan"), found.get("convert") or found.get("part")
+        if "help" in found:
+            start = f"\n\n`--help` takes {found['help']['seconds']:.2f} s."
+        if name == "ram" or plan is None or converted is None:
+            continue
+        rows.append(
+            (
+                model_text(series),
+                str(series["ranks"]),
+                gigabytes(series["bytes"]),
+                f"{plan['seconds']:.2f}",
+                f"{plan['peak_rss_bytes'] / 1e6:.0f} MB",
+                converted["title"],
+                f"{converted['peak_rss_bytes'] / 1e6:.0f} MB",
+            )
+        )
+    return table(head, *rows) + start
+
+
+def regions(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what stands between a README's marks.
 
     Args:
         results: The content of the JSON file.
 
     Yields:
-        Lines.
+        The mark's name, and Markdown.
     """
-    machine, model = results["machine"], results["checkpoint"]
-    caches = "dropped" if results["settings"]["caches_dropped"] else "not dropped (needs root)"
-    yield (
-        f"{model['size']}, {model['layers']} layers, {'sparse' if model['sparse'] else 'filled'}, "
-        f"{model['ranks']} rank(s), {model['bytes'] / 1e9:.2f} GB; {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 1e9:.0f} GB RAM, {machine['file_system']}, "
-        f"medians of {results['settings']['rounds']} round(s), other caches {caches}"
-    )
-    yield ""
-    yield "| run | read + written | seconds | x floor | x cp | x reference | CPU s | peak RSS | temporary disk |"
-    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
-    for row in results["summary"]:
-        ratios = (row["to_floor"], row["to_cp"], row["to_reference"])
-        cells = (
-            row["title"],
-            f"{row['bytes'] / 1e9:.1f} GB",
-            f"{row['seconds']:.2f}",
-            *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-            f"{row['cpu_seconds']:.2f}",
-            f"{row['peak_rss_bytes'] / 1e6:.0f} MB",
-            f"{row['temporary_bytes'] / 1e6:.0f} MB",
-        )
-        yield f"| {' | '.join(cells)} |"
+    all_series = results["series"]
+    yield "machine", machine_text(results["machine"])
+    for name in TITLES:
+        measured = all_series.get(name)
+        yield name, series_text(name, measured) if measured else "Not measured."
+    yield "sizes", sizes_text(all_series)
+
+
+def written_between_marks(text: str, results: Mapping[str, Any]) -> str:
+    """Put the results between the marks of a README, and leave everything else alone.
+
+    Args:
+        text: With marks such as `<!-- disk -->` and `<!-- end of disk -->`.
+        results: The content of the JSON file.
+
+    Returns:
+        The new text.
+
+    Raises:
+        click.ClickException: If a mark is missing, or there twice.
+    """
+    for name, region in regions(results):
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        written = region.replace("\\", r"\\")
+        text, n_places = mark.subn(rf"\g<1>\n{written}\n\n\g<2>", text)
+        if n_places != 1:
+            raise click.ClickException(
+                f"--readme: {n_places} places between <!-- {name} --> and <!-- end of {name} -->; "
+                "there must be one"
+            )
+    return text

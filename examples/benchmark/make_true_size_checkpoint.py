@@ -113,7 +113,7 @@ SIZES = {
     "Llama3.1-405B": Size(
         "Llama3.1-405B", 8, 16384, 126, 128, 8, 53248, 128256, 4096, 1.2, llama_3=True
     ),
-    "tiny": Size("CodeLlama-tiny", 2, 512, 2, 8, 4, 1536, 512),
+    "tiny": Size("CodeLlama-tiny", 2, 512, 2, 16, 8, 1536, 512),
 }
 
 

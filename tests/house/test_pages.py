@@ -49,7 +49,7 @@ OF_SCRIPTS = {
     "--file": "examples/infill.py",
     **dict.fromkeys(("--ranks", "--n_kv_heads"), "examples/make_tiny_checkpoint.py"),
     **dict.fromkeys(
-        ("--size", "--rounds", "--pictures", "--reference_python", "--layers", "--only"),
+        ("--series", "--rounds", "--readme", "--reference_python", "--layers", "--only", "--from"),
         "examples/benchmark/benchmark.py",
     ),
     "--check": "tests/witness/tiny_codellama/train.py",
