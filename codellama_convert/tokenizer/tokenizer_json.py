@@ -116,12 +116,12 @@ def _merge_bytes(known: Collection[str]) -> Iterator[int]:
 
 
 def _chunks(model: SentencePieceModel, merge_lines: Iterable[str]) -> Iterator[bytes]:
-    vocabulary_lines = starmap(_vocabulary_line, enumerate(model.pieces))
+    vocabulary_lines = starmap(_vocabulary_line, enumerate(model.pieces.texts))
     return json_chunks(_tokenizer_frame(model), _added_tokens(model), vocabulary_lines, merge_lines)
 
 
-def _vocabulary_line(number: int, piece: Piece) -> str:
-    return f"      {_quoted(piece.text)}: {number}"
+def _vocabulary_line(number: int, text: str) -> str:
+    return f"      {_quoted(text)}: {number}"
 
 
 def _merge_line(left: str, right: str) -> str:

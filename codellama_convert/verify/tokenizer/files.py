@@ -110,12 +110,12 @@ def _config(
     }
     if tokenizer_class is not None:
         expected["tokenizer_class"] = tokenizer_class
-    has_infilling = all(name in model.ids for name in INFILLING)
+    has_infilling = all(model.id_of(name) is not None for name in INFILLING)
     if tokenizer_class in _INFILLING_CLASSES and not has_infilling:
         # Left out, these classes invent the pieces, with ids beyond the embedding.
         for role in ("prefix", "middle", "suffix", "eot", "fill"):
             expected[f"{role}_token"] = None
     if chat:
         # Meta's dialogue form is one text, which both sides take from where it is explained.
-        expected["chat_template"] = chat_template(step=STEP in model.ids)
+        expected["chat_template"] = chat_template(step=model.id_of(STEP) is not None)
     return expected

@@ -16,7 +16,7 @@ _BEFORE_MERGES, _AFTER_MERGES, _END = b',\n    "merges": [\n      ', b"\n    ]",
 _BETWEEN_MERGES = b",\n      "
 _EMPTY_END = b"{}" + _END
 _PIECES, _BLOCK_BYTES = 4096, 1 << 16
-_spelled = json.JSONEncoder(ensure_ascii=False).encode
+_spelled = json.encoder.encode_basestring  # of JSONEncoder.encode, half the time is not this
 # The library's fast encoder knows no indent; but one level of it is only a longer separator.
 _spelled_all = json.JSONEncoder(
     ensure_ascii=False, separators=(_BETWEEN_MERGES.decode(), ": ")

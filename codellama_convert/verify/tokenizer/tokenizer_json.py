@@ -75,28 +75,29 @@ def _parse_tokenizer_json(
 ) -> dict[str, Any]:
     """Parse what has not many more lists and objects than there should be: each takes 64 bytes."""
     max_brackets = _MORE_BRACKETS
-    for piece in model.pieces:
-        times = 1 + cuts.get(piece.text, 0)  # in the vocabulary, and in each of its merges
-        max_brackets += times * _n_brackets(piece.text.encode())
+    for text in model.pieces.texts:
+        if n_brackets := _n_brackets(text):
+            # In the vocabulary, and in each of its merges.
+            max_brackets += n_brackets * (1 + cuts.get(text, 0))
     for token in _added_tokens(model):
-        max_brackets += 1 + _n_brackets(token["content"].encode())
-    if _n_brackets(content) > max_brackets:
+        max_brackets += 1 + _n_brackets(token["content"])
+    if content.count(b"[") + content.count(b"{") > max_brackets:
         raise VerifyError("holds too many lists and objects for its model", path=path)
     return parse_json(content, path)
 
 
-def _n_brackets(content: bytes) -> int:
-    return content.count(b"[") + content.count(b"{")
+def _n_brackets(text: str) -> int:
+    return text.count("[") + text.count("{")
 
 
 def _wrong_piece(vocabulary: object, model: SentencePieceModel) -> str | None:
     """Describe the first piece whose id is not its place in the source."""
     if not isinstance(vocabulary, dict):
         return f"vocab is {shown(vocabulary)}, not an object"
-    for number, piece in enumerate(model.pieces):
-        found = vocabulary.get(piece.text)
+    for number, text in enumerate(model.pieces.texts):
+        found = vocabulary.get(text)
         if type(found) is not int or found != number:
-            return f"piece {piece.text!r} has id {shown(found)}, expected {number}"
+            return f"piece {text!r} has id {shown(found)}, expected {number}"
     if len(vocabulary) != model.n_pieces:
         return f"vocab has {len(vocabulary)} pieces, expected {model.n_pieces}"
     return None
@@ -116,16 +117,20 @@ def _wrong_pair(
     Every cut of a normal piece into two others stands there once; the higher the score of the whole
     the earlier, of equal scores first the longer left half, then the longer right one, then by id.
     """
-    scores = dict(_mergeable(model))
+    known = {
+        text: (-score, number)
+        for number, (text, score, kind) in enumerate(model.pieces)
+        if kind is PieceType.NORMAL and " " not in text
+    }
     last: tuple[float, int, int, int] | None = None
     n_found = 0
     for number, pair in enumerate(merges):
         n_found += 1
-        halves = pair.split(" ") if isinstance(pair, str) else ()
-        if len(halves) != 2 or not {*halves, "".join(halves)} <= scores.keys():
+        left, _, right = pair.partition(" ") if isinstance(pair, str) else ("", "", "")
+        whole = known.get(left + right)
+        if whole is None or left not in known or right not in known:
             return f"merge {number} is {shown(pair)}, which does not make a piece"
-        left, right = halves
-        place = (-scores[left + right], -len(left), -len(right), model.ids[left + right])
+        place = (whole[0], -len(left), -len(right), whole[1])
         if last is not None and place <= last:
             return f"merge {number} is {shown(pair)}, which belongs further up"
         last = place
@@ -135,19 +140,16 @@ def _wrong_pair(
 
 
 def _count_cuts(model: SentencePieceModel) -> dict[str, int]:
-    """Count in how many ways each piece is two others."""
-    known = dict(_mergeable(model))
-    return {
-        text: sum(text[:cut] in known and text[cut:] in known for cut in range(1, len(text)))
-        for text in known
-    }
-
-
-def _mergeable(model: SentencePieceModel) -> Iterator[tuple[str, float]]:
-    """Yield the pieces that are made by merging, with their scores; a space is never in the text."""
-    for piece in model.pieces:
-        if piece.type is PieceType.NORMAL and " " not in piece.text:
-            yield piece.text, piece.score
+    """Count in how many ways each piece is two others; a space is never in a text that is merged."""
+    known = {text for text in model.pieces.texts_of(PieceType.NORMAL) if " " not in text}
+    cuts = {}
+    for text in known:
+        n_cuts = 0
+        for cut in range(1, len(text)):
+            if text[:cut] in known and text[cut:] in known:
+                n_cuts += 1
+        cuts[text] = n_cuts
+    return cuts
 
 
 def _frame(model: SentencePieceModel) -> dict[str, Any]:
