@@ -1,4 +1,4 @@
-"""Own what is printed, and where: each line is one that only prints, whatever names it quotes."""
+"""Own what is printed, and where: one line at a time, without control characters of quoted names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) ->
     Args:
         described: From `describe_report`.
         as_json: Whether a machine reads it.
-        quiet: Whether only notes are printed, if no machine does.
+        quiet: Whether only notes are printed; JSON is printed all the same.
     """
     print_notes(value_notes(described))
     if as_json:
@@ -40,7 +40,7 @@ def print_report(described: Mapping[str, Any], *, as_json: bool, quiet: bool) ->
 
 
 def print_plan(described: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
-    """Print a plan; end with status 1 if it would be refused there, or the disk is too small.
+    """Print a plan; end with status 1 if the output folder would be refused, or its disk is too small.
 
     Args:
         described: From `describe_job` or `describe_ranks`.
@@ -65,5 +65,5 @@ def say(line: str, *, err: bool = False) -> None:
 
 
 def say_json(described: Mapping[str, Any]) -> None:
-    """Print JSON in ASCII; it escapes every other character that does not print but one."""
+    """Print JSON in ASCII. `json.dumps` escapes every control character but DEL."""
     click.echo(json.dumps(described, indent=2).replace("\x7f", "\\u007f"))

@@ -195,7 +195,7 @@ class PassWriter:
 def open_writer(
     job: Job | ReverseJob, passes: Sequence[Pass], parts: PartFiles, watch: Watch
 ) -> Iterator[PassWriter]:
-    """Open what some passes need, for whoever writes these and nothing else.
+    """Open what some passes need, for code that writes these and nothing else.
 
     Args:
         job: What they are of; it has weights.

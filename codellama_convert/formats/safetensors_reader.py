@@ -66,7 +66,7 @@ class SafetensorsIndex:
 
     @property
     def fingerprint(self) -> list[Any]:
-        """What tells the file from others, as plain values: its header has no sum of the weights."""
+        """What distinguishes the file from others, as plain values: its header has no sum of the weights."""
         return [self.n_bytes, self.header_sha256, self.mtime_ns]
 
 

@@ -40,7 +40,7 @@ TORCHSCRIPT_HINT = "save the weights instead: torch.save(torch.jit.load(FILE).st
 
 @dataclass(frozen=True, slots=True)
 class ListedEntry:
-    """An entry as the central directory tells it.
+    """An entry as the central directory has it.
 
     Attributes:
         raw_name: Its name's bytes.

@@ -19,7 +19,7 @@ from codellama_convert.storage.input_file import InputFile
 # transformers before 4.32 saved the first; the second is of even older exports.
 _FREQUENCIES = re.compile(r"(?:.*\.)?inv_freq")
 _MASK = re.compile(r"(?:.*\.)?masked_bias")
-# What rounding leaves of a number: of the calculation in float32, of a 16-bit format.
+# The relative error that rounding may leave, by itemsize: of float32 arithmetic, of a 16-bit format.
 _ROUNDING = {4: 1e-5, 2: 2.0**-7}
 
 
@@ -29,12 +29,12 @@ def is_buffer(name: str) -> bool:
 
 
 def is_mask(name: str) -> bool:
-    """Report whether a tensor is one whose values and dtype say nothing."""
+    """Report whether a tensor is a mask, whose values and dtype do not matter."""
     return _MASK.fullmatch(name) is not None
 
 
 def check_frequencies(path: Path, tensor: StoredTensor, config: ModelConfig) -> None:
-    """Compare saved rotary frequencies with those that rope_theta gives; pass over other buffers.
+    """Compare saved rotary frequencies with those that rope_theta gives; ignore other buffers.
 
     Args:
         path: The file.

@@ -90,7 +90,7 @@ class HuggingFaceCheckpoint:
     notes: tuple[str, ...]
 
     def inputs(self) -> dict[str, Any]:
-        """Return what tells the files from others, as plain values."""
+        """Return what distinguishes these files from others, as plain values."""
         files = {file.path.name: file.fingerprint for file in self.files}
         return {CONFIG_NAME: self.config_sha256, **files}
 

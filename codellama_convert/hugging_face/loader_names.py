@@ -28,7 +28,7 @@ _ENTRANCES = re.compile(
     """,
     re.VERBOSE,
 )
-# The weights themselves, and what says which model they are of.
+# The weights themselves, and what says which model they belong to.
 _OF_WEIGHTS = re.compile(
     rf"""
       model{_VARIANT}{_SHARD}\.safetensors | pytorch_model{_VARIANT}{_SHARD}\.bin
@@ -38,7 +38,7 @@ _OF_WEIGHTS = re.compile(
     """,
     re.VERBOSE,
 )
-# What a conversion or `save_pretrained` writes for texts to come in and out.
+# What a conversion or `save_pretrained` writes of a tokenizer or a processor.
 _OF_TOKENIZER = re.compile(
     rf"""
       ((video_)?pre)?processor_config\.json
@@ -48,7 +48,7 @@ _OF_TOKENIZER = re.compile(
     """,
     re.VERBOSE,
 )
-# What nobody's `save_pretrained` writes into a folder of such a model.
+# What no `save_pretrained` writes into a Llama model's folder, but loaders act on.
 _OTHERS = re.compile(
     r"""
       .*\.safetensors
@@ -71,7 +71,7 @@ def is_of_weights(name: str) -> bool:
 
 
 def is_saved_by_libraries(name: str) -> bool:
-    """Return whether a file or folder of this name is a saved model's, and goes when it is replaced."""
+    """Return whether a file or folder of this name belongs to a saved model, and is removed with it."""
     return is_of_weights(name) or _OF_TOKENIZER.fullmatch(name) is not None
 
 

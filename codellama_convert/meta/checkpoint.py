@@ -62,7 +62,7 @@ class Checkpoint:
         recognised: Which released model it is.
         ranks: What each rank holds.
         layout: Where every output tensor comes from.
-        dropped: Names that are left out.
+        dropped: Names of tensors that are left out.
         params: The bytes of params.json.
         tokenizer: tokenizer.model, or None where it is not wanted.
         notes: What the user should know.
@@ -89,7 +89,7 @@ class Checkpoint:
         return " and ".join(dtype.name for dtype in self.dtypes)
 
     def inputs(self) -> dict[str, Any]:
-        """Return what tells the files from others, as plain values."""
+        """Return what distinguishes these files from others, as plain values."""
         ranks = {rank.path.name: rank.fingerprint for rank in self.ranks}
         return {"params.json": hashlib.sha256(self.params).hexdigest(), **ranks}
 
@@ -128,7 +128,7 @@ def open_checkpoint(
         flavor: What the user says it was tuned for.
         max_position_embeddings: The context length that the user says it has.
         rope_scaling_factor: By which the user says that its rotary frequencies are scaled.
-        skip_tokenizer: Whether to do without tokenizer.model.
+        skip_tokenizer: Whether tokenizer.model is not needed.
 
     Returns:
         The checkpoint; of the weights, only the small copies of norms are read.
@@ -180,7 +180,7 @@ def open_checkpoint(
 def _measured_config(
     params: MetaParams, ranks: Sequence[RankIndex], files: CheckpointFiles
 ) -> ModelConfig:
-    """Join what params.json says with what the tensors show."""
+    """Build the configuration from params.json and from the shapes of the tensors."""
     measured = measure(ranks, hidden_size=params.dim)
     config = build_config(
         params,
@@ -190,7 +190,7 @@ def _measured_config(
         has_tiktoken=holds_tiktoken(files.tokenizer),
         generation=measured.generation,
     )
-    # Of older models, a head with the embedding's numbers was never tied, and stays as it is.
+    # In older models a head with the numbers of the embedding was not tied to it: it is written.
     tied = is_tied(ranks) or (config.generation == LLAMA_3 and head_equals_embedding(ranks))
     return replace(config, tie_word_embeddings=tied)
 
@@ -220,7 +220,7 @@ def _check_weights(
 def _kind_notes(
     config: ModelConfig, layout: Sequence[TensorLayout], rank: RankIndex
 ) -> tuple[str, ...]:
-    """Say that the head is the embedding, and that tensors are of several dtypes."""
+    """Note that the head is the embedding, and that tensors have several dtypes."""
     notes = []
     if config.tie_word_embeddings:
         head, embedding = (rank.tensors.get(meta_name_of(role)) for role in ("head", "embedding"))
@@ -241,7 +241,7 @@ def _kind_notes(
 
 
 def _read_params(path: Path) -> bytes:
-    """Read params.json whole; refuse what is too large for it, or a web page."""
+    """Read the whole of params.json; refuse a file that is too large, or a web page."""
     with InputFile(path, error=ConfigError) as file:
         content = file.read_whole(_MAX_PARAMS_BYTES, hint="download it again")
     refuse_other_kind(content[:HEAD_BYTES], "JSON", path=path, error=ConfigError)
@@ -263,7 +263,7 @@ def _open_tokenizer(
 
 
 def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
-    """Say which ranks were saved without sums: a flipped bit in them would go into the output."""
+    """Note which ranks were saved without sums: a flipped bit in them would go into the output."""
     bare = [rank for rank in ranks if any(s.crc is None for s in rank.storages.values())]
     if not bare:
         return ()
@@ -275,10 +275,10 @@ def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
 
 
 def _renamed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
-    """Say which ranks were saved under the number of another: every tensor would be joined wrongly.
+    """Note which ranks were saved under another number: if two were swapped, every tensor is wrong.
 
     torch calls a zip's root folder after the file that it writes; where all ranks have one root,
-    it tells nothing of their order.
+    it says nothing about their order.
     """
     if len({rank.root for rank in ranks}) == 1:
         return ()

@@ -81,7 +81,7 @@ def other_layout(names: Sequence[str]) -> tuple[str, str] | None:
         names: Its files.
 
     Returns:
-        What it holds, to follow "but", and what to do; None where no name tells.
+        What it holds, to follow "but", and what to do; None where no name says so.
     """
     parts = [name for name in unfinished_downloads(names) if not name.lower().startswith("params")]
     if parts:

@@ -1,4 +1,4 @@
-"""Own what the place of a checkpoint says of it: which model it is, and where its output goes."""
+"""Own what follows from a checkpoint's place: which model it is, and where its output goes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _MAX_COMMIT_LENGTH = 100
 def model_name(folder: Path) -> str:
     """Return the name of the model that a folder belongs to.
 
-    It is the folder's own, or that of the folder that a hub or repository wraps around it. Where
-    that says nothing of the model, the nearest folder above whose name is a model's is taken: it
-    has a size, and a family or what the model was tuned for. Other folders above do not count: in
-    `chat-experiments/my-model` nothing is said of the model.
+    It is the folder's own name, or that of the folder that a hub or repository puts around it. If
+    that name does not say which model it is, the nearest folder above with a model's name is taken:
+    one with a size, and with a family or what the model was tuned for. Other folders above do not
+    count: `chat-experiments/my-model` does not say which model it is.
 
     Args:
-        folder: The checkpoint's; links are followed, but the link's own name may say more.
+        folder: The checkpoint's. Links are followed, and the name of the link itself counts too.
 
     Returns:
         Such as "CodeLlama-7b-Instruct"; "Llama-2-7b-chat" for a snapshot of the hub.
@@ -42,7 +42,7 @@ def model_name(folder: Path) -> str:
 
 
 def _names(place: Path) -> list[str]:
-    """List the names that say something of the model, nearest first."""
+    """List the names that say which model it is, nearest first."""
     place = _unwrapped(place)
     own = _name_of(place)
     above = [_name_of(parent) for parent in list(place.parents)[:_MAX_ANCESTORS]]
@@ -61,7 +61,7 @@ def _unwrapped(place: Path) -> Path:
 
 
 def _name_of(place: Path) -> str:
-    """Return a folder's name without a hub's additions, and with what Kaggle writes further up."""
+    """Return a folder's name without a hub's additions, and with what Kaggle puts into the folders above."""
     hub = _HUB_NAME.fullmatch(place.name)
     if hub:
         return hub[1]
@@ -73,18 +73,18 @@ def _name_of(place: Path) -> str:
 def default_output_dir(folder: Path, suffix: str = _HF) -> Path:
     """Return where the output goes unless another place is named: beside the checkpoint.
 
-    What lies in a cache belongs to the program that made the cache, so the output of a checkpoint
-    there goes into the current folder.
+    A cache belongs to the program that made it, so the output of a checkpoint in a cache goes into
+    the current folder.
 
     Args:
         folder: The checkpoint's, as it was found; "." is resolved to its name.
-        suffix: What is added to its name; another one than -hf takes the place of -hf.
+        suffix: What is added to its name; a suffix other than -hf replaces -hf.
 
     Returns:
         The folder, named after the model.
 
     Raises:
-        OutputError: If the current folder is a cache or in one too, or the checkpoint's has no name.
+        OutputError: If the current folder is in a cache too, or the checkpoint's folder has no name.
     """
     place = folder if folder.name not in ("", "..") else folder.resolve()
     if _is_in_cache(place.absolute()) or _is_hub_cache(_unwrapped(place.absolute()).parent):
@@ -114,8 +114,8 @@ def current_snapshot(folders: Sequence[Path]) -> Path | None:
         folders: Checkpoints, each in a snapshot.
 
     Returns:
-        The one that the hub's refs/main names; None where they are of several models, or it names
-        none of them.
+        The one that the hub's refs/main names; None if it names no such snapshot, or if the
+            snapshots are of several models.
     """
     snapshots = {_snapshot_of(folder) for folder in folders}
     if len(snapshots) != len(folders) or None in snapshots:
@@ -144,8 +144,8 @@ def _is_in_cache(place: Path) -> bool:
 
 
 def _is_hub_cache(place: Path) -> bool:
-    """Report whether a folder is what hubs keep their models in, wherever its owner put it."""
+    """Report whether a hub keeps its models in this folder, wherever the user put that."""
     try:
         return any(_HUB_NAME.fullmatch(path.name) for path in place.iterdir())
-    except OSError:  # told when something is written there
+    except OSError:  # reported when something is written there
         return False

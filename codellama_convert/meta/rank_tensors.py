@@ -55,7 +55,7 @@ def measure(ranks: Sequence[RankIndex], *, hidden_size: int) -> Measured:
         The sizes.
 
     Raises:
-        LayoutError: If a tensor that tells it is missing or no matrix, or ranks are missing.
+        LayoutError: If a tensor that is measured is missing or not a matrix, or ranks are missing.
     """
     query, gate, embedding = (
         _matrix(ranks[0], meta_name_of(role)) for role in ("query", "gate", "embedding")

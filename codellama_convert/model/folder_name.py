@@ -20,7 +20,7 @@ def read_folder_name(name: str) -> tuple[Family | None, Flavor | None]:
         name: Such as "CodeLlama-7b-Instruct", "llama-2-13b-chat" or "30B".
 
     Returns:
-        What the name tells; None where it tells nothing.
+        What the name says; None where it says nothing.
     """
     words = re.sub(r"[^a-z0-9]+", "-", name.lower())
     family: Family | None = None

@@ -29,9 +29,9 @@ LLAMA_3_PIECES = 128000  # of its tokenizer.model, without the special ones
 
 
 def generation_of(*, scaled_rope: bool, vocab_size: int, has_tiktoken: bool = False) -> Generation:
-    """Tell the generation of a model by what is known of it on either side.
+    """Find the generation of a model from what is known of it on either side.
 
-    The base of the frequencies tells nothing: Llama 2 was trained on with that of Llama 3.
+    The base of the frequencies does not decide: some trained Llama 2 further with that of Llama 3.
 
     Args:
         scaled_rope: Whether its rotary frequencies are scaled; only Llama 3.1 and later has such.

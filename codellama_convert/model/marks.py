@@ -31,7 +31,7 @@ def released_marks(vocab_size: int, names: SpecialNames, flavor: Flavor | None) 
     Args:
         vocab_size: Rows of the embedding.
         names: Whose names the special tokens have, where the vocabulary is Llama 3's.
-        flavor: What the model was tuned for; None where nothing tells.
+        flavor: What the model was tuned for; None where nothing says so.
     """
     if vocab_size < LLAMA_3_PIECES + _SPECIAL_IDS:
         return Marks(1, (2,))
@@ -44,7 +44,7 @@ def llama_3_marks(n_pieces: int, names: SpecialNames, flavor: Flavor | None) -> 
     Args:
         n_pieces: Of the vocabulary, without the special tokens behind them.
         names: Whose names these have.
-        flavor: What the model was tuned for; None where nothing tells.
+        flavor: What the model was tuned for; None where nothing says so.
 
     Returns:
         The id that ends a text; where the model answers, those that end a message and a turn too.

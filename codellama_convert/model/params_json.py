@@ -66,7 +66,7 @@ def params_json(config: ModelConfig, own: bytes | None = None) -> bytes:
 
 
 def _keys_of_2(config: ModelConfig, width: dict[str, Any]) -> dict[str, Any]:
-    """Give what the code of one era or another would not take for granted."""
+    """Return the keys that the code of one release or another has no default for."""
     content = {"dim": config.hidden_size, **width, "n_heads": config.num_attention_heads}
     if config.num_key_value_heads != config.num_attention_heads:
         content["n_kv_heads"] = config.num_key_value_heads
@@ -77,7 +77,7 @@ def _keys_of_2(config: ModelConfig, width: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keys_of_3(config: ModelConfig, width: dict[str, Any]) -> dict[str, Any]:
-    """Give all keys that its releases have; the code of 3.0 does not know the last one."""
+    """Return all keys that its releases have; the code of 3.0 does not know the last one."""
     content: dict[str, Any] = {
         "dim": config.hidden_size,
         "n_layers": config.num_hidden_layers,

@@ -43,7 +43,7 @@ class Recognised:
     Attributes:
         name: The released model, or a description where it is not one.
         family: Its generation; None where it is no released model, or one of several.
-        flavor: What it was tuned for; None where nothing tells.
+        flavor: What it was tuned for; None where nothing says so.
         max_position_embeddings: Context length to write.
         context_is_known: Whether it is, or was given; otherwise a note says what was written.
         rope_scaling_factor: By which the lowest rotary frequencies are divided; None where they
@@ -179,7 +179,7 @@ def _candidates(
 def _special_names(
     candidates: tuple[Release, ...], family: Family | None, config: ModelConfig
 ) -> SpecialNames:
-    """Take the names from the release, or from the name; else params.json tells 3 from later ones."""
+    """Take the names from the release or the folder's name; else params.json distinguishes 3 from later."""
     if candidates or family:
         return special_names_of(candidates[0].family if candidates else family)
     return "3.1" if config.scaled_rope else "3"

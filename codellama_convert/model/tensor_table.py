@@ -1,7 +1,7 @@
 """Own the table of a model's tensors.
 
 One row of `RULES` states everything about a tensor: both names, its shape, the dimension that is
-split over ranks, whether its rows rotate, and what a checkpoint is measured on. Nothing else in the
+split over ranks, whether its rows are rotary, and what a checkpoint is measured by. Nothing else in the
 package tests a tensor's name, and nothing else asks which dimension is split: `Placement.parts` says
 which rows and columns each rank holds.
 """
@@ -33,7 +33,7 @@ class Rule:
         shape: The whole tensor's shape, as properties of `ModelConfig`.
         tp_dim: The dimension that is split over ranks; None where every rank has a copy.
         rotary: Whether its rows are rotary, to be reordered head by head.
-        role: What it is to those who measure a checkpoint; None where nobody asks.
+        role: What code may ask for it by, instead of its name; None if nothing asks for it.
     """
 
     meta_name: str
@@ -83,8 +83,8 @@ _ROWS_HINT = (
 )
 
 
-# Where a rank of Llama 2 70B has its tensors (datascience.stackexchange.com, question 126942); the
-# order changes a file's bytes, and nothing that is read from it.
+# The order in a rank of Llama 2 70B (datascience.stackexchange.com, question 126942): it changes a
+# file's bytes, but nothing that is read from it.
 FREQUENCIES_NAME = "rope.freqs"
 _META_ORDER = (
     "tok_embeddings.weight", "norm.weight", "output.weight", FREQUENCIES_NAME,
@@ -197,12 +197,12 @@ def build_layout(
 def rules_in_order(
     n_layers: int, *, tied: bool = False, generation: Generation = LLAMA_2
 ) -> Iterator[tuple[Rule, int]]:
-    """Repeat the layers' rows once a layer, where they stand in the table.
+    """Yield the rows of the table, those of a layer once for each layer.
 
     Args:
-        n_layers: How often.
+        n_layers: Of the model.
         tied: Whether the head is the embedding, and has no row of its own.
-        generation: Whose table; all have the same names in the same order.
+        generation: Whose table is taken; all tables have the same names in the same order.
 
     Yields:
         A row, and the layer's number.
@@ -219,7 +219,7 @@ def rules_in_order(
 def _refuse_uneven_split(
     config: ModelConfig, n_ranks: int, path: Path | None, head_copies: int
 ) -> None:
-    """Refuse sizes that Meta's code could not split over that many ranks, each for its own cause."""
+    """Refuse sizes that Meta's code could not split over that many ranks, each with its own hint."""
     rows = (
         [] if config.tie_word_embeddings else [("rows of the head", config.vocab_size, _ROWS_HINT)]
     )

@@ -52,7 +52,7 @@ class Source:
         frequencies: The bytes of the rotary frequencies and their dtype; None where there are none.
         dropped: Names that are left out.
         paths: Every file that is read, tokenizer.model apart.
-        inputs: What tells them from others, as plain values.
+        inputs: What distinguishes them from others, as plain values.
         tokenizer: tokenizer.model, or None where there is none.
         notes: What the user should know.
         checkpoint: What it is as the input of the other direction; None of Hugging Face's side.

@@ -67,7 +67,7 @@ class TokenizerJob:
         }
 
     def inputs(self) -> dict[str, Any]:
-        """Return what tells the input file from others, as a fingerprint has it."""
+        """Return what distinguishes the input file from others, for a fingerprint."""
         return {"tokenizer.model": hashlib.sha256(self.model.raw).hexdigest()}
 
     def small_files(self) -> dict[str, Content]:

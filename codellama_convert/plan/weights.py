@@ -77,7 +77,7 @@ class WeightsJob:
         )
 
     def inputs(self) -> dict[str, Any]:
-        """Return what tells the input files from others, as a fingerprint has it."""
+        """Return what distinguishes the input files from others, for a fingerprint."""
         return self.checkpoint.inputs()
 
     def small_files(self, marks: Marks) -> dict[str, Content]:

@@ -20,7 +20,7 @@ _MAX_DEPTH = 4  # of a fingerprint, which has 2
 
 @dataclass(frozen=True, slots=True)
 class FileSum:
-    """What tells a file from any other of its name.
+    """What distinguishes a file from any other of its name.
 
     Attributes:
         n_bytes: Its size.

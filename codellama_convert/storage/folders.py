@@ -18,11 +18,11 @@ _LARGEST_BLOCK = 64 << 10
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, where there is none, and those above it; each one's entry is on the disk.
+    """Make a folder and those above it, if they are missing, and wait until all are on the disk.
 
     Raises:
-        OSError: If the system says so.
-        OutputError: If the disk does not take an entry.
+        OSError: If one of them cannot be made.
+        OutputError: If one of them cannot be saved to disk.
     """
     try:
         folder.mkdir()
@@ -32,18 +32,18 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
     except OSError:
-        # Of a folder that is there a system may also say that its disk is read-only.
+        # For a folder that exists, a system may say that the disk is read-only.
         if not folder.is_dir():
             raise
-    # One that is there too: the run that made it may have died before it got here.
+    # A folder that existed too: the run that made it may have died before this line.
     sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk; nothing to do where it cannot be opened.
+    """Wait until a folder's entries are on the disk; a folder that cannot be opened is left alone.
 
     Raises:
-        OutputError: If the disk says that they are not.
+        OutputError: If they cannot be saved.
     """
     try:
         fd = os.open(folder, os.O_RDONLY)
@@ -66,7 +66,7 @@ def sync_entries(fd: int, folder: Path) -> None:
         folder: Its path, for messages.
 
     Raises:
-        OutputError: If the disk says that they are not.
+        OutputError: If they cannot be saved.
     """
     try:
         os.fsync(fd)
@@ -137,9 +137,9 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def block_bytes(folder: Path) -> int:
-    """Report in what units a folder's file system gives out space; as `free_bytes`, it asks a parent.
+    """Report the unit in which a file system allots space; like `free_bytes`, it may ask a parent.
 
-    Network mounts name what they move at once instead, up to 1 MB: that is taken for 4096.
+    Some network mounts report the size of their transfers instead, up to 1 MB; 4096 is taken then.
     """
     if not hasattr(os, "statvfs"):  # Windows
         return _USUAL_BLOCK
@@ -174,7 +174,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def refuse_promise(folder: Path, n_bytes: int) -> None:
-    """Where space cannot be taken from the disk, compare at least with what is free now.
+    """Compare what is needed with what is free, where the file system cannot reserve space.
 
     Args:
         folder: Where it will be needed.
@@ -189,7 +189,7 @@ def refuse_promise(folder: Path, n_bytes: int) -> None:
 
 
 def names_a_folder(path: Path) -> bool:
-    """Return whether a folder itself stands here, and not a link to one.
+    """Return whether a path is a folder itself, and not a link to one.
 
     Raises:
         OutputError: If that cannot be looked up.
@@ -203,11 +203,11 @@ def names_a_folder(path: Path) -> bool:
 
 
 def names_in(folder: Path, *, error: type[ConvertError] = OutputError) -> set[str]:
-    """List the names in a folder, those of dangling links too.
+    """List the names in a folder, including those of dangling links.
 
     Args:
         folder: The folder.
-        error: What kind of problem it is that it cannot be read.
+        error: What is raised if it cannot be read.
 
     Raises:
         ConvertError: (the given kind) If it cannot be read.

@@ -225,7 +225,7 @@ class HeldFolder:
         os.rmdir(self._at(name), dir_fd=self.fd)
 
     def rename(self, name: str, folder: HeldFolder, new_name: str) -> None:
-        """Give a file another name; what has it is replaced, and a link there is not followed.
+        """Rename a file; what has the new name is replaced, and a link there is not followed.
 
         Args:
             name: Its name.

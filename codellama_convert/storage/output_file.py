@@ -90,7 +90,7 @@ class OutputFile:
             raise self._failed(what, problem) from problem
 
     def reserve(self, n_bytes: int) -> bool:
-        """Give the file its final size, its space taken from the disk now and not an hour later.
+        """Give the file its final size, and reserve its space now rather than in an hour.
 
         Args:
             n_bytes: Final size.

@@ -43,7 +43,7 @@ def token_batch(
         padding: False, True or "longest", or "max_length".
         max_length: Tokens, for "max_length".
         padding_side: Where the padding goes.
-        pad_id: What it consists of; the mask tells it from text.
+        pad_id: What it consists of; the mask distinguishes it from text.
         return_tensors: None for lists, "np" or "pt" for int64 of shape (n_rows, n_tokens).
 
     Returns:

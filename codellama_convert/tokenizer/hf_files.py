@@ -1,4 +1,4 @@
-"""Own the tokenizer files of a Hugging Face folder; know neither where they go nor who wrote the weights.
+"""Own the tokenizer files of a Hugging Face folder whose tokenizer.model is SentencePiece's.
 
 Every choice here was measured against sentencepiece under transformers 4.57 and 5.23.
 """
@@ -59,7 +59,7 @@ def tokenizer_files(
         model: The tokenizer.model of the checkpoint.
         flavor: What the model was tuned for; "instruct" and "chat" get a chat template. None if
             unknown, which is treated as "base".
-        tokenizer_class: A name of `TOKENIZER_CLASSES`, which `AutoTokenizer` then gives.
+        tokenizer_class: A name of `TOKENIZER_CLASSES`, which `AutoTokenizer` then returns.
         model_max_length: Tokens of context that the model was trained for; None for no limit.
 
     Returns:
@@ -72,7 +72,7 @@ def tokenizer_files(
     config = _tokenizer_config(model, model_max_length or NO_LIMIT)
     config["tokenizer_class"] = tokenizer_class
     if tokenizer_class.startswith("CodeLlama") and not has_infilling(model):
-        # Absent, both versions invent these pieces, with ids beyond the embedding.
+        # Where they are absent, both versions invent these pieces, with ids beyond the embedding.
         for role in ("prefix", "middle", "suffix", "eot", "fill"):
             config[f"{role}_token"] = None
     if flavor in CHAT_FLAVORS:
@@ -113,7 +113,7 @@ def check_embedding_rows(
         is_released: Whether the weights are a released model's, whose rows all have pieces.
 
     Returns:
-        A note where the embedding has more rows, as padding and merged vocabularies leave it.
+        A note if the embedding has more rows than that, after padding or a merge of vocabularies.
 
     Raises:
         TokenizerError: If the embedding has fewer rows than there are pieces, or, of a released
@@ -180,7 +180,7 @@ def tokenizer_notes(
 
 
 def _tied_pieces(model: SentencePieceModel) -> list[str]:
-    """List pieces of one score, spaces and infilling apart: those were measured to be exact."""
+    """List pieces that share a score, but not spaces and infilling pieces: those are exact."""
     scores = sorted(piece.score for piece in model.pieces if piece.type is PieceType.NORMAL)
     shared = {one for one, other in pairwise(scores) if one == other}
     return [
@@ -201,11 +201,11 @@ def _tokenizer_config(model: SentencePieceModel, model_max_length: int) -> dict[
         "add_bos_token": True,
         "add_eos_token": False,
         **_special_tokens(model),
-        # Else transformers 4 damages decoded text.
+        # Otherwise transformers 4 damages decoded text.
         "clean_up_tokenization_spaces": False,
-        # Else the slow class of transformers 4 drops a leading space when it decodes.
+        # Otherwise the slow class of transformers 4 drops a leading space when it decodes.
         "legacy": False,
-        # Else PreTrainedTokenizerFast returns token_type_ids, which generate() refuses.
+        # Otherwise PreTrainedTokenizerFast returns token_type_ids, which generate() refuses.
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": model_max_length,
         # Generation continues after the last token, so padding goes first.

@@ -146,7 +146,7 @@ def test_json_is_all_that_stdout_holds_and_tells_time_rate_memory_and_notes(chec
         if os.name != "nt":  # where nobody tells
             assert told["peak_rss_bytes"] > 10_000_000
         assert [f"note: {note}" for note in told["notes"]] == result.stderr.splitlines()
-        # What the checkpoint does not tell of the context, the record does.
+        # What the checkpoint does not say about the context, the record does.
         assert len(told["notes"]) == (1 if result is converted else 0)
     told = json.loads(converted.stdout)
     assert told["cast"] == "bfloat16 to float16"
@@ -246,6 +246,6 @@ def test_a_resumed_run_says_what_it_kept_and_counts_the_rest_only(checkpoint):
     assert new / (resumed["seconds"] + 1e-3) <= resumed["bytes_per_second"] + 1
     assert new / (resumed["seconds"] - 1e-3) >= resumed["bytes_per_second"] - 1
     assert f"{resumed['kept_bytes'] / 1000:.1f} kB of it kept" in summary_line(resumed)
-    anew = json.loads(run(*arguments, "--overwrite").stdout)
-    assert anew["kept_bytes"] == 0
-    assert "kept" not in summary_line(anew)
+    again = json.loads(run(*arguments, "--overwrite").stdout)
+    assert again["kept_bytes"] == 0
+    assert "kept" not in summary_line(again)

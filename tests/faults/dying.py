@@ -36,7 +36,7 @@ def die_at(number: int) -> None:
 
 
 def die_after(step: str, times: int = 1) -> None:
-    """Kill this process right after a step, when it is passed for the so-many-th time."""
+    """Kill this process right after a step, when it is passed for the n-th time."""
     steps = count(1)
 
     def pass_or_die(name: str) -> None:

@@ -216,7 +216,7 @@ def test_what_is_not_json_is_told(one, job, name, content):
 )
 def test_a_file_that_loaders_may_take_is_found(one, job, name):
     if sys.platform != "linux" and not (isinstance(name, str) and name.isprintable()):
-        pytest.skip("such a name is none here")
+        pytest.skip("such a name is not valid here")
     (one / "README.md").write_text("what people add")
     assert told(one, job) == told(one) == []
     Path(os.fsdecode(os.path.join(os.fsencode(one), os.fsencode(name)))).write_bytes(b"")  # noqa: PTH118

@@ -1,6 +1,6 @@
-"""Own what programs save beside a model's tensors: what is passed over, and which names are refused.
+"""Own what programs save beside a model's tensors: what is skipped, and which names are refused.
 
-What is passed over becomes a token that says its kind and holds nothing of it. Nothing is imported.
+What is skipped becomes a token that names its kind and holds none of its content. Nothing is imported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Inert:
-    """A value that no weight is made of, and that nothing is kept of.
+    """The place of a value that is not a weight, and whose content is not kept.
 
     Attributes:
         what: Its kind, for a message.
@@ -20,8 +20,8 @@ class Inert:
     what: str
 
 
-# What is made of plain values alone, and called by none of them: what torch.load(weights_only=True)
-# builds too. Source: torch/_weights_only_unpickler.py (`_get_allowed_globals`). Protocol 2, which
+# Calls that build a value from plain values and run no code of theirs; torch.load(weights_only=True)
+# allows them too. Source: torch/_weights_only_unpickler.py (`_get_allowed_globals`). Protocol 2, which
 # torch.save writes, spells sets and bytes as calls; later protocols have opcodes for them.
 _BUILTIN_CALLS = {"set": "a set", "frozenset": "a frozenset", "bytes": "bytes", "bytearray": "a bytearray"}  # fmt: skip
 INERT_CALLS: dict[tuple[str, str], Inert] = {
@@ -82,7 +82,7 @@ def refusal_of(pair: tuple[str, str], *, after: str | None = None) -> tuple[str,
 
     Args:
         pair: Module and name, as the pickle says.
-        after: The text before it, which is the key that it lies under, where it is a dict's value.
+        after: The text before it: its key, if it is a value of a dict.
 
     Returns:
         The message and the hint.
@@ -100,7 +100,7 @@ def refusal_of(pair: tuple[str, str], *, after: str | None = None) -> tuple[str,
 def _is_a_class_of_a_program(pair: tuple[str, str]) -> bool:
     """Report whether a name looks like a class of a training program or a library of one.
 
-    It decides the words of the refusal, and nothing else.
+    This changes the wording of the refusal only.
     """
     module, name = pair
     last = name.rpartition(".")[2]

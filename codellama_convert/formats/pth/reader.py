@@ -64,7 +64,7 @@ class RankIndex:
 
     @property
     def fingerprint(self) -> list[Any]:
-        """What tells the file from others, as plain values.
+        """What distinguishes the file from others, as plain values.
 
         Its zip directory holds the CRC-32 of all it has, so no weight is read for this.
         """

@@ -1,4 +1,4 @@
-"""Own what torch.save is given of one rank: a flat dict of contiguous views of storages."""
+"""Own what is passed to torch.save for one rank: a flat dict of contiguous views of storages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codellama_convert.errors import CheckpointError, shown
 from codellama_convert.tensors import Dtype, TensorSpec
 
 Container = Literal["dict", "OrderedDict"]
-# The versions of PyTorch whose records and order are known. Meta's own files are as 1.13 writes.
+# The versions of PyTorch whose records and order are known. Meta's own files have the layout of 1.13.
 TorchLayout = Literal["1.13", "2.13"]
 TORCH_LAYOUTS: tuple[TorchLayout, ...] = get_args(TorchLayout)
 
@@ -49,7 +49,7 @@ class SavedTensor:
 
 @dataclass(frozen=True, slots=True)
 class SavedRank:
-    """What is saved, as torch.save is given it.
+    """What is passed to torch.save.
 
     Attributes:
         tensors: In the dict's order.
@@ -66,7 +66,7 @@ class SavedRank:
     location: str = "cpu"
 
     def is_one(self, name: str, other: str) -> bool:
-        """Report whether two of its tensors are one: of one shape, in one place."""
+        """Report whether two of its tensors are the same one: of one shape, in one place."""
         pair = [one for one in self.tensors if one.spec.name in (name, other)]
         places = {(one.spec.shape, one.storage, one.storage_offset) for one in pair}
         return len(pair) == 2 and len(places) == 1
@@ -80,7 +80,7 @@ def own_storages(
     Args:
         specs: The tensors, in the dict's order.
         root: The folder inside the zip.
-        second_names: Those that are an earlier one under a second name, and which one.
+        second_names: Names that stand for an earlier tensor once more, each with that tensor's name.
 
     Returns:
         The rank, a plain dict saved from the CPU.
@@ -104,7 +104,7 @@ def spare_spans(rank: SavedRank, names: Collection[str]) -> tuple[tuple[int, int
         names: Those tensors.
 
     Returns:
-        Number of the storage, first byte and the one behind the last, in order.
+        The number of a storage, a first byte and the end behind the last one, in order.
 
     Raises:
         ValueError: If two of the tensors overlap.
@@ -129,7 +129,7 @@ def spare_spans(rank: SavedRank, names: Collection[str]) -> tuple[tuple[int, int
 
 
 def storage_dtypes(rank: SavedRank) -> tuple[Dtype, ...]:
-    """Check that torch.save could have been given a rank, and find what its storages hold.
+    """Check that torch.save could have written a rank, and find what its storages hold.
 
     Args:
         rank: What is saved.

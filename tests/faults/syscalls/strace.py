@@ -1,6 +1,6 @@
 """Own strace: what a command asked the system for, and how single calls of it are made to fail.
 
-Know nothing of what the command is.
+It does not matter what the command is.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def convert(converted: Path, target: Path, how: RunOptions | None = None) -> Non
 def stop_in_publish(
     converted: Path, target: Path, kill_at: str, *, how: RunOptions | None = None, times: int = 1
 ) -> None:
-    """Die right after a step, when it is passed for the so-many-th time."""
+    """Die right after a step, when it is passed for the n-th time."""
     run_and_die(plan_conversion(converted / "in", OPTIONS), target, kill_at, how=how, times=times)
 
 

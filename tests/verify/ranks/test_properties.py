@@ -89,7 +89,7 @@ def write_ranks(folder: Path, model: Model, *, from_meta: bool) -> tuple[Path, R
 
 def require_found(output: Path, job: ReverseJob, before: dict[str, bytes]) -> None:
     """Find a mistake with the source, with the record, and with the source alone."""
-    assume(content(output) != before)  # in such a model it is none
+    assume(content(output) != before)  # in such a model it is not a mistake
     assert told(output, job)
     assert told(output)
     (output / RECORD).unlink()
