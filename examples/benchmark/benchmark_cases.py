@@ -49,16 +49,16 @@ class Series:
     sparse: bool = False
 
 
-_IN_MEMORY = (
-    "floor", "convert", "zlib", "float16", "floor-float32", "float32",
-    "floor-read", "verify", "reverse-1", "reverse-8",
-)  # fmt: skip
+_IN_MEMORY = {
+    "floor": 5, "convert": 5, "zlib": 5, "float16": 5, "floor-float32": 3, "float32": 3,
+    "floor-read": 3, "verify": 3, "reverse-1": 3, "reverse-8": 3,
+}  # fmt: skip
 _ON_DISK = {
     "plan": 5, "floor": 5, "convert": 5, "float16": 3, "floor-float32": 3, "float32": 3,
     "floor-read": 3, "verify": 3, "reverse-1": 3, "cp": 1, "reference": 1,
 }  # fmt: skip
 SERIES = (
-    Series("ram", "7B", dict.fromkeys(_IN_MEMORY, 5), layers=16, in_memory=True),
+    Series("ram", "7B", _IN_MEMORY, layers=16, in_memory=True),
     Series("disk", "7B", _ON_DISK),
     Series("llama3", "Llama3.1-8B", {"plan": 5, "floor": 3, "convert": 3}),
     Series("70B", "70B", {"help": 9, "plan": 9, "part": 1}, sparse=True),

@@ -9,7 +9,7 @@ from benchmark_cases import Bench, build_cases
 
 # Until a case was measured: reading and writing together, and the start of a process.
 DISK_BYTES_PER_SECOND = 1.1e9
-MEMORY_BYTES_PER_SECOND = 3e9
+MEMORY_BYTES_PER_SECOND = 2e9
 START_SECONDS = 1.0
 IMPORT_SECONDS = 5.0  # of torch, which makes the checkpoints
 MAKING = "making the checkpoint"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark_results import summarize
+from benchmark_results import PICTURED, summarize
 
 TEXT = "#7a828c"  # 4 : 1 or nearly on white and on near-black alike
 OURS = "#2f8fd8"
@@ -128,14 +128,15 @@ def draw_memory(series: Mapping[str, Any], path: Path) -> None:
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> None:
-    """Draw a picture of each series that has floors, and one of the memory.
+    """Draw a picture of each series with many bars, and one of the memory.
 
     Args:
         results: From benchmark.py.
         folder: Made if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, series in results["series"].items():
-        draw_series(series, folder / f"{name}.svg")
+    for name in PICTURED:
+        if name in results["series"]:
+            draw_series(results["series"][name], folder / f"{name}.svg")
     if "disk" in results["series"]:
         draw_memory(results["series"]["disk"], folder / "memory.svg")

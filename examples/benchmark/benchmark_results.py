@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 FORMAT = 2  # of the JSON file
+PICTURED = ("ram", "disk")  # series whose bars are drawn
 
 
 def save(results: Mapping[str, Any], json_file: Path) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
-from benchmark_results import summarize
+from benchmark_results import PICTURED, summarize
 
-TITLES = ("ram", "disk", "llama3")  # the series that have a table of their own
+TABLED = ("ram", "disk", "llama3")  # the series that have a table of their own
 
 
 def table(*rows: Sequence[str]) -> str:
@@ -65,10 +65,13 @@ def series_text(name: str, series: Mapping[str, Any]) -> str:
     text = (
         f"{model_text(series)}, {series['bytes'] / 1e9:.1f} GB in bfloat16, on "
         f"{series['file_system']}; copies{way} with {series['workers']} threads.\n\n"
-        f"{table(head, *rows)}\n\n"
-        "![Time of each run as a ratio to its floor, and processor seconds per GB of weights]"
-        f"(pictures/{name}.svg)"
+        f"{table(head, *rows)}"
     )
+    if name in PICTURED:
+        text += (
+            "\n\n![Time of each run as a ratio to its floor, and processor seconds per GB of weights]"
+            f"(pictures/{name}.svg)"
+        )
     if name == "disk" and any(run["samples"] for run in series["runs"]):
         text += "\n\n![Resident memory of each run over time](pictures/memory.svg)"
     return text
@@ -80,7 +83,7 @@ def sizes_text(all_series: Mapping[str, Any]) -> str:
         "", "ranks", "weights", "`plan`, seconds", "`plan`, peak memory", "conversion", "its peak memory"
     )  # fmt: skip
     rows, start = [], ""
-    for name, series in all_series.items():
+    for name, series in sorted(all_series.items(), key=lambda item: int(item[1]["bytes"])):
         found = {row["case"]: row for row in summarize(series)}
         plan, converted = found.get("plan"), found.get("convert") or found.get("part")
         if "help" in found:
@@ -112,7 +115,7 @@ def regions(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """
     all_series = results["series"]
     yield "machine", machine_text(results["machine"])
-    for name in TITLES:
+    for name in TABLED:
         measured = all_series.get(name)
         yield name, series_text(name, measured) if measured else "Not measured."
     yield "sizes", sizes_text(all_series)
