@@ -6,11 +6,12 @@ speaks of.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import CheckpointError, shown
-from codellama_convert.formats.pth.declared import kind_of
+from codellama_convert.formats.pth.declared import Declared, kind_of
 from codellama_convert.formats.pth.pickle_beside import Inert
 from codellama_convert.formats.pth.pickle_names import (
     METAS_FILES_HINT,
@@ -18,13 +19,73 @@ from codellama_convert.formats.pth.pickle_names import (
     OtherTensor,
     View,
 )
-from codellama_convert.formats.pth.views import refuse_wrong_view
+from codellama_convert.formats.pth.views import refuse_costly_views, refuse_wrong_view
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor
 from codellama_convert.formats.zip_directory import DAMAGED_HINT
 from codellama_convert.formats.zip_reader import Archive
 
 _MAX_DIMENSIONS = 8  # a model has 2; torch.save allows more
 _MAX_NAME_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedTensors:
+    """The tensors of a file, of which every number was checked.
+
+    Attributes:
+        declared: What they were declared as.
+        tensors: By name.
+        storages: By record, those that they use.
+    """
+
+    declared: Declared
+    tensors: dict[str, StoredTensor]
+    storages: dict[str, Storage]
+
+    def as_in(self, archive: Archive) -> CheckedTensors | None:
+        """Find the same tensors in another file, whose pickle is the same to the byte.
+
+        Args:
+            archive: That file's zip entries.
+
+        Returns:
+            The tensors; None where a record has another size, on which the checks depend.
+        """
+        storages = {}
+        for record, known in self.storages.items():
+            entry = archive.entries.get(record)
+            if entry is None or entry.n_bytes != known.n_bytes:
+                return None
+            storages[record] = Storage(record, known.dtype, entry.offset, entry.n_bytes, entry.crc)
+        tensors = {
+            name: StoredTensor(name, t.shape, t.strides, t.storage_offset, storages[t.storage.name])
+            for name, t in self.tensors.items()
+        }
+        return CheckedTensors(self.declared, tensors, storages)
+
+
+def check_tensors(path: Path, archive: Archive, declared: Declared) -> CheckedTensors:
+    """Turn what a pickle declares into tensors of which every number was checked.
+
+    Args:
+        path: The file, for messages.
+        archive: Its zip entries.
+        declared: What was chosen of its pickle.
+
+    Returns:
+        The tensors.
+
+    Raises:
+        CheckpointError: If one is no plain tensor or contradicts its record, or all of them would
+            take too many readings.
+    """
+    storages: dict[str, Storage] = {}
+    tensors = {
+        name: check_tensor(path, archive, storages, name, value)
+        for name, value in declared.entries.items()
+    }
+    refuse_costly_views(path, tensors.values())
+    return CheckedTensors(declared, tensors, storages)
 
 
 def check_tensor(

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.errors import CheckpointError
-from codellama_convert.formats.pth.checked import check_tensor
+from codellama_convert.formats.pth.checked import CheckedTensors, check_tensors
 from codellama_convert.formats.pth.declared import Choose, Declared, read_declared, take_all
 from codellama_convert.formats.pth.pickle_names import METAS_FILES_HINT
 from codellama_convert.formats.pth.saved_rank import Container
-from codellama_convert.formats.pth.views import refuse_costly_views
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor
 from codellama_convert.formats.zip_directory import DAMAGED_HINT, TORCHSCRIPT, TORCHSCRIPT_HINT
 from codellama_convert.formats.zip_reader import Archive, read_archive, read_entry
@@ -74,7 +73,7 @@ class RankIndex:
         return told
 
 
-PickleCache = dict[bytes, Declared]
+PickleCache = dict[bytes, CheckedTensors]
 
 
 def read_rank(
@@ -85,7 +84,7 @@ def read_rank(
     Args:
         path: The file.
         choose: Chooses the tensors, and their names, among all that the pickle holds.
-        cache: What was chosen by the pickle's bytes: the ranks of one model often have the same.
+        cache: By the pickle's bytes, what it says: the ranks of one model often have the same.
 
     Returns:
         The index; of the data, only the small records are read.
@@ -106,33 +105,33 @@ def read_rank(
                 hint=METAS_FILES_HINT,
             )
         pickled = read_entry(file, archive.entries["data.pkl"], _MAX_PICKLE_BYTES)
-        parsed = cache.get(pickled) if cache is not None else None
-        if parsed is None:
-            container, entries = read_declared(path, pickled)
-            parsed = replace(choose(path, entries), container=container)
-            if cache is not None:
-                cache[pickled] = parsed
-        storages: dict[str, Storage] = {}
-        tensors = {
-            name: check_tensor(path, archive, storages, name, value)
-            for name, value in parsed.entries.items()
-        }
-        refuse_costly_views(path, tensors.values())
+        known = None if cache is None else cache.get(pickled)
+        checked = None if known is None else known.as_in(archive)
+        if checked is None:
+            declared = _declared_in(path, pickled, choose) if known is None else known.declared
+            checked = check_tensors(path, archive, declared)
+        if cache is not None:
+            cache[pickled] = checked
         return RankIndex(
             path=path,
             n_bytes=file.n_bytes,
             inode=file.inode,
             mtime_ns=file.mtime_ns,
-            tensors=tensors,
-            storages=storages,
+            tensors=checked.tensors,
+            storages=checked.storages,
             directory_sha256=archive.directory_sha256,
             pickle_sha256=hashlib.sha256(pickled).hexdigest(),
             root=archive.root,
-            dropped=parsed.dropped,
-            notes=parsed.notes,
-            container=parsed.container,
-            location=parsed.location,
+            dropped=checked.declared.dropped,
+            notes=checked.declared.notes,
+            container=checked.declared.container,
+            location=checked.declared.location,
         )
+
+
+def _declared_in(path: Path, pickled: bytes, choose: Choose) -> Declared:
+    container, entries = read_declared(path, pickled)
+    return replace(choose(path, entries), container=container)
 
 
 def read_vector(file: InputFile, tensor: StoredTensor) -> bytes:

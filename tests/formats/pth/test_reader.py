@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.faults.hostile.rank_bytes import (
     P_FALSE,
     P_NONE,
     P_ORDERED_DICT,
+    RankFile,
     p_call,
     p_dict,
     p_global,
@@ -74,6 +76,25 @@ def test_a_pickle_that_was_seen_before_is_not_parsed_again(tmp_path: Path, monke
     other = rank_file(declared((32, 2), (2, 1)))
     assert read_rank(write(tmp_path / "c.pth", other), cache=cache).tensors["t"].shape == (32, 2)
     assert parsed == [other.pickled()]
+
+
+@pytest.mark.parametrize(
+    ("records", "fact"),
+    [({}, "storage record data/0 is missing"), ({"data/0": CONTENT[:-2]}, "holds 126")],
+)
+def test_a_pickle_that_was_seen_before_vouches_for_no_record(
+    tmp_path: Path, records: dict[str, bytes], fact: str
+) -> None:
+    """What was checked of the first file's tensors holds where the records have the same sizes."""
+    tensor, cache = declared((64,), (1,)), PickleCache()
+    read_rank(write(tmp_path / "a.pth", rank_file(tensor)), cache=cache)
+    with refused(CheckpointError, "b.pth", "'t'", fact):
+        read_rank(write(tmp_path / "b.pth", RankFile([tensor], records)), cache=cache)
+    other = RankFile([tensor], {"data/9": b"before it", "data/0": CONTENT[::-1]})
+    path = write(tmp_path / "c.pth", other)
+    storage = read_rank(path, cache=cache).tensors["t"].storage
+    assert storage.crc == zlib.crc32(CONTENT[::-1])
+    assert path.read_bytes()[storage.offset :].startswith(CONTENT[::-1])
 
 
 @pytest.mark.parametrize(
