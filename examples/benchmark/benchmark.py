@@ -107,7 +107,7 @@ def report(results: Mapping[str, Any], readme: Path | None) -> None:
 )
 @click.option(
     "--ram_dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     default=Path("/dev/shm"),  # noqa: S108 - the series in memory needs one
     help="Whose files are in memory, for the series ram.",
 )
@@ -169,6 +169,8 @@ def main(
             bench = Bench(sized, cut(sized, layers), folder, times, workers, reference_python)
             benches.append(bench)
     results = results_to_add_to(json_file, machine_facts(reference_python))
+    if readme is not None:  # a missing mark is found now, and not after minutes of measuring
+        written_between_marks(readme.read_text(encoding="utf-8"), results)
     measure_all(benches, results, json_file, keep=keep)
     report(results, readme)
 

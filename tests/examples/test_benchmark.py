@@ -176,6 +176,16 @@ def test_pictures_without_matplotlib_are_refused_before_anything_is_measured(
     assert shown.stdout == table
 
 
+def test_a_page_without_marks_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "README.md").write_text("# Measurements\n", encoding="utf-8")
+    page = ("--readme", tmp_path / "README.md")
+    refused = script("benchmark.py", *of_tiny(tmp_path, "--series=disk", "--only=floor", *page))
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+    assert "<!-- machine -->" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_a_name_that_is_not_known_is_a_usage_error(tmp_path):
     done = script("benchmark.py", *of_tiny(tmp_path, "--only=floor,warp"))
     assert done.returncode == 2
