@@ -42,6 +42,14 @@ def test_the_citation_names_the_paper_and_all_its_authors():
     assert paper["authors"][-1] == {"given-names": "Gabriel", "family-names": "Synnaeve"}
 
 
+def test_mutation_names_modules_and_tests_that_are_there():
+    """Modules moved; mutmut passes over a path that leads nowhere without a word."""
+    table = PYPROJECT[PYPROJECT.index("[tool.mutmut]") :]
+    paths = re.findall(r'"((?:codellama_convert|tests)/[^"]+\.py)"', table)
+    assert {path.partition("/")[0] for path in paths} == {"codellama_convert", "tests"}
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 @needs_git
 def test_the_sdist_holds_what_the_repository_holds():
     """What it is told to include; .ci/package looks at a built one."""
