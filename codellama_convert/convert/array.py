@@ -1,6 +1,6 @@
 """Own one task of a job array: some of the files of a conversion, with no engine and no coordinator.
 
-Tasks run in any order, at once, again, and in any number; what one has sealed is kept by all. The
+Tasks run in any order, at once, and more than once; what one has sealed is kept by all. The
 conversion without a task finishes it: it reads all files again, writes what is missing, and publishes.
 """
 
@@ -41,7 +41,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.n_tasks:
-            raise ConfigError(f"there is no part {self}", hint="parts count from 1")
+            raise ConfigError(f"there is no part {self}", hint="parts are numbered from 1")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.n_tasks}"

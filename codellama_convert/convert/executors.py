@@ -1,4 +1,4 @@
-"""Own what the workers of an executor are asked for: a job for each file that is kept, or is written."""
+"""Own what the workers of an executor are asked for: a job for each file to check or to write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RemoteWriter:
     def __init__(
         self, executor: Executor, job: Job | ReverseJob, folder: OutputFolder, watch: Watch
     ) -> None:
-        """Take whom to ask, and for what; nothing is asked before `write`."""
+        """Note the executor and the job; nothing is submitted before `write`."""
         self._executor, self._job, self._folder, self._watch = executor, job, folder, watch
 
     def write(self, passes: Sequence[Pass]) -> Generator[tuple[Pass, FileReport], None, None]:
@@ -39,7 +39,7 @@ class RemoteWriter:
 
         Yields:
             Each pass with what was written of it, as it is done. When the next one is asked for,
-            what other workers have left of it is removed.
+            what other workers have left of this one is removed.
 
         Raises:
             WorkerError: If a part is not here as its worker says.
@@ -61,7 +61,7 @@ class RemoteWriter:
                 self._watch.advance(tensor_bytes(files))
 
     def look_at_kept(self) -> dict[str, bool | None]:
-        """Have the files read that an earlier run has left.
+        """Have the files read that an earlier run left.
 
         Returns:
             By name, whether each is what its record says; None where its worker cannot read it.

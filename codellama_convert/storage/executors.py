@@ -1,4 +1,4 @@
-"""Own the course of work in an executor: asked for again where a worker was lost, and ended for all at once."""
+"""Own the running of work in an executor: tried again where a worker was lost, and stopped as a whole."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from codellama_convert.errors import ConvertError, WorkerError, one_line, shown
 from codellama_convert.storage.watch import Watch
 
 _LOG = logging.getLogger(__name__)
-_TRIES = 3  # of a job that another worker may get done
-_LOOK_SECONDS = 0.2  # from one look whether to stop to the next
-_STOP_SECONDS = 10.0  # that workers get to come to their end
+_TRIES = 3  # of each job: another worker may succeed
+_LOOK_SECONDS = 0.2  # between two looks at whether to stop
+_STOP_SECONDS = 10.0  # that busy workers have to finish
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -27,14 +27,14 @@ def done_by(
     *,
     before_end: Callable[[], None] | None = None,
 ) -> Generator[tuple[str, Result], None, None]:
-    """Have workers do some work, in the order of the requests as far as they are free.
+    """Have workers do some work; free workers get the requests in their order.
 
     Args:
         executor: Whose workers.
         work: A function of a module, that may be called twice for one request.
         requests: What it is called with, by names for messages.
         watch: May stop it.
-        before_end: Called when no more is wanted; workers that are not done then are waited for.
+        before_end: Called at the end, before the workers that are still busy are waited for.
 
     Yields:
         The name of a request and what was returned, as they are done.
