@@ -62,6 +62,13 @@ def dask_executor(
 
 
 def _connect(place: str) -> Any:
+    address = _address_in(Path(place)) if Path(place).is_file() else place
+    if ":" not in address:
+        raise WorkerError(
+            "there is no scheduler file of this name, and an address has a port", path=place,
+            hint="name the file that dask scheduler --scheduler-file wrote, or an address as in "
+            "tls://node1:8786",
+        )  # fmt: skip
     try:
         distributed: Any = import_module("distributed")  # an extra, and over a second
     except ModuleNotFoundError as problem:
@@ -71,13 +78,6 @@ def _connect(place: str) -> Any:
         ) from problem
     # What goes wrong is raised; dask's own lines say it once more, with tracebacks.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    address = _address_in(Path(place)) if Path(place).is_file() else place
-    if ":" not in address:
-        raise WorkerError(
-            "there is no scheduler file of this name, and an address has a port", path=place,
-            hint="name the file that dask scheduler --scheduler-file wrote, or an address as in "
-            "tls://node1:8786",
-        )  # fmt: skip
     import asyncio  # noqa: PLC0415 - with ssl it takes 3 MB, and every conversion comes by here
 
     try:

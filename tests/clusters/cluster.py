@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,9 +42,10 @@ class Cluster:
         return self.folder / "scheduler.json"
 
     def start_worker(self, **how: str) -> subprocess.Popen[bytes]:
-        """Start one more worker; `how` goes into its environment, and DIE_AFTER is its end."""
+        """Start one more worker; `how` goes into its environment, its troubles too."""
         name = f"worker-{len(self.workers)}"
-        preload = ("--preload", "tests.clusters.dying_worker") if "DIE_AFTER" in how else ()
+        is_troubled = not {"DIE_AFTER", "FREEZE_AFTER", "MOST_BYTES", "REPLACE"}.isdisjoint(how)
+        preload = ("--preload", "tests.clusters.troubled_worker") if is_troubled else ()
         worker = self._start(
             name, "dask_worker", "--no-nanny", "--nthreads", "1", "--name", name,
             "--local-directory", str(self.folder), "--death-timeout", _IDLE_SECONDS, *preload, **how,
@@ -50,10 +53,27 @@ class Cluster:
         self.workers.append(worker)
         return worker
 
+    def end_workers(self) -> None:
+        """End all of them, frozen ones too; the scheduler stays."""
+        for worker in self.workers:
+            end(worker)
+        self.workers = []
+
     def wait_for_workers(self, number: int) -> None:
         """Wait until so many workers are there."""
         code = "import sys; from distributed import Client; Client(sys.argv[1]).wait_for_workers(int(sys.argv[2]), 60)"
         finish([sys.executable, "-c", code, self.address, str(number)]).check_returncode()
+
+    def give_up_workers(self) -> None:
+        """Let the scheduler take all workers for lost, as it does when one is not heard of."""
+        code = (
+            "import sys; from distributed import Client\n"
+            "async def give_up(dask_scheduler):\n"
+            "    for address in list(dask_scheduler.workers):\n"
+            "        await dask_scheduler.remove_worker(address, stimulus_id='test')\n"
+            "Client(sys.argv[1]).run_on_scheduler(give_up)\n"
+        )
+        finish([sys.executable, "-c", code, self.address]).check_returncode()
 
     def wait_for_idle_workers(self) -> None:
         """Wait until each worker has time for another job; a worker has one thread."""
@@ -89,6 +109,8 @@ class Cluster:
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a process that was started here, and wait for it."""
     process.terminate()
+    if os.name == "posix":
+        process.send_signal(signal.SIGCONT)  # a stopped one waits for that first
     try:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:

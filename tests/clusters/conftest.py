@@ -21,6 +21,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def _scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running_cluster(tmp_path_factory.mktemp("own-cluster"), n_workers=0) as running:
+        yield running
+
+
+@pytest.fixture
+def own_cluster(_scheduler: Cluster) -> Iterator[Cluster]:
+    """A scheduler whose workers are those that the test starts."""
+    yield _scheduler
+    _scheduler.end_workers()
+
+
+@pytest.fixture(scope="session")
 def tls_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two workers that talk to those who have the certificate."""
     if shutil.which("openssl") is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,8 @@ import torch
 
 import codellama_convert
 from tests.cli.terminal.test_signals import hooked
-from tests.clusters.cluster import Cluster, make_certificate, running_cluster
-from tests.outputs import ROOT, STAGING, content, convert_whole, error_line, finish, loads
+from tests.clusters.cluster import Cluster, make_certificate
+from tests.outputs import ROOT, STAGING, TOKEN, content, convert_whole, error_line, finish, loads
 from tests.outputs import command as plain_command
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
@@ -39,6 +42,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(plain: Path, target: Path, address: str, *more: str) -> list[str]:
     return plain_command(plain / "in", target, "--dask", address, *more)
+
+
+@contextmanager
+def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Start a command, and end it with the test."""
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
 
 
 def whole(plain: Path, target: Path) -> bool:
@@ -150,36 +163,104 @@ def test_help_and_a_plain_run_import_no_engine(plain: Path, tmp_path: Path) -> N
         assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_a_worker_of_another_version_is_refused(plain: Path, tmp_path: Path) -> None:
+def test_a_worker_of_another_version_is_refused(
+    plain: Path, tmp_path: Path, own_cluster: Cluster
+) -> None:
     """It may write other bytes, and none of them can be told by looking at the file."""
     shutil.copytree(ROOT / "codellama_convert", tmp_path / "other" / "codellama_convert")
     init = tmp_path / "other" / "codellama_convert" / "__init__.py"
     version = codellama_convert.__version__
     init.write_text(init.read_text().replace(f'"{version}"', '"0.0.9"'), encoding="utf-8")
-    (tmp_path / "cluster").mkdir()
-    with running_cluster(tmp_path / "cluster", n_workers=0) as cluster:
-        cluster.start_worker(PYTHONPATH=str(tmp_path / "other"))
-        cluster.wait_for_workers(1)
-        refused = finish(command(plain, tmp_path / "out", cluster.address))
+    arguments = command(plain, tmp_path / "out", own_cluster.address)
+    with started(arguments) as run:
+        assert run.stderr is not None
+        waiting = run.stderr.readline()
+        while waiting.startswith("note: max_position"):
+            waiting = run.stderr.readline()
+        assert "has no worker yet" in waiting
+        own_cluster.start_worker(PYTHONPATH=str(tmp_path / "other"))
+        late = run.communicate(timeout=60)[1]
+    assert run.returncode == 1
+    assert "version is '" in late.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+    refused = finish(arguments)
     assert refused.returncode == 1
     assert f"'0.0.9', and this is '{version}'" in error_line(refused)
-    assert not loads(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_six_kills_of_workers_do_not_change_a_byte(plain: Path, tmp_path: Path) -> None:
+def test_six_kills_of_workers_do_not_change_a_byte(
+    plain: Path, tmp_path: Path, own_cluster: Cluster
+) -> None:
     """Each is killed in the middle of a file: none of the six comes to the end of one."""
-    (tmp_path / "cluster").mkdir()
-    with running_cluster(tmp_path / "cluster", n_workers=0) as cluster:
-        dying = [cluster.start_worker(DIE_AFTER=step) for step in (*STEPS, *STEPS)]
-        arguments = command(plain, tmp_path / "out", cluster.address)
-        with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
-            assert [worker.wait(60) for worker in dying] == 6 * [-signal.SIGKILL]
-            assert run.poll() is None
-            assert not loads(tmp_path / "out")
-            cluster.start_worker()
-            _, printed = run.communicate(timeout=60)
+    dying = [own_cluster.start_worker(DIE_AFTER=step) for step in (*STEPS, *STEPS)]
+    arguments = command(plain, tmp_path / "out", own_cluster.address)
+    with started(arguments) as run:
+        assert [worker.wait(60) for worker in dying] == 6 * [-signal.SIGKILL]
+        assert run.poll() is None
+        assert not loads(tmp_path / "out")
+        own_cluster.start_worker()
+        _, printed = run.communicate(timeout=60)
     assert run.returncode == 0, printed
     assert whole(plain, tmp_path / "out")
+
+
+def test_two_workers_on_one_file_do_no_harm(
+    plain: Path, tmp_path: Path, own_cluster: Cluster
+) -> None:
+    """A worker is taken for lost that was only frozen: it resumes a file that another one writes."""
+    frozen = own_cluster.start_worker(FREEZE_AFTER="data saved")
+    staging = tmp_path / "out" / STAGING
+    with started(command(plain, tmp_path / "out", own_cluster.address)) as run:
+        os.waitid(os.P_PID, frozen.pid, os.WSTOPPED | os.WNOWAIT)
+        assert len(list(staging.glob("model-*.part"))) == 1
+        own_cluster.give_up_workers()
+        other = own_cluster.start_worker(FREEZE_AFTER="data saved")
+        os.waitid(os.P_PID, other.pid, os.WSTOPPED | os.WNOWAIT)
+        assert len(list(staging.glob("model-*.part"))) == 2
+        for worker in (frozen, other):
+            worker.send_signal(signal.SIGCONT)
+        _, printed = run.communicate(timeout=60)
+    assert run.returncode == 0, printed
+    own_cluster.end_workers()
+    assert whole(plain, tmp_path / "out")
+
+
+def test_a_disk_that_is_full_for_a_worker_leaves_what_was_whole(
+    plain: Path, tmp_path: Path, own_cluster: Cluster
+) -> None:
+    own_cluster.start_worker(MOST_BYTES="20000")
+    target = tmp_path / "out"
+    full = finish(command(plain, target, own_cluster.address))
+    assert full.returncode == 1
+    assert "cannot reserve" in error_line(full)
+    assert not loads(target)
+    assert {path.name for path in target.iterdir()} == {STAGING}
+    (sealed,) = (target / STAGING).glob("model-*")
+    assert not sealed.name.endswith(".part")
+    assert not (target / STAGING / TOKEN).exists()
+    inode = sealed.stat().st_ino
+    assert finish(plain_command(plain / "in", target)).returncode == 0
+    assert (target / sealed.name).stat().st_ino == inode
+    assert whole(plain, target)
+
+
+def test_a_source_that_changes_under_the_workers_is_refused(
+    plain: Path, tmp_path: Path, own_cluster: Cluster
+) -> None:
+    """The one worker has planned and has written a file; what it opens for the next one is another."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(plain / "in", source)
+    save_checkpoint(tmp_path / "new", GQA, random_model(GQA, torch.bfloat16, 4), n_ranks=2)
+    own_cluster.start_worker(REPLACE=f"{tmp_path / 'new'}:{source}")
+    arguments = command(tmp_path, target, own_cluster.address)
+    refused = finish(arguments)
+    assert refused.returncode == 1
+    assert "consolidated.00.pth: the file changed" in error_line(refused)
+    assert not target.exists()
+    assert finish(arguments).returncode == 0  # the same worker, which plans again
+    assert finish(plain_command(source, tmp_path / "plain")).returncode == 0
+    assert content(target) == content(tmp_path / "plain") != content(plain / "out")
 
 
 def test_a_killed_coordinator_is_followed_by_the_same_command(
