@@ -14,12 +14,15 @@ ConvertError
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 
 # Room for the longest path of a system, and what is said of it.
 _MAX_LINE = 6000
 _CUT = " [...] "
+# Of one machine and one moment: it has too much open or too little memory, or its mount is stale.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 def one_line(text: str) -> str:
@@ -87,6 +90,7 @@ class ConvertError(Exception):
     """
 
     _can_resume = False
+    _may_pass = False
 
     def __init__(
         self, message: str, *, path: str | os.PathLike[str] | None = None, hint: str | None = None
@@ -105,10 +109,16 @@ class ConvertError(Exception):
         """
         return self._can_resume or isinstance(self.__cause__, OSError)
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether another machine, or the same one a moment later, may not have the problem."""
+        cause = self.__cause__
+        return self._may_pass or (isinstance(cause, OSError) and cause.errno in _PASSING)
+
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions are made again from their arguments, which lack what is given by keyword; and
         # pools put another cause in the place of the one that says whether a run can be resumed.
-        state = {**self.__dict__, "_can_resume": self.can_resume}
+        state = {**self.__dict__, "_can_resume": self.can_resume, "_may_pass": self.may_pass}
         return _made_again, (type(self), self.args), state
 
     def __str__(self) -> str:

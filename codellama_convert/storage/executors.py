@@ -83,7 +83,7 @@ def _is_whole(future: Future[Result]) -> bool:
 def _refuse_in_vain(future: Future[Result], name: str, tries: int, watch: Watch) -> None:
     """Raise what asking another worker would not change."""
     problem = None if future.cancelled() else future.exception()
-    if isinstance(problem, ConvertError):
+    if isinstance(problem, ConvertError) and not (problem.may_pass and tries < _TRIES):
         raise problem
     if isinstance(problem, BrokenExecutor):
         raise _broken(problem, watch) from problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -46,7 +47,7 @@ def test_a_problem_is_the_same_in_another_process(kind):
         assert type(again) is kind
         assert str(again) == str(problem)
         assert again.args == problem.args
-        for name in ("message", "path", "hint", "can_resume", "signal_number"):
+        for name in ("message", "path", "hint", "can_resume", "may_pass", "signal_number"):
             assert getattr(again, name, None) == getattr(problem, name, None)
     assert problem.can_resume == (kind.__name__ in RESUMED)
 
@@ -55,6 +56,13 @@ def test_a_cause_of_the_system_can_be_resumed_and_others_cannot():
     assert caused(OSError(5, "I/O error")).can_resume
     assert not caused(ValueError("odd")).can_resume
     assert not caused(None).can_resume
+
+
+def test_what_one_machine_lacks_may_pass_and_a_full_disk_does_not():
+    assert caused(OSError(errno.ESTALE, "stale")).may_pass
+    assert pickle.loads(pickle.dumps(caused(OSError(errno.EMFILE, "too many")))).may_pass
+    for cause in (OSError(errno.ENOSPC, "full"), ValueError("odd"), None):
+        assert not pickle.loads(pickle.dumps(caused(cause))).may_pass
 
 
 def test_a_pool_of_processes_keeps_whether_a_run_can_be_resumed():

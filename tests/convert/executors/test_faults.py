@@ -25,11 +25,15 @@ from codellama_convert.convert.run import run
 from codellama_convert.convert.write_pass import FileReport
 from codellama_convert.storage.watch import StopRequest, Watch
 from tests.convert.executors.workers import (
+    N_FILES,
     OPTIONS,
     LostError,
     Through,
     allow_little_in_the_third,
+    always_lack_descriptors,
     die_in_the_third,
+    lack_descriptors,
+    lack_memory,
     left_over,
     lose_the_first,
     spawned,
@@ -174,6 +178,28 @@ def test_a_disk_that_is_full_for_a_worker_can_be_resumed(converted, tmp_path):
         convert(converted / "in", tmp_path / "out", poor)
     assert len(sealed(tmp_path / "out")) == 2
     assert_resumes(converted, tmp_path / "out")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="says how much memory it has")
+@pytest.mark.parametrize("lack", [lack_descriptors, lack_memory], ids=["descriptors", "memory"])
+def test_what_a_worker_lacks_for_a_moment_is_no_end_of_the_run(converted, tmp_path, lack):
+    """One machine that had too many files open, or whose mount was stale, ended the run for all."""
+    with Through(lack, spawned(1)) as poor:
+        convert(converted / "in", tmp_path / "out", poor)
+    assert len(poor.asked) == N_FILES + 2
+    assert content(tmp_path / "out") == content(converted / "out")
+
+
+def test_what_every_worker_lacks_is_said_as_it_is(converted, tmp_path):
+    with (
+        Through(always_lack_descriptors, spawned(1)) as poor,
+        pytest.raises(OutputError, match="Too many open files") as caught,
+    ):
+        convert(converted / "in", tmp_path / "out", poor)
+    assert caught.value.path == tmp_path / "out"
+    asked = [one.names for one in poor.asked]
+    assert max(map(asked.count, asked)) == 3
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_request_to_stop_keeps_what_is_whole(converted, tmp_path):

@@ -95,6 +95,34 @@ def allow_little_in_the_third(number: int, request: FileRequest) -> FileReport:
     return write_file(request)
 
 
+def lack_descriptors(number: int, request: FileRequest) -> FileReport:
+    """Let this process open nothing, in the first two jobs."""
+    return _under(resource.RLIMIT_NOFILE, 0 if number <= 2 else None, request)
+
+
+def always_lack_descriptors(number: int, request: FileRequest) -> FileReport:
+    """Let this process open nothing."""
+    del number
+    return _under(resource.RLIMIT_NOFILE, 0, request)
+
+
+def lack_memory(number: int, request: FileRequest) -> FileReport:
+    """Let this process have no more memory than it has, in the first two jobs."""
+    n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = n_pages * resource.getpagesize()
+    return _under(resource.RLIMIT_AS, most if number <= 2 else None, request)
+
+
+def _under(limit: int, most: int | None, request: FileRequest) -> FileReport:
+    before = resource.getrlimit(limit)
+    if most is not None:
+        resource.setrlimit(limit, (most, before[1]))
+    try:
+        return write_file(request)
+    finally:
+        resource.setrlimit(limit, before)
+
+
 def left_over(target: Path) -> list[str]:
     """Name what is staged of a run that has ended."""
     folder = target / _STAGING
