@@ -101,7 +101,7 @@ def sizes_text(all_series: Mapping[str, Any]) -> str:
                 f"{converted['peak_rss_bytes'] / 1e6:.0f} MB",
             )
         )
-    return table(head, *rows) + start
+    return (table(head, *rows) if rows else "Not measured.") + start
 
 
 def regions(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -52,7 +52,7 @@ def test_a_page_without_a_mark_or_with_two_of_one_is_refused():
     from benchmark_table import written_between_marks
 
     results = results_with()
-    assert written_between_marks(PAGE, results).count("Not measured.") == 3
+    assert written_between_marks(PAGE, results).count("Not measured.") == 4
     for wrong, n_places in ((PAGE.replace("<!-- sizes -->\n", ""), 0), (PAGE + PAGE, 2)):
         with pytest.raises(click.ClickException, match=f"{n_places} places"):
             written_between_marks(wrong, results)
