@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.storage.input_file import InputFile
@@ -38,8 +39,7 @@ TORCHSCRIPT = "is a TorchScript archive, not one that torch.save wrote"
 TORCHSCRIPT_HINT = "save the weights instead: torch.save(torch.jit.load(FILE).state_dict(), ...)"
 
 
-@dataclass(frozen=True, slots=True)
-class ListedEntry:
+class ListedEntry(NamedTuple):
     """An entry as the central directory has it.
 
     Attributes:
@@ -72,7 +72,7 @@ def read_directory(file: InputFile) -> tuple[bytes, int, list[ListedEntry]]:
     """
     offset, n_bytes, n_entries = _find_directory(file)
     directory = file.read_exact(offset, n_bytes)
-    listed = sorted(_parse_directory(file, directory, n_entries), key=lambda e: e.header_offset)
+    listed = sorted(_parse_directory(file, directory, n_entries), key=attrgetter("header_offset"))
     if listed and listed[-1].header_offset >= offset:
         raise CheckpointError(
             f"entry {show_name(listed[-1].raw_name)!r} is said to begin at byte "
@@ -170,11 +170,10 @@ def _parse_directory(file: InputFile, directory: bytes, n_entries: int) -> Itera
     for _ in range(n_entries):
         if position + _CENTRAL.size > len(directory):
             raise _damaged_directory(file)
-        fields = _CENTRAL.unpack_from(directory, position)
-        magic, _, _, flags, method, _, _, crc, packed, size, n_name, n_extra, n_comment = fields[
-            :13
-        ]
-        disk, _, _, header_offset = fields[13:]
+        (
+            magic, _, _, flags, method, _, _, crc, packed, size, n_name, n_extra, n_comment, disk,
+            _, _, header_offset,
+        ) = _CENTRAL.unpack_from(directory, position)  # fmt: skip
         name_at = position + _CENTRAL.size
         extra_at = name_at + n_name
         position = extra_at + n_extra + n_comment
@@ -182,8 +181,10 @@ def _parse_directory(file: InputFile, directory: bytes, n_entries: int) -> Itera
             raise _damaged_directory(file)
         raw_name = directory[name_at:extra_at]
         extra = directory[extra_at : extra_at + n_extra]
-        size, packed, header_offset = widen(file, extra, size, packed, header_offset)
-        _require_stored(file, raw_name, flags, method)
+        if IN_EXTRA_32 in (size, packed, header_offset):
+            size, packed, header_offset = widen(file, extra, size, packed, header_offset)
+        if flags & ~_SUPPORTED_FLAGS or method:
+            raise _not_stored(file, raw_name, flags, method)
         if packed != size or disk not in (0, _IN_EXTRA_16):
             raise CheckpointError(
                 f"entry {show_name(raw_name)!r} has two sizes, {packed} and {size} bytes",
@@ -195,22 +196,16 @@ def _parse_directory(file: InputFile, directory: bytes, n_entries: int) -> Itera
         raise _damaged_directory(file)
 
 
-def _require_stored(file: InputFile, raw_name: bytes, flags: int, method: int) -> None:
-    """Refuse an entry whose bytes are not those that were packed."""
+def _not_stored(file: InputFile, raw_name: bytes, flags: int, method: int) -> CheckpointError:
+    """Say why the bytes of an entry are not those that were packed."""
+    problem = f"is compressed (method {method})"
     if flags & ~_SUPPORTED_FLAGS:
-        raise CheckpointError(
-            f"entry {show_name(raw_name)!r} is encrypted or uses unsupported zip flags {flags:#x}",
-            path=file.path,
-            hint=_REZIPPED_HINT,
-        )
-    if method != 0 and raw_name.split(b"/")[1:2] == [b"code"]:
-        raise CheckpointError(TORCHSCRIPT, path=file.path, hint=TORCHSCRIPT_HINT)
-    if method != 0:
-        raise CheckpointError(
-            f"entry {show_name(raw_name)!r} is compressed (method {method})",
-            path=file.path,
-            hint=_REZIPPED_HINT,
-        )
+        problem = f"is encrypted or uses unsupported zip flags {flags:#x}"
+    elif raw_name.split(b"/")[1:2] == [b"code"]:
+        return CheckpointError(TORCHSCRIPT, path=file.path, hint=TORCHSCRIPT_HINT)
+    return CheckpointError(
+        f"entry {show_name(raw_name)!r} {problem}", path=file.path, hint=_REZIPPED_HINT
+    )
 
 
 def _damaged_directory(file: InputFile) -> CheckpointError:
@@ -221,8 +216,6 @@ def _damaged_directory(file: InputFile) -> CheckpointError:
 
 def widen(file: InputFile, extra: bytes, *narrow: int) -> tuple[int, ...]:
     """Replace the fields that say 0xFFFFFFFF by their 64-bit values from the zip64 extra field."""
-    if IN_EXTRA_32 not in narrow:
-        return narrow
     missing = [value == IN_EXTRA_32 for value in narrow]
     position = 0
     for _ in range(_MAX_EXTRA_FIELDS):

@@ -10,6 +10,7 @@ import hashlib
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
@@ -33,9 +34,8 @@ _READ_AHEAD_BYTES = 512  # a descriptor, and the header and name behind it
 _UNSAFE_IN_NAMES = frozenset("\\\0\ufffd")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One stored member of the archive.
+class Entry(NamedTuple):
+    """One stored member of the archive; a tuple, as `ListedEntry` is.
 
     Attributes:
         name: Its name below the archive's root folder, such as "data/17".
@@ -216,10 +216,12 @@ def _check_local_header(nearby: _Nearby, record: ListedEntry, name: str, end: in
 def _descriptor_tells(nearby: _Nearby, record: ListedEntry, data_end: int, end: int) -> bool:
     """Return whether the CRC-32 and sizes behind the data of a stream are those of the directory."""
     expected = (b"PK\x07\x08", record.crc, record.n_bytes, record.n_bytes)
-    return any(
-        data_end + form.size <= end and form.unpack(nearby.read(data_end, form.size)) == expected
-        for form in (_DESCRIPTOR_32, _DESCRIPTOR_64)
-    )
+    for form in (_DESCRIPTOR_32, _DESCRIPTOR_64):
+        if data_end + form.size <= end:
+            found = form.unpack(nearby.read(data_end, form.size))
+            if found == expected:
+                return True
+    return False
 
 
 def _damaged(file: InputFile, record: ListedEntry) -> CheckpointError:
