@@ -23,12 +23,7 @@ from codellama_convert.model.releases import (
     either,
     special_names_of,
 )
-from codellama_convert.model.rope_scaling import Scaling, scaling_of
-
-_UNKNOWN_CONTEXT = 2048  # the shortest that any of the families was trained for
-_CODE_LLAMA_CONTEXT = 16384
-_CODE_LLAMA_ROPE_THETA = 1e6
-_LLAMA_3_CONTEXT, _SCALED_CONTEXT = 8192, 131072
+from codellama_convert.model.rope_scaling import context_of, scaling_of
 
 
 def wanted_flavor(model_size: str | None, flavor: Flavor | None) -> Flavor | None:
@@ -139,17 +134,15 @@ def recognise(
     candidates, wanted, flavor_notes = _of_flavor(candidates, flavor, named_flavor)
     notes += flavor_notes
     scaling = scaling_of(candidates, family, config, rope_scaling_factor)
-    context, context_note = max_position_embeddings, None
-    if context is None:
-        context, context_note = _context(candidates, family, config, scaling)
-    notes += tuple(note for note in dict.fromkeys((context_note, scaling.note)) if note)
+    context = context_of(candidates, family, config, scaling, max_position_embeddings)
+    notes += tuple(note for note in dict.fromkeys((context.note, scaling.note)) if note)
     families = {release.family for release in candidates}
     return Recognised(
         name=_describe(candidates, family),
         family=families.pop() if len(families) == 1 else None,
         flavor=wanted,
-        max_position_embeddings=context,
-        context_is_known=context_note is None,
+        max_position_embeddings=context.length,
+        context_is_known=context.is_known,
         rope_scaling_factor=scaling.factor,
         scaling_is_known=scaling.is_known,
         special_names=_special_names(candidates, family, config),
@@ -256,39 +249,6 @@ def _of_flavor(
         "for dialogue, say so with --variant"
     )
     return candidates, None, (note,)
-
-
-def _context(
-    candidates: tuple[Release, ...], family: Family | None, config: ModelConfig, scaling: Scaling
-) -> tuple[int, str | None]:
-    """Return the context length, and a note unless every candidate has the same."""
-    lengths = sorted({release.max_position_embeddings for release in candidates})
-    is_whole = scaling.factor is not None or not any(one.rope_scaling_factor for one in candidates)
-    if len(lengths) == 1 and is_whole:
-        return lengths[0], None
-    if not is_whole:
-        return _LLAMA_3_CONTEXT, scaling.note  # with the factor, the context is known too
-    if lengths:
-        guess = lengths[0]
-        why = f"the weights fit {either(candidates)}"
-    elif config.scaled_rope:
-        guess, why = (
-            _SCALED_CONTEXT,
-            "not a released model, but its rope scaling is that of Llama 3.1",
-        )
-    elif config.generation == LLAMA_3:
-        guess, why = _LLAMA_3_CONTEXT, "not a released model, but in Llama 3's layout"
-    elif config.rope_theta == _CODE_LLAMA_ROPE_THETA:
-        guess = _CODE_LLAMA_CONTEXT
-        why = "not a released model, but its rope_theta is Code Llama's"
-    else:
-        guess = 4096 if family == "Llama 2" else _UNKNOWN_CONTEXT
-        why = "not a released model"
-    note = (
-        f"max_position_embeddings is not in the checkpoint ({why}): assumed to be {guess}; "
-        "set it with --max_position_embeddings"
-    )
-    return guess, note
 
 
 def _describe(candidates: tuple[Release, ...], family: Family | None) -> str:

@@ -1,4 +1,8 @@
-"""Own by how much rotary frequencies are scaled: params.json says only that they are."""
+"""Own what a checkpoint does not say of positions, and its release does.
+
+By how much rotary frequencies are scaled (params.json says only that they are), and for how long a
+context the model was trained.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,11 @@ _USUAL, _OF_3_2 = 8.0, 32.0
 # Copies of the hub's config.json have 8, and its base model, Llama 3.2 1B, has 32.
 _DOUBTFUL = "Llama Guard 3 1B"
 
+_UNKNOWN_CONTEXT = 2048  # the shortest that any of the families was trained for
+_CODE_LLAMA_CONTEXT = 16384
+_CODE_LLAMA_ROPE_THETA = 1e6
+_LLAMA_3_CONTEXT, _SCALED_CONTEXT = 8192, 131072
+
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
@@ -28,6 +37,21 @@ class Scaling:
     """
 
     factor: float | None
+    is_known: bool = True
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """How many tokens a model was trained for.
+
+    Attributes:
+        length: The number that is written.
+        is_known: Whether that is sure, or was given.
+        note: What the user should know, if anything.
+    """
+
+    length: int
     is_known: bool = True
     note: str | None = None
 
@@ -127,3 +151,66 @@ def _as_asked(candidates: Sequence[Release], config: ModelConfig, asked: float) 
         f"scaled by {asked:g}, as asked for"
     )
     return Scaling(asked, note=note)
+
+
+def context_of(
+    candidates: Sequence[Release],
+    named: Family | None,
+    config: ModelConfig,
+    scaling: Scaling,
+    asked: int | None,
+) -> Context:
+    """Find the length: the one that was asked for, or that of the release.
+
+    Args:
+        candidates: The released models that it may be.
+        named: What the folder's name says that it is of.
+        config: The model.
+        scaling: Of its rotary frequencies, on which the length depends.
+        asked: What the user says.
+
+    Returns:
+        It; a note says what was assumed where it is not sure, and what a release has more.
+    """
+    found = _trained_for(candidates, named, config, scaling)
+    if asked is None:
+        return found
+    if not (candidates and found.is_known and asked < found.length):
+        return Context(asked)
+    note = (
+        f"max_position_embeddings {asked} is written as asked for, but {either(candidates)} has "
+        f"{found.length}: programs cut or refuse texts that it could read"
+    )
+    return Context(asked, note=note)
+
+
+def _trained_for(
+    candidates: Sequence[Release], named: Family | None, config: ModelConfig, scaling: Scaling
+) -> Context:
+    lengths = sorted({release.max_position_embeddings for release in candidates})
+    is_whole = scaling.factor is not None or not any(one.rope_scaling_factor for one in candidates)
+    if len(lengths) == 1 and is_whole:
+        return Context(lengths[0])
+    if not is_whole:  # with the factor, the context is known too
+        return Context(_LLAMA_3_CONTEXT, is_known=False, note=scaling.note)
+    if lengths:
+        guess = lengths[0]
+        why = f"the weights fit {either(candidates)}"
+    elif config.scaled_rope:
+        guess, why = (
+            _SCALED_CONTEXT,
+            "not a released model, but its rope scaling is that of Llama 3.1",
+        )
+    elif config.generation == LLAMA_3:
+        guess, why = _LLAMA_3_CONTEXT, "not a released model, but in Llama 3's layout"
+    elif config.rope_theta == _CODE_LLAMA_ROPE_THETA:
+        guess = _CODE_LLAMA_CONTEXT
+        why = "not a released model, but its rope_theta is Code Llama's"
+    else:
+        guess = 4096 if named == "Llama 2" else _UNKNOWN_CONTEXT
+        why = "not a released model"
+    note = (
+        f"max_position_embeddings is not in the checkpoint ({why}): assumed to be {guess}; "
+        "set it with --max_position_embeddings"
+    )
+    return Context(guess, is_known=False, note=note)

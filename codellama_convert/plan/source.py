@@ -114,8 +114,8 @@ def open_source(
         source = _of_hugging_face(open_folder(folder, dtype=dtype), tokenizer_model)
         return replace(source, notes=(*source.notes, *_passed_over(ranks)))
     files = find_files(folder, tokenizer_model=tokenizer_model, hint=_HINT)
-    # A context length is not written, so none is asked for.
-    checkpoint = open_checkpoint(files, max_position_embeddings=1, skip_tokenizer=True)
+    # A context length is not written: of one beyond all, nothing is said.
+    checkpoint = open_checkpoint(files, max_position_embeddings=1 << 30, skip_tokenizer=True)
     if dtype is None:
         checkpoint.common_dtype()
     return _of_meta(checkpoint)
