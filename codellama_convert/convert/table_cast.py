@@ -156,10 +156,10 @@ def _narrow(before: Elements, after: Elements, table: Elements) -> Elements:
     of a thousand weights, are looked up and returned: some overflow, become zero or are no numbers.
     """
     smallest, beyond = 0x3880, 0x4780  # the bits of 2**-14 and 2**16
-    distance = before << 1  # without the sign
+    distance = before + before  # without the sign; numpy adds and multiplies faster than it shifts
     distance -= smallest << 1
     odd = np.flatnonzero(distance >= (beyond - smallest) << 1)
-    distance <<= 2  # 7 bits of significand become 10: 3 places, of which the sign's is one
+    distance *= 4  # 7 bits of significand become 10: 3 places, of which the sign's is one
     distance += 0x0400  # the bits of 2**-14
     np.bitwise_and(before, 0x8000, out=after)
     after |= distance
