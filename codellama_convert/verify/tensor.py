@@ -243,17 +243,17 @@ def _value(bits: int, dtype: Dtype) -> str:
 
 def _are_equal(found: Rows, expected: Rows) -> bool:
     """Return whether all bits are equal; eight bytes at once where both sides allow it."""
-    wide = [rows.view("<u8") for rows in (found, expected) if _is_wide(rows)]
-    if len(wide) == 2:
-        found, expected = wide
-    return np.array_equal(found, expected)
+    wide_found, wide_expected = _wide(found), _wide(expected)
+    if wide_found is not None and wide_expected is not None:
+        found, expected = wide_found, wide_expected
+    return bool((found == expected).all())
 
 
-def _is_wide(rows: Rows) -> bool:
-    """Return whether whole 8 bytes of each row lie where the processor can take them at once."""
+def _wide(rows: Rows) -> Rows | None:
+    """View eight bytes of a row as one number; None where the processor cannot take them at once."""
     is_dense = rows.strides[-1] == rows.itemsize and rows.shape[-1] * rows.itemsize % 8 == 0
-    address = rows.__array_interface__["data"][0]
-    return is_dense and not any(number % 8 for number in (address, *rows.strides[:-1]))
+    wide: Rows | None = rows.view("<u8") if is_dense else None
+    return wide if wide is not None and wide.flags.aligned else None
 
 
 def _holds_nonfinite(elements: Rows, dtype: Dtype) -> bool:
