@@ -52,6 +52,11 @@ class Journal:
     sealed: dict[str, SealedFile] = field(default_factory=dict)
     publishing: dict[str, FileSum] = field(default_factory=dict)
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether anything is lost without it."""
+        return bool(self.sealed or self.publishing)
+
 
 def fingerprint_sha256(fingerprint: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the inputs and options of a conversion."""

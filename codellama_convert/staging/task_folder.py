@@ -89,7 +89,7 @@ class TaskFolder:
             raise OutputError("was removed", path=staging, hint="run the same command again")
         self._held = self._open.enter_context(held)
         staged = read_staged(held, restart=False)
-        if staged is not None:
+        if staged is not None and staged.holds_work:
             refuse_other_work(
                 staging, staged, self._wanted.fingerprint, self._wanted.sizes,
                 discard="with --restart in the command without --part",

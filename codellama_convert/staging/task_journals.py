@@ -35,7 +35,8 @@ def join_journals(staging: HeldFolder, journal: Journal | None) -> Journal | Non
 
     Args:
         staging: The staging folder.
-        journal: The coordinator's. Without it the first of a task says which conversion it is.
+        journal: The coordinator's. Where it holds no work, the first of a task that does says which
+            conversion it is.
 
     Returns:
         What they say together; None where there is none.
@@ -45,9 +46,9 @@ def join_journals(staging: HeldFolder, journal: Journal | None) -> Journal | Non
     """
     for name in task_journals(staging):
         other = read_journal(staging, name)
-        if other is None or not other.sealed:
+        if other is None or not other.holds_work:
             continue
-        if journal is None:
+        if journal is None or not journal.holds_work:
             journal = Journal(other.fingerprint)
         if other.fingerprint != journal.fingerprint:
             named = "; ".join(differences(journal.fingerprint, other.fingerprint))

@@ -243,6 +243,21 @@ def test_a_part_of_other_options_that_sealed_nothing_is_in_nobodys_way(
     assert finished(plain, target)
 
 
+def test_an_end_of_other_options_that_sealed_nothing_is_in_nobodys_way(
+    plain: Path, tmp_path: Path
+) -> None:
+    """It was killed before its first file, and what it had left was refused as another's work."""
+    target = tmp_path / "out"
+    wrong = command(plain / "in", target, "--dtype", "float16")[3:]
+    # Its journal is there after the second step; nothing is sealed.
+    killed = finish([*module_that_dies(2), *wrong])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (target / STAGING / "journal.jsonl").exists()
+    for which in ("1/2", "2/2"):
+        part(plain, target, which)
+    assert finished(plain, target)
+
+
 @pytest.mark.parametrize("leftover", [".nfs0001", "model-00001-of-00002.safetensors.1.part"])
 def test_a_leftover_in_the_staging_folder_does_not_hide_a_finished_model(
     plain: Path, tmp_path: Path, leftover: str
