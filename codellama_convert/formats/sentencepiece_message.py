@@ -5,6 +5,7 @@ What the values mean, and which of them fit, is for others to say.
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,14 @@ _WIRES = {
     MODEL_NORMALIZER: _NORMALIZER_WIRES,
     MODEL_DENORMALIZER: _NORMALIZER_WIRES,
 }
+
+# A piece as sentencepiece spells it: its text, its score, and its type where it is no normal one.
+_SCORE = struct.Struct("<f")
+_TEXT_TAG = PIECE_TEXT << 3 | LENGTH
+_AFTER_TEXT = re.compile(
+    b"%c(.{4})(?:%c([\\x01-\\x06]))?" % (PIECE_SCORE << 3 | FIXED32, PIECE_TYPE << 3 | VARINT),
+    re.DOTALL,
+)
 
 
 class WireError(ValueError):
@@ -156,7 +165,7 @@ def parse_model(raw: bytes) -> Message:
         if number == MODEL_PIECE:
             if len(pieces) == MAX_PIECES:
                 raise WireError(f"more than {MAX_PIECES} pieces")
-            pieces.append(_parse_piece(raw, first, end))
+            pieces.append(_plain_piece(raw, first, end) or _parse_piece(raw, first, end))
         elif number in settings:
             raise WireError(f"field {number} occurs twice, again at byte {first}")
         elif number != MODEL_SELF_TEST:
@@ -181,6 +190,25 @@ def _parse_settings(
     return found
 
 
+def _plain_piece(raw: bytes, start: int, stop: int) -> Piece | None:
+    """Parse a piece that is spelled as sentencepiece spells it; None for any other, right or wrong.
+
+    Nearly all of a vocabulary are, and walking the fields of each would take twice as long.
+    """
+    if stop - start < 2 or raw[start] != _TEXT_TAG or raw[start + 1] >= 0x80:
+        return None
+    end = start + 2 + raw[start + 1]
+    rest = _AFTER_TEXT.fullmatch(raw, end, stop)
+    if rest is None:
+        return None
+    try:
+        text = raw[start + 2 : end].decode()
+    except UnicodeDecodeError:
+        return None
+    score, kind = rest.groups()
+    return Piece(text, _SCORE.unpack(score)[0], PIECE_TYPES[kind[0]] if kind else PieceType.NORMAL)
+
+
 def _parse_piece(raw: bytes, start: int, stop: int) -> Piece:
     text, score, kind = "", 0.0, PieceType.NORMAL
     for number, wire, value, first, end in fields(raw, start, stop):
@@ -190,7 +218,7 @@ def _parse_piece(raw: bytes, start: int, stop: int) -> Piece:
             except UnicodeDecodeError as error:
                 raise WireError(f"the piece at byte {first} is not UTF-8") from error
         elif (number, wire) == (PIECE_SCORE, FIXED32):
-            score = struct.unpack_from("<f", raw, first)[0]
+            (score,) = _SCORE.unpack_from(raw, first)
         elif (number, wire) == (PIECE_TYPE, VARINT) and value in PIECE_TYPES:
             kind = PIECE_TYPES[value]
         else:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from codellama_convert.errors import TokenizerError
 from codellama_convert.formats.sentencepiece import read_sentencepiece_model
+from codellama_convert.formats.sentencepiece_message import PieceType
 from tests.refusals import refusal, refused
 from tests.witness.vocabularies import (
     add_piece,
@@ -61,6 +62,24 @@ def test_a_field_that_sentencepiece_would_skip_is_refused(tmp_path):
     shifted = sentencepiece.SentencePieceProcessor(model_proto=bytes(raw))
     assert shifted.get_piece_size() == 909
     assert "unknown field 9" in refusal(write_model(tmp_path, bytes(raw)))
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        b"\x0a\x03new\x15\x00\x00\x80\xc1\x18\x04",  # as sentencepiece does
+        b"\x18\x04\x15\x00\x00\x80\xc1\x0a\x03new",
+        b"\x0a\x83\x00new\x15\x00\x00\x80\xc1\x18\x04",
+        b"\x0a\x03new\x15\x00\x00\x80\xc1\x18\x84\x00",
+        b"\x0a\x03old\x15\x00\x00\x80\xc1\x18\x04\x0a\x03new",  # the last one counts
+    ],
+)
+def test_a_piece_may_be_spelled_in_any_way(tmp_path, spelled) -> None:
+    """Protocol buffers leave the order of fields to the writer, and the length of numbers."""
+    raw = model_bytes("plain") + b"\x0a" + bytes([len(spelled)]) + spelled
+    assert sentencepiece.SentencePieceProcessor(model_proto=raw).id_to_piece(910) == "new"
+    model = read_sentencepiece_model(write_model(tmp_path, raw))
+    assert model.pieces[910] == ("new", -16.0, PieceType.USER_DEFINED)
 
 
 def test_pieces_that_are_not_utf_8_are_refused(tmp_path):
