@@ -61,11 +61,12 @@ def done_by(
             ask(name, 1)
         while jobs:
             done, _ = wait(jobs, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
-            whole = {future for future in done if _is_whole(future)}
+            ended = [future for future in jobs if future in done]  # in the order of the requests
+            whole = [future for future in ended if _is_whole(future)]
             for future in whole:  # first, whatever else happened: their work is not lost
                 yield jobs.pop(future)[0], future.result()
             watch.check()  # then: a signal may have killed the workers too
-            for future in done - whole:
+            for future in [one for one in ended if one not in whole]:
                 name, tries = jobs.pop(future)
                 _refuse_in_vain(future, name, tries, watch)
                 ask(name, tries + 1)

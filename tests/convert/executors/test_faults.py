@@ -23,6 +23,7 @@ from codellama_convert import (
 from codellama_convert.convert.jobs import FileRequest, write_file
 from codellama_convert.convert.run import run
 from codellama_convert.convert.write_pass import FileReport
+from codellama_convert.storage.executors import done_by
 from codellama_convert.storage.watch import StopRequest, Watch
 from tests.convert.executors.workers import (
     N_FILES,
@@ -38,6 +39,7 @@ from tests.convert.executors.workers import (
     lose_the_first,
     spawned,
 )
+from tests.faults.at_once import AtOnce
 from tests.faults.dying import die_after
 from tests.outputs import LOCK, STAGING, content, flip_bit, journal_of, loads
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
@@ -116,6 +118,13 @@ def test_a_job_that_is_lost_three_times_ends_the_run(converted, tmp_path):
         convert(converted / "in", tmp_path / "out", failing)
     sealed(tmp_path / "out")
     assert_resumes(converted, tmp_path / "out")
+
+
+def test_what_is_done_at_once_is_taken_in_the_order_of_the_requests():
+    """A set had it in any order, so that no two runs made the same calls."""
+    names = [f"file {number}" for number in range(40)]
+    found = done_by(AtOnce(), str.upper, dict(zip(names, names, strict=True)), Watch())
+    assert [name for name, _ in found] == names
 
 
 def test_two_workers_on_one_file_do_no_harm(converted, tmp_path):
