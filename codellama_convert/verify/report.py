@@ -100,7 +100,7 @@ class Problems:
             file: Name of the file.
             found: What it holds.
             expected: What it should hold: these keys, of these types, with these values.
-            part: The key of the object in it; empty for the whole file.
+            part: The key of the object in it, such as "model.options"; empty for the whole file.
 
         Returns:
             Whether anything differs.
@@ -111,10 +111,14 @@ class Problems:
                 what = f"has {key} {_as_json(found[key])}, which does not belong there"
             elif key not in found:
                 what = f"{key} is missing, expected {_as_json(expected[key])}"
-            elif not identical(found[key], expected[key]):
-                what = f"{key} is {_as_json(found[key])}, expected {_as_json(expected[key])}"
-            else:
+            elif identical(found[key], expected[key]):
                 continue
+            elif _are_alike(found[key], expected[key]):
+                inside = f"{part}.{key}" if part else key
+                wrong |= self.add_differences(file, found[key], expected[key], part=inside)
+                continue
+            else:
+                what = f"{key} is {_as_json(found[key])}, expected {_as_json(expected[key])}"
             wrong = True
             self.add(f"{part}: {what}" if part else what, file=file)
         return wrong
@@ -155,6 +159,13 @@ def check_json(path: Path, expected: Mapping[str, Any], problems: Problems) -> N
         return
     if not problems.add_differences(path.name, found, expected):
         problems.add_spelling(path.name, raw, [sorted_json(expected)])
+
+
+def _are_alike(found: object, expected: object) -> bool:
+    """Return whether both are objects of the same keys: what differs is inside."""
+    return (
+        isinstance(found, dict) and isinstance(expected, dict) and found.keys() == expected.keys()
+    )
 
 
 def _as_json(value: object) -> str:
