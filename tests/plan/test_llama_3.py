@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from codellama_convert import Options, plan_conversion
-from tests.plan.test_memory import needs_proc, run_measured
+from tests.plan.test_memory import needs_proc, peak_of_numpy, run_measured
 from tests.witness.checkpoints import Shape
+from tests.witness.llama3 import meta_path
 from tests.witness.llama3_ranks import LLAMA_3_1B, LLAMA_3_8B, LLAMA_3_70B, LLAMA_3_405B
 from tests.witness.sparse import write_sparse_llama_3
 
@@ -89,6 +90,36 @@ def test_converting_takes_80_mb_at_most(tmp_path: Path, shape: Shape, n_ranks: i
     _, verify_peak = run_measured("verify", "--input_dir", str(source), "--output_dir", output)
     shutil.rmtree(output)
     assert max(peak, verify_peak) < 80_000_000
+
+
+@needs_proc
+def test_planning_405b_with_metas_tokenizer_is_small(tmp_path: Path) -> None:
+    source = write_sparse_llama_3(tmp_path / "in", LLAMA_3_405B, 16)
+    shutil.copy(meta_path(), source)
+    printed, peak = run_measured("plan", "--input_dir", str(source), "--json")
+    assert json.loads(printed)["vocab_size"] == 128256
+    assert peak < 80_000_000
+
+
+@needs_proc
+@pytest.mark.parametrize("n_ranks", [1, 16])
+def test_converting_with_metas_tokenizer_takes_little_beside_numpy(
+    tmp_path: Path, n_ranks: int
+) -> None:
+    """Only conversions without the tokenizer were measured; its lists are larger than the buffers.
+
+    Every row of the vocabulary is there, and the rows are short: tiles are as large as any.
+    """
+    heads = {"n_heads": 16, "n_kv_heads": 8}
+    narrow = replace(LLAMA_3_8B, dim=1024, n_layers=1, hidden=4096, **heads)
+    source = write_sparse_llama_3(tmp_path / "in", narrow, n_ranks)
+    shutil.copy(meta_path(), source)
+    output = tmp_path / "out"
+    _, peak = run_measured("--input_dir", str(source), "--output_dir", str(output))
+    _, verify_peak = run_measured("verify", "--input_dir", str(source), "--output_dir", str(output))
+    assert (output / "tokenizer.json").stat().st_size == 9_085_657
+    shutil.rmtree(output)
+    assert max(peak, verify_peak) - peak_of_numpy() < 54_000_000  # 80 where it takes 26
 
 
 def test_a_tied_1b_is_one_file_of_the_hubs_size(tmp_path: Path) -> None:
