@@ -19,7 +19,7 @@ def main() -> None:
     _print_whatever_comes()
     # Nothing here calculates with matrices, and the threads of numpy's OpenBLAS may not start.
     os.putenv("OPENBLAS_NUM_THREADS", "1")
-    # A plan is a hundred thousand objects that stay; to look through them 290 times for rubbish is
+    # A plan is a hundred thousand objects that stay; to look through them 293 times for garbage is
     # a tenth of its time.
     gc.set_threshold(50_000)
     try:
