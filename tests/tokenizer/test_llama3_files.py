@@ -89,25 +89,6 @@ def test_planning_neither_orders_nor_spells_the_merges(
         bytes(content)
 
 
-def test_metas_vocabulary_is_not_counted_again(
-    meta: TiktokenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Counting its 280,147 merges was a third of a plan; what is known of them is what they take."""
-    counted: list[object] = []
-    cuts_of = llama3_json._cuts
-    monkeypatch.setattr(llama3_json, "_cuts", lambda known: counted.append(known) or cuts_of(known))
-    special = special_tokens("3.1")
-    build_json = llama3_json.build_json.__wrapped__
-    assert build_json(meta, special).n_bytes == 9_085_657
-    assert counted == []
-    shorter = b"".join(meta.raw.splitlines(keepends=True)[:-1])
-    content = build_json(read_tiktoken_model(write_model(tmp_path, shorter)), special)
-    assert len(counted) == 1
-    assert content.n_bytes == sum(map(len, content.chunks())) < 9_085_657
-    monkeypatch.setattr(llama3_json, "_KNOWN_MERGE_BYTES", {})
-    assert build_json(meta, special).n_bytes == 9_085_657
-
-
 def test_four_files_are_written_and_the_model_is_unchanged(tiny: TiktokenModel) -> None:
     files = llama3_files(tiny, flavor=None, names="3.1")
     assert sorted(files) == [
