@@ -259,6 +259,9 @@ def _wide(rows: Rows) -> Rows | None:
 def _holds_nonfinite(elements: Rows, dtype: Dtype) -> bool:
     """Return whether any element is an infinity or a NaN, by the order of the bits."""
     sign = 1 << (8 * dtype.itemsize - 1)
+    # Weights are mostly below 2, and all numbers from there on have the exponent's highest bit.
+    if not int(np.bitwise_or.reduce(elements, axis=None)) & sign >> 1:
+        return False
     positive = int(elements.view(f"<i{dtype.itemsize}").max())
     negative = int(elements.max()) - sign
     return max(positive, negative) >= dtype.infinity_bits

@@ -160,7 +160,7 @@ def test_values_that_are_no_numbers_are_kept_counted_and_named(tmp_path, target,
     }
 
 
-@pytest.mark.parametrize("bits", [0x7F7F, 0xFF7F, 0x0001, 0x8001, 0x8000])
+@pytest.mark.parametrize("bits", [0x7F7F, 0xFF7F, 0x4000, 0xC000, 0x0001, 0x8001, 0x8000])
 def test_the_largest_and_smallest_numbers_are_numbers(tmp_path, bits):
     state = random_model(MHA, torch.bfloat16, 5)
     signed = bits - (1 << 16 if bits >= 1 << 15 else 0)
