@@ -30,7 +30,6 @@ from tests.faults.neighbours import (
 from tests.faults.neighbours import why_not as why_no_neighbour
 from tests.faults.resumes import spoil_the_records
 from tests.faults.syscalls import scenes, strace
-from tests.faults.syscalls.bench import of_workers
 from tests.faults.syscalls.families import failing_calls, order, order_of, syscalls
 from tests.faults.verdict import Family, Verdict, in_words, scratch
 from tests.outputs import ROOT, environment
@@ -165,7 +164,7 @@ def by_workers(workers: int) -> Iterator[Verdict]:
     yield from _attacks(BY_ORDERLY_WORKERS)
     if strace.why_not() is None:
         for scene in scenes.BY_WORKERS:
-            yield failing_calls(scene, workers, of_workers)
+            yield failing_calls(scene, workers, scenes.of_workers)
             yield order_of(scene)
 
 

@@ -18,7 +18,7 @@ from tests.faults.neighbours import (
     planted_belief,
 )
 from tests.faults.syscalls import scenes, strace
-from tests.faults.syscalls.bench import Bench, of_workers, sweep
+from tests.faults.syscalls.bench import Bench, sweep
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and links as POSIX has them")
 by_direction = pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_a_neighbour_swaps_is_neither_written_nor_published(quick_path: Pat
 @pytest.mark.skipif(strace.why_not() is not None, reason=str(strace.why_not()))
 def test_whatever_call_fails_nothing_is_torn_and_the_rerun_finishes(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "bench", scenes.BY_WORKERS[0])
-    faults = of_workers(list(bench.faults()))
+    faults = scenes.of_workers(list(bench.faults()))
     counts, problems = sweep(bench, faults[::20])
     assert problems == []
     assert len(counts) > 3

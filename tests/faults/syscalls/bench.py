@@ -254,15 +254,6 @@ def may_be_passed_over(fault: Fault) -> bool:
     return call.name in ("newfstatat", "statx", "stat", "lstat", "access", "rmdir")
 
 
-def of_workers(faults: Sequence[Fault]) -> list[Fault]:
-    """Choose what goes wrong while there are workers: one fault of each call, the errors in turn."""
-    of_token = [n for n, one in enumerate(faults) if Path(one.call.paths[-1]).name == TOKEN]
-    during = faults[of_token[0] : of_token[-1] + 1]
-    calls = list(dict.fromkeys(fault.call for fault in during))
-    by_call = {call: [fault for fault in during if fault.call == call] for call in calls}
-    return [some[turn % len(some)] for turn, some in enumerate(by_call.values())]
-
-
 def _is_below(call: Call, folder: Path) -> bool:
     return any(path == str(folder) or path.startswith(f"{folder}/") for path in call.paths)
 

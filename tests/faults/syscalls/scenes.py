@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.faults.directions import ACROSS, BACK, FORWARD, Direction
 from tests.faults.syscalls.strace import Call
+from tests.outputs import TOKEN
 
 WRITES = (
     "openat", "mkdir", "mkdirat", "write", "pwrite64", "fallocate", "ftruncate", "fsync", "fdatasync",
@@ -102,3 +105,12 @@ class Fault:
     def __str__(self) -> str:
         where = "/".join(self.call.paths[-1].split("/")[-2:])
         return f"{self.error} at {self.call.name} {self.call.ordinal} of {where}"
+
+
+def of_workers(faults: Sequence[Fault]) -> list[Fault]:
+    """Choose what goes wrong while there are workers: one fault of each call, the errors in turn."""
+    of_token = [n for n, one in enumerate(faults) if Path(one.call.paths[-1]).name == TOKEN]
+    during = faults[of_token[0] : of_token[-1] + 1]
+    calls = list(dict.fromkeys(fault.call for fault in during))
+    by_call = {call: [fault for fault in during if fault.call == call] for call in calls}
+    return [some[turn % len(some)] for turn, some in enumerate(by_call.values())]
