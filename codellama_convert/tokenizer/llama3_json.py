@@ -64,14 +64,15 @@ def _cuts(tokens: Collection[AnyStr]) -> Iterator[tuple[AnyStr, list[int]]]:
     """
     # Sorted, a token stands behind those that it begins with, which need no looking up.
     beginnings: list[AnyStr] = []
+    lengths: list[int] = []
     for token in sorted(tokens):
         while beginnings and not token.startswith(beginnings[-1]):
             beginnings.pop()
-        if beginnings:
-            cuts = [len(left) for left in beginnings if token[len(left) :] in tokens]
-            if cuts:
-                yield token, cuts
+            lengths.pop()
+        if cuts := [n for n in lengths if token[n:] in tokens]:
+            yield token, cuts
         beginnings.append(token)
+        lengths.append(len(token))
 
 
 def _merges_of(tokens: Iterable[bytes]) -> Iterator[tuple[str, str]]:
@@ -86,10 +87,10 @@ def _merges_of(tokens: Iterable[bytes]) -> Iterator[tuple[str, str]]:
     """
     ranks = {_spelled(token): rank for rank, token in enumerate(tokens)}
     cuts_of = [b""] * len(ranks)
-    for token, lengths in _cuts(ranks.keys()):
-        cuts_of[ranks[token]] = bytes(lengths)  # a tenth of a list's memory
-    for token, cuts in zip(ranks, cuts_of, strict=True):
-        halves = [(token[:n], token[n:]) for n in cuts]
+    for token, cuts in _cuts(ranks.keys()):
+        cuts_of[ranks[token]] = bytes(cuts)  # a tenth of a list's memory
+    for token, lengths in zip(ranks, cuts_of, strict=True):
+        halves = [(token[:n], token[n:]) for n in lengths]
         if len(halves) > 1:  # the left ones are of different lengths, so none is there twice
             halves.sort(key=lambda pair: ranks[pair[0]])
         yield from halves
