@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,17 +19,6 @@ from tests.outputs import STAGING, content, flip_bit
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills as POSIX has them")
 by_direction = pytest.mark.parametrize("direction", [BACK, ACROSS], ids=lambda one: one.name)
-
-
-@pytest.fixture
-def quick_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: a kill is the same there, and fsync costs nothing."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
 
 
 def share(n_steps: int) -> list[int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,17 +22,6 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and links as POSI
 by_direction = pytest.mark.parametrize(
     "direction", [BY_WORKERS, BACK_BY_WORKERS], ids=lambda one: one.name
 )
-
-
-@pytest.fixture
-def quick_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: a kill is the same there, and fsync costs nothing."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
 
 
 def share(n_steps: int) -> range:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -12,17 +10,6 @@ from tests.faults.kills import KillBench, spoil_the_check, spoil_the_order
 from tests.faults.resumes import spoil_the_records
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and signals as POSIX has them")
-
-
-@pytest.fixture
-def quick_path(tmp_path):
-    """A folder in memory where there is one: a kill is the same there, and fsync costs nothing."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
 
 
 FULL = bool(os.environ.get("CODELLAMA_CONVERT_FULL_SWEEP"))
