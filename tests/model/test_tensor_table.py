@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ from codellama_convert.model.tensor_table import (
     meta_name_of,
     names_in_meta_order,
 )
-from codellama_convert.tensors import BFLOAT16
+from codellama_convert.tensors import BFLOAT16, TensorSpec
 from tests.refusals import refused
 from tests.witness.checkpoints import Shape, meta_shapes
 
@@ -110,3 +111,45 @@ def test_a_tied_head_has_no_row_unless_it_is_asked_for() -> None:
         layout = build_layout(tied, n_ranks=2, dtype=BFLOAT16, with_head=with_head)
         assert len(layout) == n_tensors
         assert any(tensor.meta.name == "output.weight" for tensor in layout) is with_head
+    assert len(build_layout(tied, n_ranks=2, dtype=BFLOAT16)) == 11
+
+
+def test_metas_side_is_interleaved_and_hugging_faces_is_not() -> None:
+    """By this difference rotary rows are reordered: were the sides alike, none would be."""
+    for tensor in build_layout(CONFIG, n_ranks=2, dtype=BFLOAT16):
+        assert tensor.meta.interleaved is True
+        assert tensor.hugging_face.interleaved is False
+
+
+def test_an_uneven_split_is_reported_for_the_ranks_folder() -> None:
+    """The message begins with the folder, or with the fact where no folder is known."""
+    fact = "2 key and value heads cannot be split evenly over 4 ranks"
+    for path, line in ((Path("ranks"), f"ranks: {fact}"), (None, fact)):
+        with pytest.raises(LayoutError) as caught:
+            build_layout(CONFIG, n_ranks=4, dtype=BFLOAT16, path=path)
+        assert caught.value.path == path
+        assert str(caught.value).startswith(line)
+
+
+def test_a_tied_head_is_not_split() -> None:
+    """Its rows are the embedding's, whose columns the ranks share: seven rows suit two ranks.
+
+    All other sizes are still checked, and seven rows of a head of its own are refused.
+    """
+    odd = replace(CONFIG, vocab_size=7)
+    tied = replace(odd, tie_word_embeddings=True)
+    assert build_layout(tied, n_ranks=2, dtype=BFLOAT16)[0].meta.part_shape == (7, 4)
+    with refused(LayoutError, "7 rows of the head"):
+        build_layout(odd, n_ranks=2, dtype=BFLOAT16)
+    with refused(LayoutError, "13 rows of the feed-forward network"):
+        build_layout(replace(tied, intermediate_size=13), n_ranks=2, dtype=BFLOAT16)
+
+
+def test_both_sides_of_a_tensor_are_spelled_out() -> None:
+    """Of the queries and the values of the second layer; only the queries' rows are rotary."""
+    layout = build_layout(replace(CONFIG, num_hidden_layers=2), n_ranks=2, dtype=BFLOAT16)
+    of = {tensor.meta.name: tensor for tensor in layout}
+    query, value = of["layers.1.attention.wq.weight"], of["layers.1.attention.wv.weight"]
+    assert query.spec == TensorSpec("model.layers.1.self_attn.q_proj.weight", BFLOAT16, (8, 8))
+    assert value.spec == TensorSpec("model.layers.1.self_attn.v_proj.weight", BFLOAT16, (4, 8))
+    assert (query.head_dim, value.head_dim) == (2, None)
