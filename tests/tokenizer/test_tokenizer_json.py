@@ -127,6 +127,8 @@ def test_merges_of_a_hand_made_vocabulary(tmp_path):
         ("aa", "b"), ("a", "ab"), ("a", "b"), ("a", "a"),
         ("bbb", "b"), ("bb", "bb"), ("bb", "b"), ("b", "bbb"), ("b", "bb"), ("b", "b"),
     ]  # fmt: skip
+    content = tokenizer_json(read)
+    assert content.n_bytes == len(bytes(content))  # known before a merge is written
 
 
 def test_a_vocabulary_of_single_characters_has_no_merges(tmp_path):

@@ -8,8 +8,34 @@ import pytest
 
 from codellama_convert.errors import CheckpointError
 from tests.faults.hostile.rank_bytes import RankFile
-from tests.formats.one_record import CONTIGUOUS, declared, rank_file, read
+from tests.formats.one_record import CONTIGUOUS, N_ELEMENTS, declared, rank_file, read
 from tests.refusals import refused
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset", "fits"),
+    [
+        ((64,), (1,), 0, True),
+        ((65,), (1,), 0, False),
+        ((64,), (1,), 1, False),
+        ((8, 8), (8, 1), 0, True),
+        ((8, 8), (9, 1), 0, False),
+        ((0, 8), (8, 1), 99, True),  # no element of it is anywhere
+    ],
+)
+def test_a_view_ends_with_its_storage(
+    tmp_path: Path, shape, strides, offset: int, *, fits: bool
+) -> None:
+    """The storage has 64 elements; the refusal names the file and asks for a sound copy of it."""
+    rank = rank_file(declared(shape, strides, offset=offset))
+    assert N_ELEMENTS == 64
+    if fits:
+        assert read(tmp_path, rank).tensors["t"].shape == shape
+    else:
+        with refused(
+            CheckpointError, "rank.pth", "'t'", "out of bounds", "data/0", "; the file is damaged"
+        ):
+            read(tmp_path, rank)
 
 
 @pytest.mark.parametrize(("shape", "strides"), [((8,), (0,)), ((2, 4), (0, 1)), ((4, 2), (1, 0))])
