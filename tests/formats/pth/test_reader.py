@@ -164,7 +164,8 @@ def test_a_tensor_has_so_many_dimensions_at_most(
     if fits:
         assert read(tmp_path, rank).tensors["t"].shape == (1,) * n_dimensions
     else:
-        with refused(CheckpointError, "rank.pth", "'t'", "shape"):
+        invalid = "invalid shape, stride or storage offset; the file is damaged"
+        with refused(CheckpointError, "rank.pth", "'t'", invalid):
             read(tmp_path, rank)
 
 
@@ -186,6 +187,7 @@ def test_a_dtype_that_no_model_has_is_named_beside_those_that_are_read(tmp_path:
         (6, 1, 5),
         (6, 7, 5),
         (1, 0, 3),  # the step along one element means nothing
+        (1, 0, 600_000),  # nor does it where more than 1 MiB lies before the element
         (5, 200_003, 2),  # reaches over more than 1 MiB: element by element
     ],
 )
