@@ -45,9 +45,6 @@ class TensorFile(Protocol):
         """Their bytes by the storage's name."""
 
 
-Ledgers = dict[str, tuple[CrcLedger, ...]]  # by storage, one for each pass
-
-
 def assign_passes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
     """Choose in which pass over its storage each tensor is read; none overlaps another of its pass.
 
@@ -71,53 +68,46 @@ def assign_passes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
     return pass_of
 
 
-def new_ledgers(index: TensorFile, pass_of: Mapping[str, int]) -> Ledgers:
-    """Begin a ledger for each pass over each storage, and for a storage that no tensor needs one.
+class Ledgers:
+    """What is known of a file's storages: for each pass over one a ledger, made when it is asked for.
 
-    Args:
-        index: The file.
-        pass_of: From `assign_passes`.
+    An output file needs a few of a rank's thousand storages.
     """
-    n_passes = dict.fromkeys(index.storages, 1)
-    for name, number in pass_of.items():
-        storage = index.tensors[name].storage.name
-        n_passes[storage] = max(n_passes[storage], number + 1)
-    return {
-        name: tuple(CrcLedger(index.storages[name].n_bytes) for _ in range(n))
-        for name, n in n_passes.items()
-    }
 
+    def __init__(self, index: TensorFile) -> None:
+        """Start with nothing read of a file."""
+        self._index = index
+        self._ledgers: dict[tuple[str, int], CrcLedger] = {}
 
-def sums_in(ledgers: Ledgers) -> SourceSums:
-    """Report what ledgers know: the sums of what was read.
+    def __getitem__(self, reading: tuple[str, int]) -> CrcLedger:
+        """Return the ledger of a storage's name and the number of a pass over it."""
+        found = self._ledgers.get(reading)
+        if found is None:
+            # Several threads may ask for it at once; all get the one that came first.
+            new = CrcLedger(self._index.storages[reading[0]].n_bytes)
+            found = self._ledgers.setdefault(reading, new)
+        return found
 
-    Raises:
-        ValueError: If a byte was read twice in a pass.
-    """
-    sums = {
-        name: [
-            (number, *interval)
-            for number, ledger in enumerate(passes)
-            for interval in ledger.intervals()
-        ]
-        for name, passes in sorted(ledgers.items())
-    }
-    return {name: pieces for name, pieces in sums.items() if pieces}
+    def sums(self) -> SourceSums:
+        """Report the sums of what was read."""
+        sums: SourceSums = {}
+        for (name, number), ledger in sorted(self._ledgers.items()):
+            if pieces := [(number, *interval) for interval in ledger.intervals()]:
+                sums.setdefault(name, []).extend(pieces)
+        return sums
 
+    def add(self, sums: SourceSums) -> None:
+        """Take note of what was read for an output file.
 
-def add_sums(ledgers: Ledgers, sums: SourceSums) -> None:
-    """Let ledgers know what was read for a file.
+        Args:
+            sums: Of that file alone; they fit what it is made of.
 
-    Args:
-        ledgers: Of the whole file.
-        sums: Of that file alone; they fit what it is made of.
-
-    Raises:
-        ValueError: If a byte was read before; in the middle of other pieces, it shows later.
-    """
-    for name, pieces in sums.items():
-        for number, start, end, crc in pieces:
-            ledgers[name][number].add_crc(start, end, crc)
+        Raises:
+            ValueError: If a byte was read before.
+        """
+        for name, pieces in sums.items():
+            for number, start, end, crc in pieces:
+                self[name, number].add_crc(start, end, crc)
 
 
 def fits(

@@ -17,14 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codellama_convert.errors import CheckpointError
-from codellama_convert.formats.source_sums import (
-    TensorFile,
-    add_sums,
-    assign_passes,
-    fits,
-    new_ledgers,
-    sums_in,
-)
+from codellama_convert.formats.source_sums import Ledgers, TensorFile, assign_passes, fits
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor, segments
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.checksums import CrcLedger, SourceSums, combine, crc32
@@ -66,8 +59,8 @@ class TensorReader:
             self._file.close()
             raise CheckpointError("the file changed while it was read", path=index.path)
         self._pass_of = assign_passes(index.tensors[name] for name in names)
-        self._known = new_ledgers(index, self._pass_of)
-        self._read = new_ledgers(index, self._pass_of)  # since the last `take_sums`
+        self._known = Ledgers(index)
+        self._read = Ledgers(index)  # since the last `take_sums`
         self._read_earlier: set[str] = set()  # storages that another run read some of
 
     @property
@@ -136,7 +129,7 @@ class TensorReader:
         return rows
 
     def _add(self, tensor: StoredTensor, start: int, piece: memoryview) -> int:
-        ledger = self._read[tensor.storage.name][self._pass_of[tensor.name]]
+        ledger = self._read[tensor.storage.name, self._pass_of[tensor.name]]
         crc = ledger.add(start, piece)
         self._check(tensor.storage, ledger)
         return crc
@@ -170,9 +163,13 @@ class TensorReader:
         Raises:
             CheckpointError: If a CRC-32 differs.
         """
+        passes = {name: {0} for name in self.index.storages}  # a storage that no tensor needs, once
+        for tensor, number in self._pass_of.items():
+            passes[self.index.tensors[tensor].storage.name].add(number)
         for name, storage in self.index.storages.items():
-            self._fill_gaps(storage.offset, self._known[name], buffer, watch)
-            for ledger in self._known[name]:
+            ledgers = [self._known[name, number] for number in passes[name]]
+            self._fill_gaps(storage.offset, ledgers, buffer, watch)
+            for ledger in ledgers:
                 self._check(storage, ledger)
 
     def _fill_gaps(
@@ -210,7 +207,8 @@ class TensorReader:
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
         """
-        return self._joined({n: one[0].crc for n, one in self._known.items()}, buffer, watch)
+        crcs = {name: self._known[name, 0].crc for name in self.index.storages}
+        return self._joined(crcs, buffer, watch)
 
     def _joined(self, crcs: Mapping[str, int | None], buffer: memoryview, watch: Watch) -> int:
         """Join the CRC-32s of storages, and of all that has to be read, to that of the file."""
@@ -225,8 +223,8 @@ class TensorReader:
 
     def take_sums(self) -> SourceSums:
         """Report what was read since the last call: what one output file is made of."""
-        sums = sums_in(self._read)
-        self._read = new_ledgers(self.index, self._pass_of)
+        sums = self._read.sums()
+        self._read = Ledgers(self.index)
         return sums
 
     def note(self, sums: SourceSums) -> None:
@@ -240,10 +238,10 @@ class TensorReader:
         Raises:
             CheckpointError: If a storage is whole with them, and its CRC-32 differs.
         """
-        add_sums(self._known, sums)
-        for name in sums:
-            for ledger in self._known[name]:
-                self._check(self.index.storages[name], ledger)
+        self._known.add(sums)
+        for name, pieces in sums.items():
+            for number in {number for number, *_ in pieces}:
+                self._check(self.index.storages[name], self._known[name, number])
 
     def keep(self, sums: SourceSums) -> None:
         """Take note of what an earlier run read for a file that is kept; `confirms` the sums."""
