@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from codellama_convert.errors import LayoutError
@@ -39,14 +40,12 @@ def compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -
     replicated = [tensor for tensor in layout if tensor.meta.is_copied]
     if len(ranks) == 1:
         return
-    with InputFile(ranks[0].path) as first:
-        expected = {
-            tensor.meta.name: read_vector(first, ranks[0].tensors[tensor.meta.name])
-            for tensor in replicated
-        }
-    for rank in ranks[1:]:
-        with InputFile(rank.path) as file:
-            for name, content in expected.items():
+    with ExitStack() as stack:
+        (first, *others) = (stack.enter_context(InputFile(rank.path)) for rank in ranks)
+        for tensor in replicated:
+            name = tensor.meta.name
+            content = read_vector(first, ranks[0].tensors[name])
+            for rank, file in zip(ranks[1:], others, strict=True):
                 found = read_vector(file, rank.tensors[name])
                 if found != content:
                     raise _unequal_copy(rank, name, found, content, of=ranks[0])
