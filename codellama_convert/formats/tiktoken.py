@@ -6,7 +6,7 @@ import binascii
 import io
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,14 +26,14 @@ _LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (0|[1-9][0-9]{0,6})\n")
 _DOWNLOAD_AGAIN = "download the model's tokenizer.model again"
 
 
-class Tokens:
-    """A vocabulary, by rank; a token is made when it is looked at, 128,000 of them take 7 MB."""
+class PackedBytes:
+    """Byte strings in a row; one is made when it is looked at, 128,000 tokens would take 7 MB."""
 
-    def __init__(self, tokens: Iterable[bytes]) -> None:
+    def __init__(self, strings: Iterable[bytes]) -> None:
         """Put them one behind the other, as they come."""
         joined, self._ends = bytearray(), array("I")
-        for token in tokens:
-            joined += token
+        for string in strings:
+            joined += string
             self._ends.append(len(joined))
         self._joined = bytes(joined)
 
@@ -55,11 +55,15 @@ class TiktokenModel:
         path: Where it was read.
         raw: The file's bytes, unchanged.
         tokens: By rank, which is the id: the lower, the earlier BPE merges it.
+        cuts: For each token, where it can be cut into two others: the lengths of the left halves,
+            by their rank.
     """
 
     path: Path
     raw: bytes = field(repr=False)
-    tokens: Tokens = field(repr=False, hash=False)  # they follow from the file's bytes
+    # They follow from the file's bytes.
+    tokens: PackedBytes = field(repr=False, hash=False)
+    cuts: PackedBytes = field(repr=False, hash=False)
 
     @property
     def n_pieces(self) -> int:
@@ -87,7 +91,7 @@ def read_tiktoken_model(path: Path) -> TiktokenModel:
         path: A tiktoken vocabulary of bytes, at most 4 MiB.
 
     Returns:
-        Its tokens and its bytes.
+        Its tokens, how they are cut, and its bytes.
 
     Raises:
         TokenizerError: If the file cannot be read or is damaged, or its vocabulary is not one that
@@ -96,31 +100,40 @@ def read_tiktoken_model(path: Path) -> TiktokenModel:
     with InputFile(path, error=TokenizerError) as file:
         raw = file.read_whole(MAX_FILE_BYTES, hint=_DOWNLOAD_AGAIN)
     try:
-        tokens = Tokens(_parse_lines(raw))
+        ranks = _parse_lines(raw)
     except ValueError as problem:
         raise TokenizerError(str(problem), path=path, hint=_DOWNLOAD_AGAIN) from problem
-    return TiktokenModel(path, raw, tokens)
+    # Now, as the ranks are at hand: made for this once more, they would take 14 MB and their time.
+    return TiktokenModel(path, raw, PackedBytes(ranks), PackedBytes(_cuts(ranks)))
 
 
-def _parse_lines(raw: bytes) -> Iterator[bytes]:
-    """Yield all tokens; whatever is wrong with them is a ValueError."""
+def _cuts(ranks: Mapping[bytes, int]) -> Iterator[bytes]:
+    for token in ranks:
+        lengths = [n for n in range(1, len(token)) if token[:n] in ranks and token[n:] in ranks]
+        if len(lengths) > 1:
+            lengths.sort(key=lambda n: ranks[token[:n]])
+        yield bytes(lengths)
+
+
+def _parse_lines(raw: bytes) -> dict[bytes, int]:
+    """Return the rank of each token, in order; whatever is wrong with them is a ValueError."""
     if not raw.endswith(b"\n"):
         raise ValueError("the last line does not end in a newline: the file is truncated")
-    seen = set[bytes]()
+    ranks: dict[bytes, int] = {}
     for rank, line in enumerate(io.BytesIO(raw)):
         if rank == MAX_TOKENS:
             raise ValueError(f"has more than {MAX_TOKENS} tokens; Llama 3's vocabulary has 128000")
         token = _parse_line(line, rank)
-        if token in seen:
+        if token in ranks:
             raise ValueError(f"line {rank + 1}: the token {shown(token)} occurs a second time")
-        seen.add(token)
-        yield token
-    missing = [byte for byte in range(256) if bytes([byte]) not in seen]
+        ranks[token] = rank
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise ValueError(
             f"the byte 0x{missing[0]:02x} is not a token (of 256 bytes, {len(missing)} are not): "
             "not every text could be encoded"
         )
+    return ranks
 
 
 def _parse_line(line: bytes, rank: int) -> bytes:

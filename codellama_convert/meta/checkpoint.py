@@ -138,6 +138,8 @@ def open_checkpoint(
     """
     content = _read_params(files.params)
     params, param_notes = parse_params(content, files.params)
+    # Before the ranks: what they hold stays, and takes the place of what reading this took.
+    tokenizer = None if skip_tokenizer else _read_tokenizer(files)
     cache: PickleCache = {}
     ranks = tuple(read_rank(path, choose=find_state_dict, cache=cache) for path in files.ranks)
     config = _measured_config(params, ranks, files)
@@ -151,7 +153,6 @@ def open_checkpoint(
         vocab_size=config.vocab_size,
         tied=config.tie_word_embeddings,
     )
-    tokenizer, row_notes = (None, ()) if skip_tokenizer else _open_tokenizer(files, config)
     size_note = check_model_size(model_size, config, len(ranks)) if model_size else None
     recognised = recognise(
         config,
@@ -168,7 +169,7 @@ def open_checkpoint(
         *_kind_notes(config, layout, ranks[0]),
         *heads.notes,
         *lagging,
-        *row_notes,
+        *_row_notes(tokenizer, config),
         *_unsummed_notes(ranks),
         *_renamed_notes(ranks),
         *((size_note,) if size_note else ()),
@@ -248,18 +249,20 @@ def _read_params(path: Path) -> bytes:
     return content
 
 
-def _open_tokenizer(
-    files: CheckpointFiles, config: ModelConfig
-) -> tuple[TokenizerModel, tuple[str, ...]]:
-    """Read tokenizer.model, and compare it with the embedding."""
+def _read_tokenizer(files: CheckpointFiles) -> TokenizerModel:
     if files.tokenizer is None:
         raise missing_tokenizer(
             files.folder,
             hint="give its path with --tokenizer_model, or convert only the weights with --skip_tokenizer",
         )
-    model = read_tokenizer_model(files.tokenizer)
-    notes = check_embedding_rows(model, config.vocab_size, is_released=is_released(config))
-    return model, notes
+    return read_tokenizer_model(files.tokenizer)
+
+
+def _row_notes(tokenizer: TokenizerModel | None, config: ModelConfig) -> tuple[str, ...]:
+    """Compare the tokenizer with the embedding."""
+    if tokenizer is None:
+        return ()
+    return check_embedding_rows(tokenizer, config.vocab_size, is_released=is_released(config))
 
 
 def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:

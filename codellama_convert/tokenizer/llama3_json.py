@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, AnyStr
+from typing import Any
 
-from codellama_convert.formats.tiktoken import TiktokenModel, Tokens
+from codellama_convert.formats.tiktoken import PackedBytes, TiktokenModel
 from codellama_convert.storage.contents import Chunked
 from codellama_convert.tokenizer.streamed_json import (
     AROUND_LINES_BYTES,
@@ -53,47 +53,20 @@ _SPELLED_AS_ONE = bytes(n for n, c in enumerate(_SPELLED_BYTES) if len(_quoted(c
 _ENTRY_INDENT = "      "
 
 
-def _cuts(tokens: Collection[AnyStr]) -> Iterator[tuple[AnyStr, list[int]]]:
-    """Find where tokens can be cut into two others.
-
-    Args:
-        tokens: The vocabulary, as bytes or spelled; right halves are looked up in it.
-
-    Yields:
-        A token, and the lengths of its left halves, of which there are some.
-    """
-    # Sorted, a token stands behind those that it begins with, which need no looking up.
-    beginnings: list[AnyStr] = []
-    lengths: list[int] = []
-    for token in sorted(tokens):
-        while beginnings and not token.startswith(beginnings[-1]):
-            beginnings.pop()
-            lengths.pop()
-        if cuts := [n for n in lengths if token[n:] in tokens]:
-            yield token, cuts
-        beginnings.append(token)
-        lengths.append(len(token))
+def _merges(model: TiktokenModel) -> Iterator[tuple[str, str]]:
+    """Yield both halves of each cut, spelled, by the ranks of the token and of the halves."""
+    for token, lengths in zip(model.tokens, model.cuts, strict=True):
+        spelled = _spelled(token)
+        for n in lengths:
+            yield spelled[:n], spelled[n:]
 
 
-def _merges_of(tokens: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Find all splits of all tokens into two others.
-
-    Args:
-        tokens: The vocabulary, by rank.
-
-    Yields:
-        Both halves, spelled, by the rank of the token, then of the left half, then of the right
-        one.
-    """
-    ranks = {_spelled(token): rank for rank, token in enumerate(tokens)}
-    cuts_of = [b""] * len(ranks)
-    for token, cuts in _cuts(ranks.keys()):
-        cuts_of[ranks[token]] = bytes(cuts)  # a tenth of a list's memory
-    for token, lengths in zip(ranks, cuts_of, strict=True):
-        halves = [(token[:n], token[n:]) for n in lengths]
-        if len(halves) > 1:  # the left ones are of different lengths, so none is there twice
-            halves.sort(key=lambda pair: ranks[pair[0]])
-        yield from halves
+def _merge_bytes(model: TiktokenModel) -> Iterator[int]:
+    """Count what the merges of each token take."""
+    around_pair = len(f'{MERGE_INDENT}" "{BETWEEN_LINES}')
+    for token, lengths in zip(model.tokens, model.cuts, strict=True):
+        if lengths:
+            yield len(lengths) * (around_pair + _n_spelled(token))
 
 
 # A conversion asks before anything is written, and again when it writes.
@@ -120,19 +93,12 @@ def build_json(model: TiktokenModel, special: tuple[str, ...]) -> Chunked:
     return Chunked(n_bytes, lambda: _whole(model, special))
 
 
-def _merge_bytes(model: TiktokenModel) -> Iterator[int]:
-    """Count what merges take, without order and spelling, which only the file needs."""
-    around_pair = len(f'{MERGE_INDENT}" "{BETWEEN_LINES}')
-    for token, cuts in _cuts(frozenset(model.tokens)):
-        yield len(cuts) * (around_pair + _n_spelled(token))
-
-
-def _vocabulary_bytes(tokens: Tokens) -> int:
+def _vocabulary_bytes(tokens: PackedBytes) -> int:
     """Count what the vocabulary's lines take."""
     around_entry = len(f'{_ENTRY_INDENT}"": {BETWEEN_LINES}')
     rank_bytes = sum(len(str(rank)) for rank in range(len(tokens)))
     return (
-        AROUND_LINES_BYTES + len(tokens) * around_entry + rank_bytes + _n_spelled(b"".join(tokens))
+        AROUND_LINES_BYTES + len(tokens) * around_entry + rank_bytes + sum(map(_n_spelled, tokens))
     )
 
 
@@ -141,7 +107,7 @@ def _whole(model: TiktokenModel, special: Sequence[str]) -> Iterator[bytes]:
         f"{_ENTRY_INDENT}{_quoted(_spelled(token))}: {rank}"
         for rank, token in enumerate(model.tokens)
     )
-    merges = (f"{MERGE_INDENT}{_quoted(f'{a} {b}')}" for a, b in _merges_of(model.tokens))
+    merges = (f"{MERGE_INDENT}{_quoted(f'{a} {b}')}" for a, b in _merges(model))
     return _chunks(model, special, vocabulary, merges)
 
 

@@ -72,9 +72,7 @@ def test_tokenizer_json_is_the_hubs_to_the_byte(meta: TiktokenModel, names: Spec
     assert content.n_bytes == n_bytes
 
 
-def test_planning_neither_orders_nor_spells_the_merges(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_planning_spells_no_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan of 405B took 3.6 s, a third of it for a list of which only the size is shown."""
 
     def give_up(tokens: object) -> None:
@@ -82,7 +80,7 @@ def test_planning_neither_orders_nor_spells_the_merges(
 
     folder = write_model(tmp_path / "Llama3.1-8B", meta_path().read_bytes()).parent
     llama3_json.build_json.cache_clear()
-    monkeypatch.setattr(llama3_json, "_merges_of", give_up)
+    monkeypatch.setattr(llama3_json, "_merges", give_up)
     content = plan_conversion(folder, ALONE).small_files()["tokenizer.json"]
     assert len(content) == 9_085_657
     with pytest.raises(NotImplementedError):  # the list is made there
