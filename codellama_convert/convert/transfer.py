@@ -154,18 +154,24 @@ class TileSource:
         filled = list(zip(tile.targets, shares, strict=True))
         if tensor.target.is_copied:
             filled = filled[:1]
+        stays = self._is_read_whole(tensor, tile)
         crc_read = None
         for part in tile.sources:
-            first = tile.rows.start - part.rows.start
-            rows, crc_read = self.readers[part.file].read_rows(
-                tensor.source.name, first, len(tile.rows), read_buffer
+            reader = self.readers[part.file]
+            # Past the page cache it is read in whole blocks, which have no space there.
+            is_read_in_place = stays and not reader.direct
+            rows, crc_read = reader.read_rows(
+                tensor.source.name,
+                tile.rows.start - part.rows.start,
+                len(tile.rows),
+                targets[0] if is_read_in_place else read_buffer,
             )
             for target, share in filled:
                 self._move(tensor, part, rows, target, share)
         if tensor.target.is_copied:
             for copy in shares[1:]:
                 np.copyto(copy, shares[0])
-        if crc_read is not None and self._is_read_whole(tensor, tile):
+        if crc_read is not None and stays:
             return [crc_read] * len(shares)  # each share is what was read: its sum is known
         return [crc32(target) for target in targets]
 
