@@ -39,6 +39,7 @@ _WHAT_TO_DO = {
     errno.ENFILE: " (of all users of this machine)",
 }
 _F_NOCACHE = 48  # <sys/fcntl.h> on macOS
+_IN_MEMORY = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC of <linux/magic.h>
 
 
 def block_floor(position: int) -> int:
@@ -215,11 +216,15 @@ def open_past_cache(open_with: Callable[[int], int], error: type[ConvertError]) 
         return None
     if hasattr(os, "O_DIRECT"):
         try:
-            return open_with(os.O_DIRECT)
+            direct_fd = open_with(os.O_DIRECT)
         except error as problem:
             if refuses_direct(problem.__cause__):
                 return None
             raise
+        if not _lies_in_memory(direct_fd):
+            return direct_fd
+        os.close(direct_fd)
+        return None
     fd = None
     if sys.platform == "darwin":
         import fcntl  # noqa: PLC0415 - the module does not exist on Windows
@@ -231,6 +236,19 @@ def open_past_cache(open_with: Callable[[int], int], error: type[ConvertError]) 
             os.close(fd)
             fd = None
     return fd
+
+
+def _lies_in_memory(fd: int) -> bool:
+    """Return whether an open file's cache is all that there is of it, so nothing can pass it by.
+
+    From Linux 6.6 on, tmpfs takes O_DIRECT and ignores it.
+    """
+    if sys.platform != "linux":
+        return False
+    import ctypes  # noqa: PLC0415 - only direct I/O needs it
+
+    status = (ctypes.c_uint32 * 64)()  # struct statfs has 120 bytes, and begins with the kind
+    return ctypes.CDLL(None).fstatfs(fd, status) == 0 and status[0] in _IN_MEMORY
 
 
 def no_direct_io(path: Path, error: type[ConvertError]) -> ConvertError:

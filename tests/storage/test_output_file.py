@@ -110,6 +110,22 @@ def test_direct_io_is_used_where_it_is_asked_for(tmp_path: Path, source: Path) -
     assert (tmp_path / "w").read_bytes() == CONTENT
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has files in memory")
+def test_a_file_in_memory_has_no_cache_to_pass_by() -> None:
+    """Linux 6.6 and later takes the flag for it, does as before, and a run said that it was direct."""
+    in_memory = os.memfd_create("in memory")
+    try:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        path = Path(f"/proc/self/fd/{in_memory}")
+        with InputFile(path, io_mode="auto") as file:
+            assert not file.direct
+        with pytest.raises(CheckpointError, match="direct I/O"):
+            InputFile(path, io_mode="direct")
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    finally:
+        os.close(in_memory)
+
+
 @pytest.fixture
 def strict_folder() -> Iterator[Path]:
     """A folder whose file system opens files for direct I/O and refuses unaligned writes."""
