@@ -6,7 +6,7 @@ conversion is what lies between two placements: rows are cut where either side c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,6 +38,7 @@ class Placement:
         files: The numbers of those that hold some of it.
         split: The dimension that is split over them; None where each of them has all of it.
         interleaved: Whether rotary rows are in Meta's order, and not in Hugging Face's.
+        only: The one of those files that is looked at; None is all of them.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Placement:
     files: range
     split: int | None
     interleaved: bool = False
+    only: int | None = None
 
     @property
     def part_shape(self) -> tuple[int, ...]:
@@ -65,6 +67,7 @@ class Placement:
                 _block(number if self.split == 1 else 0, n_columns),
             )
             for number, file in enumerate(self.files)
+            if self.only in (None, file)
         )
 
     @property
@@ -75,7 +78,9 @@ class Placement:
     @property
     def sources(self) -> tuple[Part, ...]:
         """The parts that hold each element once: of copies, the first."""
-        return self.parts[:1] if self.is_copied else self.parts
+        if not self.is_copied:
+            return self.parts
+        return tuple(part for part in self.parts if part.file == self.files.start)
 
 
 def in_one_file(name: str, shape: tuple[int, ...], file: int = 0) -> Placement:
@@ -112,12 +117,32 @@ def moves(source: Placement, target: Placement, most_rows: int) -> Iterator[Move
             heads, so no band cuts one.
 
     Yields:
-        The bands, in order.
+        The bands, in order; none of rows that no part gets.
     """
     parts, targets = source.sources, target.parts
     cuts = {bound for part in (*parts, *targets) for bound in (part.rows.start, part.rows.stop)}
     for start, stop in pairwise(sorted(cuts)):
-        holding = tuple(part for part in parts if start in part.rows)
         getting = tuple(part for part in targets if start in part.rows)
-        for first in range(start, stop, most_rows):
+        holding = tuple(part for part in parts if start in part.rows and _is_wanted(part, getting))
+        for first in range(start, stop, most_rows) if getting else ():
             yield Move(range(first, min(first + most_rows, stop)), holding, getting)
+
+
+def parts_read(source: Placement, target: Placement) -> dict[Part, range]:
+    """Report which rows of the whole tensor `moves` reads of each part of the source."""
+    targets, found = target.parts, {}
+    for part in source.sources:
+        getting = [one.rows for one in targets if _meet(one.columns, part.columns)]
+        start = max(part.rows.start, min((rows.start for rows in getting), default=0))
+        stop = min(part.rows.stop, max((rows.stop for rows in getting), default=0))
+        if start < stop:
+            found[part] = range(start, stop)
+    return found
+
+
+def _is_wanted(part: Part, targets: Iterable[Part]) -> bool:
+    return any(_meet(part.columns, target.columns) for target in targets)
+
+
+def _meet(one: range, other: range) -> bool:
+    return max(one.start, other.start) < min(one.stop, other.stop)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
-from codellama_convert.model.placement import Move, Placement, moves
+from codellama_convert.model.placement import Move, Placement, moves, parts_read
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 from codellama_convert.tensors import Dtype, TensorSpec
 
@@ -45,9 +45,21 @@ class TensorPlan:
         return self.tile_rows * n_columns * self.read_dtype.itemsize
 
     @property
+    def read_in_all(self) -> int:
+        """Bytes of what is read of it: whole rows of a part."""
+        read = parts_read(self.source, self.target).items()
+        return sum(len(rows) * len(part.columns) for part, rows in read) * self.read_dtype.itemsize
+
+    @property
     def part_bytes(self) -> int:
         """Bytes of what one file gets of it."""
         return prod(self.target.part_shape) * self.spec.dtype.itemsize
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of what all files get of it that are looked at, copies once."""
+        n_elements = sum(len(part.rows) * len(part.columns) for part in self.target.sources)
+        return n_elements * self.spec.dtype.itemsize
 
     @property
     def part_tile_bytes(self) -> int:
@@ -58,7 +70,7 @@ class TensorPlan:
     @property
     def write_bytes(self) -> int:
         """Most bytes that are written from one buffer: a tile, apart for each file that gets some."""
-        n_others = 0 if self.target.split == 0 else len(self.target.files) - 1
+        n_others = 0 if self.target.split == 0 else len(self.target.parts) - 1
         share = block_ceil(self.part_tile_bytes) + SLACK_BYTES
         return self.part_tile_bytes + n_others * share
 
@@ -66,6 +78,10 @@ class TensorPlan:
     def is_reordered(self) -> bool:
         """Whether rotary rows are in another order on the other side."""
         return self.head_dim is not None and self.source.interleaved != self.target.interleaved
+
+    def only(self, file: int) -> TensorPlan:
+        """Plan what one of the files gets of it, tile by tile as all of them do."""
+        return replace(self, target=replace(self.target, only=file))
 
     def tiles(self) -> Iterator[Move]:
         """Cut the rows into tiles; one lies inside of a part of each side that splits rows."""

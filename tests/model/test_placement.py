@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
-from codellama_convert.model.placement import Move, Part, Placement, in_one_file, moves
+from codellama_convert.model.placement import Move, Part, Placement, in_one_file, moves, parts_read
 from codellama_convert.model.tensor_table import build_layout
 from codellama_convert.tensors import BFLOAT16
 from tests.model.test_tensor_table import CONFIG, SHAPE
@@ -52,6 +53,29 @@ def test_bands_are_cut_where_either_side_cuts_rows_and_where_they_are_full() -> 
     assert [(move.rows, move.sources[0].file) for move in bands] == [
         (range(2), 7), (range(2, 4), 7), (range(4, 5), 7)
     ]  # fmt: skip
+
+
+def test_one_file_alone_gets_its_rows_or_columns_and_needs_the_parts_that_hold_them() -> None:
+    w, six = in_one_file("w", (6, 4)), range(6)
+    last_rows = Placement("w", (6, 4), range(3), 0, only=2)
+    assert [*moves(w, last_rows, 9)] == [
+        Move(range(4, 6), (Part(0, six, range(4)),), (Part(2, range(4, 6), range(4)),))
+    ]
+    assert parts_read(w, last_rows) == {Part(0, six, range(4)): range(4, 6)}
+    last_columns = Placement("w", (6, 4), range(2), 1, only=1)
+    four = Placement("w", (6, 4), range(4), 1)
+    holding = (Part(2, six, range(2, 3)), Part(3, six, range(3, 4)))
+    assert [*moves(four, last_columns, 9)] == [Move(six, holding, (Part(1, six, range(2, 4)),))]
+    assert parts_read(four, last_columns) == dict.fromkeys(holding, six)
+    assert [*parts_read(four, replace(last_columns, only=None))] == [*four.parts]
+
+
+def test_of_copies_the_first_file_alone_holds_each_element() -> None:
+    copies = Placement("v", (4,), range(3), None)
+    assert [replace(copies, only=n).sources for n in range(3)] == [copies.parts[:1], (), ()]
+    assert [replace(copies, only=n).parts for n in range(3)] == [(one,) for one in copies.parts]
+    rows = replace(copies, split=0, shape=(6,))
+    assert [replace(rows, only=n).sources for n in range(3)] == [(one,) for one in rows.parts]
 
 
 @pytest.mark.parametrize("split", [0, 1, None])
