@@ -110,7 +110,8 @@ def reverse(
     run_options = RunOptions(overwrite=overwrite, restart=restart, sha256=sha256)
     if only_plan:
         output, is_finished = state_of(output_dir, job, run_options)
-        described = describe_ranks(job, output, is_finished=is_finished)
+        planned = job if dask is None else job.each_rank_alone()
+        described = describe_ranks(planned, output, is_finished=is_finished)
         print_plan(described, ranks_plan_lines(described), as_json=as_json)
         return
     with dask_executor(dask, print_note) as executor:

@@ -176,8 +176,9 @@ def _sealed(file: TargetFile, tensors: Mapping[str, Any]) -> SealedFile:
     """Spell what a journal would say of a file, by what the record says of its tensors."""
     said = {tensor.spec.name: tensors[tensor.spec.name] for tensor in file.tensors}
     crcs = {name: _crc_in(one["crc32"], file.number) for name, one in said.items()}
+    first = {tensor.spec.name for tensor in file.tensors if tensor.target.files[0] == file.number}
     counts = {
-        kind: {name: one[kind] for name, one in said.items() if kind in one}
+        kind: {name: one[kind] for name, one in said.items() if kind in one and name in first}
         for kind in ("became_zero", "nonfinite")
     }
     crc32 = file_crc(file, crcs)

@@ -200,7 +200,7 @@ def _planned(input_dir: str, options: Options | ReverseOptions, token: str) -> J
     """Plan once for each run: the files may be others in the next one."""
     del token
     if isinstance(options, ReverseOptions):
-        return plan_reverse(input_dir, options)
+        return plan_reverse(input_dir, options).each_rank_alone()
     return plan_conversion(input_dir, options)
 
 

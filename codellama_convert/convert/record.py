@@ -108,7 +108,7 @@ def _tensors(job: Job | ReverseJob, sealed: Mapping[str, SealedFile]) -> dict[st
             "shape": list(tensor.spec.shape),
             "size": tensor.spec.n_bytes,
             "crc32": f"{sealed[file.name].tensors[tensor.spec.name]:08x}",
-            **_value_counts(sealed[file.name], tensor.spec.name),
+            **_value_counts([sealed[file.name]], tensor.spec.name),
         }
         for file in job.weight_files
         for tensor in file.tensors
@@ -123,17 +123,17 @@ def _tensors_of_ranks(job: ReverseJob, sealed: Mapping[str, SealedFile]) -> dict
             "dtype": tensor.spec.dtype.code,
             "shape": list(tensor.spec.shape),
             "crc32": [f"{rank.tensors[tensor.spec.name]:08x}" for rank in ranks],
-            **_value_counts(ranks[0], tensor.spec.name),
+            **_value_counts(ranks, tensor.spec.name),
         }
         for tensor in job.weights.plan.tensors
     }
 
 
-def _value_counts(sealed: SealedFile, name: str) -> dict[str, int]:
-    """List a tensor's counts of odd values, where there are any."""
+def _value_counts(files: Sequence[SealedFile], name: str) -> dict[str, int]:
+    """List a tensor's counts of odd values in all files that get some of it, where there are any."""
     counts = {
-        "became_zero": sealed.became_zero.get(name, 0),
-        "nonfinite": sealed.nonfinite.get(name, 0),
+        "became_zero": sum(file.became_zero.get(name, 0) for file in files),
+        "nonfinite": sum(file.nonfinite.get(name, 0) for file in files),
     }
     return {kind: n for kind, n in counts.items() if n}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,9 +77,16 @@ def report_on(
         direct=direct,
         dropped=job.dropped,
         cast=job.cast,
-        # What a tensor counts is the same in every file that has a part of it.
-        became_zero={name: n for one in sealed.values() for name, n in one.became_zero.items()},
-        nonfinite={name: n for one in sealed.values() for name, n in one.nonfinite.items()},
+        became_zero=_added_up(one.became_zero for one in sealed.values()),
+        nonfinite=_added_up(one.nonfinite for one in sealed.values()),
         notes=notes,
         already_converted=already_converted,
     )
+
+
+def _added_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add what the files of an output count: each element once, copies in the first that has one."""
+    found: Counter[str] = Counter()
+    for one in counts:
+        found.update(one)
+    return dict(found)

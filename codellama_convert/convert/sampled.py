@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource
-from codellama_convert.convert.write_pass import bytes_read
+from codellama_convert.convert.write_pass import rows_read
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.ranks.weights import RanksJob
 from codellama_convert.plan.tiles import TensorPlan
@@ -34,9 +34,10 @@ def begins_alike(output_dir: Path, weights: WeightsJob | RanksJob) -> bool:
     with ExitStack() as stack:
         movers = Movers(weights.source_dtypes, plan.dtype)
         stack.callback(movers.close)
+        read = rows_read(plan.tensors, len(weights.source_files))
         readers = [
-            stack.enter_context(TensorReader(file, bytes_read(plan.tensors, number)))
-            for number, file in enumerate(weights.source_files)
+            stack.enter_context(TensorReader(file, rows))
+            for file, rows in zip(weights.source_files, read, strict=True)
         ]
         outputs = {
             file.number: stack.enter_context(InputFile(output_dir / file.name))

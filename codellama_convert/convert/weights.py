@@ -16,9 +16,9 @@ from codellama_convert.convert.write_pass import (
     FileReport,
     Pass,
     PassWriter,
-    bytes_read,
     new_buffers,
     open_readers,
+    rows_read,
     tensor_bytes,
 )
 from codellama_convert.errors import WorkerError
@@ -57,6 +57,8 @@ class WeightWriter:
         executor: Executor | None = None,
     ) -> None:
         """Take what is written where; without an executor, on threads of this process."""
+        if executor is not None and isinstance(job, ReverseJob):
+            job = job.each_rank_alone()
         self._job, self._folder, self._watch = job, folder, watch
         self.executor = executor
         self._remote = None if executor is None else RemoteWriter(executor, job, folder, watch)
@@ -148,11 +150,10 @@ class WeightWriter:
     def _confirms(self, files: Pass, buffer: memoryview) -> bool:
         """Return whether the records speak of these files, and the source is what they were made of."""
         records = [self._folder.sealed[file.name] for file in files]
+        read = rows_read(files[0].tensors, len(self._readers))
         return self._are_of(records, files) and all(
-            reader.confirms(sums, bytes_read(files[0].tensors, number), buffer, self._watch)
-            for number, (reader, sums) in enumerate(
-                zip(self._readers, records[0].source, strict=True)
-            )
+            reader.confirms(sums, rows, buffer, self._watch)
+            for reader, sums, rows in zip(self._readers, records[0].source, read, strict=True)
         )
 
     def _are_of(self, records: Sequence[SealedFile], files: Pass) -> bool:
@@ -161,16 +162,15 @@ class WeightWriter:
         What was read for a pass stands in the record of its first file.
         """
         first, *others = records
+        read = rows_read(files[0].tensors, len(self._readers))
         return (
             [one.name for one in records] == [file.name for file in files]
             and all(map(_is_of, records, files))
             and not any(other.source for other in others)
             and len(first.source) == len(self._readers)
             and all(
-                reader.fits(sums, bytes_read(files[0].tensors, number))
-                for number, (reader, sums) in enumerate(
-                    zip(self._readers, first.source, strict=True)
-                )
+                reader.fits(sums, rows)
+                for reader, sums, rows in zip(self._readers, first.source, read, strict=True)
             )
         )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource, write_tensors
 from codellama_convert.formats.tensor_reader import TensorReader
+from codellama_convert.model.placement import parts_read
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.ranks.weights import RanksJob
@@ -35,7 +36,8 @@ class FileReport:
 
     Attributes:
         parts: The names under which the files stand in the staging folder.
-        sealed: What each of them is; the first says what was read of the source for all of them.
+        sealed: What each of them is; the first says for all of them what was read of the source,
+            and what is odd about the values.
         direct: Whether the page cache was passed by, on both sides.
     """
 
@@ -60,11 +62,11 @@ def open_readers(
     Raises:
         CheckpointError: If a file cannot be opened, or changed since the plan was made.
     """
+    read = rows_read(weights.plan.tensors, len(weights.source_files))
+    kinds = weights.plan.kinds
     return [
-        to_close.enter_context(
-            TensorReader(file, bytes_read(weights.plan.tensors, number), io_mode=io_mode)
-        )
-        for number, file in enumerate(weights.source_files)
+        to_close.enter_context(TensorReader(file, rows, kinds=kinds, io_mode=io_mode))
+        for file, rows in zip(weights.source_files, read, strict=True)
     ]
 
 
@@ -76,22 +78,22 @@ def new_buffers(plan: TransferPlan, n_pairs: int) -> list[BufferPair]:
     ]
 
 
-def bytes_read(tensors: Sequence[TensorPlan], number: int) -> dict[str, int]:
-    """Count what is read of a file for some tensors: copies are taken from the first.
+def rows_read(tensors: Sequence[TensorPlan], n_files: int) -> list[dict[str, range]]:
+    """List what is read of each file of the source for some tensors: of copies, the first.
 
     Args:
-        tensors: All that are moved.
-        number: Of the file.
+        tensors: Those that are moved, to all files or to those that are looked at.
+        n_files: How many files the source has.
 
     Returns:
-        By each tensor's name in the file, the bytes; fewer than it has where rows are left out.
+        For each file the rows of what it holds, by the tensor's name there.
     """
-    return {
-        tensor.source.name: len(part.rows) * len(part.columns) * tensor.read_dtype.itemsize
-        for tensor in tensors
-        for part in tensor.source.sources
-        if part.file == number
-    }
+    found: list[dict[str, range]] = [{} for _ in range(n_files)]
+    for tensor in tensors:
+        for part, rows in parts_read(tensor.source, tensor.target).items():
+            first = part.rows.start
+            found[part.file][tensor.source.name] = range(rows.start - first, rows.stop - first)
+    return found
 
 
 def file_bytes(files: Pass) -> int:
@@ -101,7 +103,7 @@ def file_bytes(files: Pass) -> int:
 
 def tensor_bytes(files: Pass) -> int:
     """Count the bytes of the tensors of a pass, copies once."""
-    return sum(tensor.spec.n_bytes for tensor in files[0].tensors)
+    return sum(tensor.moved_bytes for tensor in files[0].tensors)
 
 
 class PassWriter:
@@ -165,7 +167,7 @@ class PassWriter:
             for file, output in zip(files, outputs, strict=True):
                 own = {name: by_file[file.number] for name, by_file in crcs.items()}
                 self._seal(file, output, own)
-                sealed.append(self._sealed(file, own, [] if sealed else sums))
+                sealed.append(self._sealed(file, own, None if sealed else sums))
         return FileReport(tuple(one.path.name for one in outputs), tuple(sealed), direct)
 
     def _seal(self, file: TargetFile, output: OutputFile, crcs: Mapping[str, int]) -> None:
@@ -173,11 +175,15 @@ class PassWriter:
             output.write_at(position, piece)
         self._parts.seal(output, file.seal(crcs))
 
-    def _sealed(self, file: TargetFile, crcs: dict[str, int], sums: list[SourceSums]) -> SealedFile:
-        counts = self._movers.counts(crcs)
+    def _sealed(
+        self, file: TargetFile, crcs: dict[str, int], sums: list[SourceSums] | None
+    ) -> SealedFile:
+        """Describe a file; `sums` are given for the first of a pass."""
+        counted = {tensor.spec.name for tensor in file.tensors if tensor.moved_bytes}
+        counts = self._movers.counts(counted if sums is not None else ())
         return SealedFile(
             name=file.name, n_bytes=file.n_bytes, crc32=file_crc(file, crcs), tensors=crcs,
-            became_zero=counts.became_zero, nonfinite=counts.nonfinite, source=sums,
+            became_zero=counts.became_zero, nonfinite=counts.nonfinite, source=sums or [],
         )  # fmt: skip
 
     def close(self) -> None:

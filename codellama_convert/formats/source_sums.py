@@ -2,14 +2,18 @@
 
 A pass reads each byte of a storage at most once. Tensors that overlap are read in different passes;
 which ones follows from the tensors alone, so two runs of one plan agree.
+
+Where each output file is made for itself, some tensors are read whole for several of them. Each such
+reading is of a pass of its own, together with what all files share: so no two are mixed up, and each
+pass is complete.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -45,15 +49,24 @@ class TensorFile(Protocol):
         """Their bytes by the storage's name."""
 
 
-def assign_passes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+# How a tensor is read for several output files: each row for one of them; or all of it for those that
+# get some of its columns, or for each. A reading's number is that of its pass times 3, and the kind.
+BY_ROWS, FOR_COLUMNS, FOR_COPIES = KINDS = range(3)
+
+
+def assign_passes(
+    tensors: Iterable[StoredTensor], kinds: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """Choose in which pass over its storage each tensor is read; none overlaps another of its pass.
 
     Args:
         tensors: All that will be read of a file.
+        kinds: How they are read for several output files, by name; `BY_ROWS` where nothing is said.
 
     Returns:
-        The number of the pass, by the tensor's name.
+        The number of the reading, by the tensor's name.
     """
+    kind_of = kinds or {}
     pass_of: dict[str, int] = {}
     ends: dict[str, list[tuple[int, int]]] = {}  # by storage, a heap of each pass's end and number
     for tensor in sorted(tensors, key=lambda tensor: (tensor.extent, tensor.name)):
@@ -64,7 +77,7 @@ def assign_passes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
         else:
             number = len(passes)
             heapq.heappush(passes, (end, number))
-        pass_of[tensor.name] = number
+        pass_of[tensor.name] = len(KINDS) * number + kind_of.get(tensor.name, BY_ROWS)
     return pass_of
 
 
@@ -108,6 +121,55 @@ class Ledgers:
         for name, pieces in sums.items():
             for number, start, end, crc in pieces:
                 self[name, number].add_crc(start, end, crc)
+
+
+class Passes:
+    """What is known of a file's storages, by the passes over each: what was read for all files.
+
+    Attributes:
+        shared: What is read once for all of them.
+    """
+
+    def __init__(self, index: TensorFile, pass_of: Mapping[str, int]) -> None:
+        """Start with nothing read of a file; `pass_of` is from `assign_passes`."""
+        self.shared = Ledgers(index)
+        self._index = index
+        self._alone: dict[tuple[str, int], list[CrcLedger]] = {}
+        self._later: dict[str, set[int]] = {}  # by storage; of thousands, few have a second pass
+        for tensor, number in pass_of.items():
+            if number >= len(KINDS):
+                passes = self._later.setdefault(index.tensors[tensor].storage.name, set())
+                passes.add(number - number % len(KINDS))
+
+    def add(self, sums: SourceSums) -> None:
+        """Take note of what was read for an output file; the arguments and errors of `Ledgers.add`."""
+        read = Ledgers(self._index)
+        read.add(sums)
+        for name, pieces in sums.items():
+            self.shared.add({name: [one for one in pieces if one[0] % len(KINDS) == BY_ROWS]})
+            for number in {number for number, *_ in pieces if number % len(KINDS) != BY_ROWS}:
+                self._alone.setdefault((name, number), []).append(read[name, number])
+
+    def over(self, name: str) -> list[CrcLedger]:
+        """Return a ledger of each pass over a storage, as far as it is known."""
+        found: list[CrcLedger] = []
+        for first in (0, *sorted(self._later.get(name, ()))):
+            shared = self.shared[name, first]
+            alone = [self._alone.get((name, first + kind), []) for kind in KINDS[1:]]
+            n_passes = max(map(len, alone))
+            # Copies are read more often than columns, whose last reading is then of several passes.
+            found += [
+                _joined([shared, *(read for one in alone for read in one[:n][-1:])])
+                for n in range(1, n_passes + 1)
+            ] or [shared]
+        return found
+
+
+def _joined(ledgers: Sequence[CrcLedger]) -> CrcLedger:
+    whole = CrcLedger(ledgers[0].n_bytes)
+    for interval in chain.from_iterable(ledger.intervals() for ledger in ledgers):
+        whole.add_crc(*interval)
+    return whole
 
 
 def fits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Literal
 
@@ -67,6 +67,16 @@ class StoredTensor:
         reach = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         itemsize = self.dtype.itemsize
         return self.storage_offset * itemsize, (self.storage_offset + reach + 1) * itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its elements."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def only(self, rows: range) -> StoredTensor:
+        """Return the part of it that some rows are, one after another."""
+        first = self.storage_offset + rows.start * self.strides[0]
+        return replace(self, shape=(len(rows), *self.shape[1:]), storage_offset=first)
 
     @property
     def n_columns(self) -> int:

@@ -17,7 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from codellama_convert.errors import CheckpointError
-from codellama_convert.formats.source_sums import Ledgers, TensorFile, assign_passes, fits
+from codellama_convert.formats.source_sums import (
+    Ledgers,
+    Passes,
+    TensorFile,
+    assign_passes,
+    fits,
+)
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor, segments
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.checksums import CrcLedger, SourceSums, combine, crc32
@@ -40,13 +46,19 @@ class TensorReader:
     """
 
     def __init__(
-        self, index: TensorFile, names: Collection[str], *, io_mode: IoMode = "buffered"
+        self,
+        index: TensorFile,
+        names: Collection[str],
+        *,
+        kinds: Mapping[str, int] | None = None,
+        io_mode: IoMode = "buffered",
     ) -> None:
-        """Open a file to read some of its tensors, each row once.
+        """Open a file to read some of its tensors, each row once for an output file.
 
         Args:
             index: What it holds, as it was read before.
             names: The tensors that will be read.
+            kinds: How they are read for all output files, by name; `BY_ROWS` where nothing is said.
             io_mode: How they are read.
 
         Raises:
@@ -58,8 +70,9 @@ class TensorReader:
         if found != (index.inode, index.n_bytes, index.mtime_ns):
             self._file.close()
             raise CheckpointError("the file changed while it was read", path=index.path)
-        self._pass_of = assign_passes(index.tensors[name] for name in names)
-        self._known = Ledgers(index)
+        self._pass_of = assign_passes((index.tensors[name] for name in names), kinds)
+        self._known = Passes(index, self._pass_of)
+        self._crcs: dict[str, int | None] = {}  # of storages, when all is read
         self._read = Ledgers(index)  # since the last `take_sums`
         self._read_earlier: set[str] = set()  # storages that another run read some of
 
@@ -131,15 +144,24 @@ class TensorReader:
     def _add(self, tensor: StoredTensor, start: int, piece: memoryview) -> int:
         ledger = self._read[tensor.storage.name, self._pass_of[tensor.name]]
         crc = ledger.add(start, piece)
-        self._check(tensor.storage, ledger)
+        self._check(tensor.storage, [ledger])
         return crc
 
-    def _check(self, storage: Storage, ledger: CrcLedger) -> None:
-        crc = ledger.crc
-        if crc is not None and storage.crc is not None and crc != storage.crc:
+    def _check(self, storage: Storage, passes: Sequence[CrcLedger]) -> None:
+        """Compare those that are whole with the storage's sum, or with one another."""
+        crcs = [ledger.crc for ledger in passes if ledger.crc is not None]
+        wrong = [crc for crc in crcs if crc != (crcs[0] if storage.crc is None else storage.crc)]
+        if wrong:
             tensors = self.index.tensors.values()
             held = [tensor.name for tensor in tensors if tensor.storage.name == storage.name]
             of = f" (tensor {held[0]!r})" if held else ""
+            if storage.crc is None:
+                raise CheckpointError(
+                    f"storage {storage.name}{of}: changed while it was read: CRC-32 {crcs[0]:08x}, "
+                    f"and then {wrong[0]:08x}",
+                    path=self.index.path,
+                    hint="run the same command again",
+                )
             hint = "the file is corrupt, download it again"
             if storage.name in self._read_earlier:
                 hint = (
@@ -147,7 +169,7 @@ class TensorReader:
                     "same command again, which reads all of it"
                 )
             raise CheckpointError(
-                f"storage {storage.name}{of}: CRC-32 mismatch ({crc:08x}, expected "
+                f"storage {storage.name}{of}: CRC-32 mismatch ({wrong[0]:08x}, expected "
                 f"{storage.crc:08x})",
                 path=self.index.path,
                 hint=hint,
@@ -163,14 +185,11 @@ class TensorReader:
         Raises:
             CheckpointError: If a CRC-32 differs.
         """
-        passes = {name: {0} for name in self.index.storages}  # a storage that no tensor needs, once
-        for tensor, number in self._pass_of.items():
-            passes[self.index.tensors[tensor].storage.name].add(number)
         for name, storage in self.index.storages.items():
-            ledgers = [self._known[name, number] for number in passes[name]]
-            self._fill_gaps(storage.offset, ledgers, buffer, watch)
-            for ledger in ledgers:
-                self._check(storage, ledger)
+            passes = self._known.over(name)
+            self._fill_gaps(storage.offset, passes, buffer, watch)
+            self._check(storage, passes)
+            self._crcs[name] = passes[0].crc
 
     def _fill_gaps(
         self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview, watch: Watch
@@ -207,8 +226,7 @@ class TensorReader:
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
         """
-        crcs = {name: self._known[name, 0].crc for name in self.index.storages}
-        return self._joined(crcs, buffer, watch)
+        return self._joined(self._crcs, buffer, watch)
 
     def _joined(self, crcs: Mapping[str, int | None], buffer: memoryview, watch: Watch) -> int:
         """Join the CRC-32s of storages, and of all that has to be read, to that of the file."""
@@ -236,32 +254,32 @@ class TensorReader:
             sums: From `take_sums`, of a reader opened for the same names; they fit the file.
 
         Raises:
-            CheckpointError: If a storage is whole with them, and its CRC-32 differs.
+            CheckpointError: If a storage is whole with them, and its CRC-32 differs from its stored
+                one, or from that of another reading.
         """
         self._known.add(sums)
-        for name, pieces in sums.items():
-            for number in {number for number, *_ in pieces}:
-                self._check(self.index.storages[name], self._known[name, number])
+        for name in sums:
+            self._check(self.index.storages[name], self._known.over(name))
 
     def keep(self, sums: SourceSums) -> None:
         """Take note of what an earlier run read for a file that is kept; `confirms` the sums."""
         self._read_earlier.update(sums)
         self.note(sums)
 
-    def fits(self, sums: SourceSums, read: Mapping[str, int]) -> bool:
+    def fits(self, sums: SourceSums, read: Mapping[str, range]) -> bool:
         """Return whether sums can be of the reading of some tensors, and of nothing else.
 
         Args:
             sums: What is said to have been read.
-            read: How many bytes are read of each tensor, by its name.
+            read: Which rows are read of each tensor, by its name.
         """
-        of_each = [(self.index.tensors[name], n_bytes) for name, n_bytes in read.items()]
-        return fits(sums, of_each, self._pass_of)
+        of_each = [self.index.tensors[name].only(rows) for name, rows in read.items()]
+        return fits(sums, [(one, one.n_bytes) for one in of_each], self._pass_of)
 
     def confirms(
         self,
         sums: SourceSums,
-        read: Mapping[str, int],
+        read: Mapping[str, range],
         buffer: memoryview,
         watch: Watch,
     ) -> bool:
@@ -273,7 +291,7 @@ class TensorReader:
 
         Args:
             sums: What is said to have been read for it.
-            read: How many bytes of each tensor it is made of, by its name.
+            read: Which rows of each tensor it is made of, by its name.
             buffer: From `aligned_buffer`, to read into.
             watch: May stop the reading.
 

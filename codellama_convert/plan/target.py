@@ -71,6 +71,11 @@ class TransferPlan:
         return tuple(tensor for files in self.passes for tensor in files[0].tensors)
 
     @property
+    def kinds(self) -> Mapping[str, int]:
+        """How tensors are read that several passes read the same rows of, by name in the source."""
+        return {}
+
+    @property
     def n_parameters(self) -> int:
         """Elements of all tensors, copies once."""
         return sum(tensor.spec.n_elements for tensor in self.tensors)
@@ -79,6 +84,11 @@ class TransferPlan:
     def tensor_bytes(self) -> int:
         """Bytes of all tensors that are written, copies once."""
         return sum(tensor.spec.n_bytes for tensor in self.tensors)
+
+    @property
+    def read_in_all(self) -> int:
+        """Bytes of what all passes read of the tensors."""
+        return sum(tensor.read_in_all for files in self.passes for tensor in files[0].tensors)
 
     @property
     def read_tile_bytes(self) -> int:

@@ -40,9 +40,9 @@ class SealedFile:
         n_bytes: Its size.
         crc32: Of all its bytes.
         tensors: CRC-32 of each tensor's bytes.
-        became_zero: By tensor, how many values a cast made zero.
-        nonfinite: By tensor, how many values are infinities or NaNs.
-        source: For each rank, what was read to write this file, and no other.
+        became_zero: By tensor, how many values a cast made zero, here or in a file of the same pass.
+        nonfinite: By tensor, how many values are infinities or NaNs, likewise.
+        source: For each file of the source, what was read to write this one, and no other.
     """
 
     name: str

@@ -84,6 +84,19 @@ class Cluster:
         )
         finish([sys.executable, "-c", code, self.address]).check_returncode()
 
+    def n_done(self, function: str) -> int:
+        """Count the jobs of a function that were done, as the scheduler has noted it."""
+        code = (
+            "import sys; from distributed import Client\n"
+            "def done(dask_scheduler):\n"
+            "    return [key for key, _, state, *_ in dask_scheduler.transition_log if state == 'memory']\n"
+            "keys = Client(sys.argv[1]).run_on_scheduler(done)\n"
+            "print(len({key for key in keys if key.startswith(sys.argv[2] + '-')}))\n"
+        )
+        done = finish([sys.executable, "-c", code, self.address, function])
+        done.check_returncode()
+        return int(done.stdout)
+
     def start_scheduler(self) -> None:
         """Start the scheduler, on a port that is free."""
         protocol = "tls" if self.tls else "tcp"

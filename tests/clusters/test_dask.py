@@ -75,11 +75,6 @@ def test_workers_write_the_bytes_of_a_plain_run(
     path = next((tmp_path / "again").glob("model-*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert not whole(plain, tmp_path / "again"), "one byte is seen"
-    reverse = [sys.executable, "-m", "codellama_convert", "reverse", "--quiet", plain / "out"]
-    for name, more in (("here", ()), ("there", ("--dask", cluster.address))):
-        done = finish([*map(str, reverse), str(tmp_path / name), *more])
-        assert done.returncode == 0, done.stderr
-    assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
 def test_a_batch_uses_the_cluster_too(tmp_path: Path, cluster: Cluster) -> None:

@@ -50,7 +50,7 @@ class Direction:
     @property
     def n_together(self) -> int:
         """How many of them are kept together or not at all: what is read for one is read for all."""
-        return self.n_ranks or 1
+        return self.n_ranks if self.n_ranks and self.workers is None else 1
 
     def save(self, folder: Path, seed: int, *, n_ranks: int = 2, storage: Storage = "own") -> Path:
         """Write a source.

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth.reader import RankIndex, read_rank
-from codellama_convert.formats.source_sums import assign_passes, fits
+from codellama_convert.formats.source_sums import (
+    FOR_COLUMNS,
+    FOR_COPIES,
+    Passes,
+    assign_passes,
+    fits,
+)
 from codellama_convert.meta.rank_reader import RankReader
 from codellama_convert.storage.blocks import aligned_buffer
 from codellama_convert.storage.checksums import SourceSums
@@ -89,8 +95,8 @@ CRC = zlib.crc32(CONTENT[:200])
         ([(0, 0, 90, 1), (0, 91, 200, 1)], False),
         ([(0, 0, 201, 1)], False),
         ([(0, 0, 200, 1), (0, 300, 301, 1)], False),
-        ([(1, 0, 200, 1)], False),
-        ([(0, 0, 200, 1), (1, 0, 200, 1)], False),
+        ([(3, 0, 200, 1)], False),
+        ([(0, 0, 200, 1), (3, 0, 200, 1)], False),
         ([(0, 0, 150, 1), (0, 100, 200, 1)], False),
         ([(0, 0, 200, 1), (0, 0, 200, 1)], False),
         ([(0, 200, 0, 1), (0, 0, 400, 1)], False),
@@ -101,7 +107,7 @@ def test_sums_fit_where_all_bytes_and_no_others_were_read_once(
 ) -> None:
     index = write_rank(tmp_path / "rank.pth", PAIR)
     pass_of = assign_passes(index.tensors.values())
-    assert pass_of == {"a": 0, "b": 0, "c": 1}
+    assert pass_of == {"a": 0, "b": 0, "c": 3}
     assert fits({"data/0": pieces}, [(index.tensors["a"], 200)], pass_of) == is_fitting
     assert not fits({"data/1": pieces}, [(index.tensors["a"], 200)], pass_of)
     assert not fits({"data/0": pieces}, [(index.tensors["b"], 200)], pass_of)
@@ -120,8 +126,29 @@ def test_passes_follow_from_the_tensors_whatever_their_order(tmp_path: Path) -> 
     twins = [Declared(name, "0", N_ELEMENTS, (100,), (1,)) for name in "dcba"]
     index = write_rank(tmp_path / "rank.pth", twins)
     tensors = list(index.tensors.values())
-    assert assign_passes(tensors) == {"a": 0, "b": 1, "c": 2, "d": 3}
-    assert assign_passes(tensors[::-1]) == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert assign_passes(tensors) == {"a": 0, "b": 3, "c": 6, "d": 9}
+    assert assign_passes(tensors[::-1]) == {"a": 0, "b": 3, "c": 6, "d": 9}
+
+
+def test_what_one_output_file_reads_for_itself_is_a_pass_with_what_all_share(
+    tmp_path: Path,
+) -> None:
+    """Two read all of b, three all of c, and of a each a part: three passes, and all of them whole."""
+    views = [("a", 0, 100), ("b", 100, 100), ("c", 200, N_ELEMENTS - 200)]
+    drawn = [Declared(name, "0", N_ELEMENTS, (n,), (1,), first) for name, first, n in views]
+    index = write_rank(tmp_path / "rank.pth", drawn, bytes(N_BYTES))
+    pass_of = assign_passes(index.tensors.values(), {"b": FOR_COLUMNS, "c": FOR_COPIES})
+    assert pass_of == {"a": 0, "b": 1, "c": 2}
+    passes = Passes(index, pass_of)
+    a = [(0, 0, 80, zlib.crc32(bytes(80))), (0, 80, 200, zlib.crc32(bytes(120)))]
+    b = (1, 200, 400, zlib.crc32(bytes(200)))
+    c = (2, 400, N_BYTES, zlib.crc32(bytes(N_BYTES - 400)))
+    for sums in ([a[0], b, c], [a[1], b, c]):
+        passes.add({"data/0": sums})
+    passes.add({"data/0": [(*c[:3], c[3] ^ 1)]})
+    crcs = [ledger.crc for ledger in passes.over("data/0")]
+    assert crcs[:2] == [zlib.crc32(bytes(N_BYTES))] * 2
+    assert crcs[2:] == [zlib.crc32(bytes(N_BYTES)) ^ 1]
 
 
 def test_a_storage_is_checked_when_the_last_file_of_it_was_read(tmp_path: Path) -> None:

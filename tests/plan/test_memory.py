@@ -123,9 +123,13 @@ def test_a_cast_of_16_bits_needs_neither_torch_nor_its_memory(tmp_path, dtype):
 
 
 @needs_proc
-def test_planning_70b_in_8_ranks_stays_under_64_mb(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "n_gb"), [((), 138), (("--dask", "nobody:1"), 480)], ids=["here", "on a cluster"]
+)
+def test_planning_70b_in_8_ranks_stays_under_64_mb(tmp_path, more, n_gb):
     folder = write_sparse_folder(tmp_path / "CodeLlama-70b-hf", CODE_LLAMA_70B, 29)
-    printed, peak = run_measured("reverse", "--input_dir", str(folder), "--plan", "--json")
+    printed, peak = run_measured("reverse", "--input_dir", str(folder), "--plan", "--json", *more)
+    assert round(json.loads(printed)["read_bytes"] / 1e9) == n_gb
     assert json.loads(printed)["parameters"] == 68976910336
     assert len([one for one in json.loads(printed)["files"] if one["name"].endswith(".pth")]) == 8
     assert peak < 64_000_000

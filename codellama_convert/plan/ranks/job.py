@@ -64,6 +64,10 @@ class ReverseJob:
             f"dtype={plan.dtype.name!r}, tensor_bytes={self.tensor_bytes})"
         )
 
+    def each_rank_alone(self) -> ReverseJob:
+        """Divide the work so that each rank is a job of its own, for the workers of an executor."""
+        return replace(self, weights=self.weights.each_alone())
+
     @property
     def input_dir(self) -> Path:
         """The folder that is read."""
@@ -287,8 +291,7 @@ def refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
     }
     uneven = [what for what, size in sizes.items() if size % n_ranks]
     if uneven:
-        common = gcd(*sizes.values())
-        counts = [str(n) for n in range(1, MAX_RANKS + 1) if common % n == 0]
+        counts = [str(n) for n in range(1, MAX_RANKS + 1) if gcd(*sizes.values()) % n == 0]
         raise ConfigError(
             f"{uneven[0]} cannot be split over {n_ranks} ranks",
             hint=f"--ranks may be {' or '.join(counts)}"

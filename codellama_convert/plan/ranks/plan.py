@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codellama_convert.formats.pth.saved_rank import (
     SavedRank,
@@ -14,6 +14,7 @@ from codellama_convert.formats.pth.saved_rank import (
     spare_spans,
 )
 from codellama_convert.formats.pth.writer import RankFilePlan, lay_out
+from codellama_convert.formats.source_sums import BY_ROWS, FOR_COLUMNS, FOR_COPIES
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.generations import LLAMA_3
 from codellama_convert.model.rope import rope_freqs
@@ -65,6 +66,10 @@ class RankPlan:
         """The bytes that it begins with: the header of its first record, which has no sum."""
         return self.layout.seal([0] * len(self.layout.storage_spans))[-1][1]
 
+    def alone(self) -> RankPlan:
+        """Plan it without the other ranks."""
+        return replace(self, tensors=tuple(tensor.only(self.number) for tensor in self.tensors))
+
     def body(self, crcs: Mapping[str, int]) -> Sequence[Piece]:
         """Build what lies between the tensors' data, and the data that is not moved."""
         return (*self.rest, *self.layout.body(self._storage_crcs(crcs)))
@@ -82,24 +87,41 @@ class RankPlan:
 
 @dataclass(frozen=True, slots=True)
 class RanksPlan(TransferPlan):
-    """The ranks that are written, in one pass over the source, and what it costs.
+    """The ranks that are written, and what it costs.
 
     Attributes:
         files: The ranks in order.
         dtype: Of the written tensors.
         tile_bytes: The wanted size of a tile's larger side; one row or head may be larger.
         workers: Tensors in flight.
+        each_alone: Whether each rank is a pass of its own over the source, for machines of its own.
     """
 
     files: tuple[RankPlan, ...]
     dtype: Dtype
     tile_bytes: int
     workers: int
+    each_alone: bool = False
 
     @property
     def passes(self) -> tuple[tuple[RankPlan, ...], ...]:
-        """All files at once: rank after rank would read up to 3.5 times as much."""
-        return (self.files,)
+        """All files at once, or else each alone, which reads up to 3.5 times as much."""
+        if not self.each_alone:
+            return (self.files,)
+        return tuple((file.alone(),) for file in self.files)
+
+    @property
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        """All tensors that are moved, each once."""
+        return self.files[0].tensors
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How tensors are read that each rank reads whole, by name in the source."""
+        if not self.each_alone:
+            return {}
+        kinds = {0: BY_ROWS, 1: FOR_COLUMNS, None: FOR_COPIES}
+        return {one.source.name: kinds[one.target.split] for one in self.tensors}
 
 
 def rank_name(number: int) -> str:

@@ -44,6 +44,10 @@ class RanksJob:
     plan: RanksPlan
     recorded: Recorded | None = None
 
+    def each_alone(self) -> RanksJob:
+        """Divide the work so that each rank is a pass of its own."""
+        return replace(self, plan=replace(self.plan, each_alone=True))
+
     @property
     def source_files(self) -> tuple[TensorFile, ...]:
         """The files that are read."""

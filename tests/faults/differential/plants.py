@@ -30,17 +30,17 @@ def _index_among_the_others() -> None:
 def _cumulative_sums() -> None:
     """Record for each file what was read for all so far, and let a record replace the others."""
     from codellama_convert.formats import tensor_reader
-    from codellama_convert.formats.source_sums import Ledgers
+    from codellama_convert.formats.source_sums import Passes
     from codellama_convert.formats.tensor_reader import TensorReader
 
     take, note = TensorReader.take_sums, TensorReader.note
 
     def take_all_sums(self: TensorReader) -> Any:
         note(self, take(self))
-        return self._known.sums()
+        return self._known.shared.sums()
 
     def replace(self: TensorReader, sums: Any) -> None:
-        self._known = Ledgers(self.index)
+        self._known = Passes(self.index, self._pass_of)
         note(self, sums)
 
     vars(tensor_reader)["fits"] = lambda *_: True
