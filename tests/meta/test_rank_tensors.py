@@ -26,6 +26,14 @@ CONFIG = ModelConfig(
 SAME_FOLDER = "same model directory"  # what to do
 QUERY = "layers.0.attention.wq.weight"
 GATE = "layers.0.feed_forward.w1.weight"
+# What one of two ranks holds of it.
+HALF: dict[str, tuple[int, ...]] = {
+    "tok_embeddings.weight": (6, 4), QUERY: (4, 8), "layers.0.attention.wk.weight": (2, 8),
+    "layers.0.attention.wv.weight": (2, 8), "layers.0.attention.wo.weight": (8, 4), GATE: (6, 8),
+    "layers.0.feed_forward.w2.weight": (8, 6), "layers.0.feed_forward.w3.weight": (6, 8),
+    "layers.0.attention_norm.weight": (8,), "layers.0.ffn_norm.weight": (8,),
+    "norm.weight": (8,), "output.weight": (3, 8),
+}  # fmt: skip
 
 
 def rank_of(shapes: dict[str, tuple[int, ...]], name: str = "consolidated.00.pth") -> RankIndex:
@@ -84,6 +92,27 @@ def test_another_shape_is_told_beside_the_right_one() -> None:
         LayoutError, "consolidated.00.pth", repr(GATE), "(13, 8), expected (12, 8)", SAME_FOLDER
     ):
         check(with_tensor(GATE, (13, 8)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "cause", "hint"),
+    [
+        ((12, 8), ": each of the 2 ranks has all of it; ", "merge the ranks into one"),
+        ((12, 4), ": its columns are split over the ranks, which ", "merge the ranks into one"),
+        ((7, 8), "; ", SAME_FOLDER),  # neither: a wrong shape, and no word of a split
+        ((6, 4), "; ", SAME_FOLDER),
+    ],
+)
+def test_another_split_is_told_from_a_wrong_shape(
+    shape: tuple[int, int], cause: str, hint: str
+) -> None:
+    """Of a matrix of which each of two ranks should hold six of the twelve rows."""
+    first, second = (rank_of(HALF, f"consolidated.0{number}.pth") for number in (0, 1))
+    assert check(first, second) == ()
+    wrong = rank_of(HALF | {GATE: shape}, "consolidated.01.pth")
+    fact = f"{GATE!r} has shape {shape}, expected (6, 8){cause}"
+    with refused(LayoutError, "consolidated.01.pth", fact, hint):
+        check(first, wrong)
 
 
 def test_another_dtype_than_in_the_first_rank_is_told_beside_it() -> None:
@@ -156,7 +185,8 @@ def test_an_embedding_that_is_split_as_the_head_is_that_of_llama_3() -> None:
     assert measure([one], hidden_size=8) == Measured(4, 6, None)
     for head in ({"output.weight": (3, 8)}, {}):
         copies = [rank_of(sizes | head, f"consolidated.0{n}.pth") for n in (0, 1)]
-        with refused(LayoutError, "consolidated.00.pth", "(6, 8)", "each may have a copy"):
+        facts = ("(6, 8)", "each may have a copy; merge the ranks into one")
+        with refused(LayoutError, "consolidated.00.pth", *facts):
             measure(copies, hidden_size=8)
 
 
@@ -176,6 +206,12 @@ def test_the_rank_that_is_missing_is_not_named_as_metas_where_the_others_are_not
     """Beside 000.pth, "download consolidated.01.pth" asked for a file that there never was."""
     with refused(LayoutError, "000.pth", "2 ranks", "1 was found", "; put the others beside it"):
         measure([rank_of(meta_shapes(SHAPE) | {QUERY: (4, 8)}, "000.pth")], hidden_size=8)
+
+
+def test_a_file_of_other_names_is_told_which_models_are_read() -> None:
+    facts = ("none of Meta's names, but 'wte.weight'; ", "Llama 1, Llama 2, Code Llama and Llama 3")
+    with refused(LayoutError, "consolidated.00.pth", "is missing; ", *facts):
+        measure([rank_of({"wte.weight": (6, 8)})], hidden_size=8)
 
 
 def test_a_file_without_tensors_is_called_that() -> None:

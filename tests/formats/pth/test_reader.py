@@ -143,39 +143,6 @@ def test_a_refused_pickle_says_that_nothing_ran(tmp_path: Path) -> None:
         read(tmp_path, rank_file(), b"\x80\x02cos\nsystem\n.")
 
 
-# --- one tensor -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("length", "fits"), [(256, True), (257, False)])
-def test_a_name_has_so_many_characters_at_most(tmp_path: Path, length: int, *, fits: bool) -> None:
-    rank = rank_file(declared((64,), (1,), "n" * length))
-    if fits:
-        assert list(read(tmp_path, rank).tensors) == ["n" * length]
-    else:
-        with refused(CheckpointError, "rank.pth", f"{length} characters", METAS):
-            read(tmp_path, rank)
-
-
-@pytest.mark.parametrize(("n_dimensions", "fits"), [(8, True), (9, False)])
-def test_a_tensor_has_so_many_dimensions_at_most(
-    tmp_path: Path, n_dimensions: int, *, fits: bool
-) -> None:
-    rank = rank_file(declared((1,) * n_dimensions, (1,) * n_dimensions))
-    if fits:
-        assert read(tmp_path, rank).tensors["t"].shape == (1,) * n_dimensions
-    else:
-        invalid = "invalid shape, stride or storage offset; the file is damaged"
-        with refused(CheckpointError, "rank.pth", "'t'", invalid):
-            read(tmp_path, rank)
-
-
-def test_a_dtype_that_no_model_has_is_named_beside_those_that_are_read(tmp_path: Path) -> None:
-    facts = ("rank.pth", "'t'", "DoubleStorage", "bfloat16, float16 or float32", METAS)
-    with refused(CheckpointError, *facts):
-        read(tmp_path, rank_file(declared((16,), (1,), n_elements=16, storage="DoubleStorage")))
-    assert read(tmp_path, rank_file(declared((16,), (1,)))).tensors["t"].shape == (16,)
-
-
 # --- vectors --------------------------------------------------------------------------------------
 
 
