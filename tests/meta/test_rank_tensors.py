@@ -209,6 +209,7 @@ def test_the_rank_that_is_missing_is_not_named_as_metas_where_the_others_are_not
 
 
 def test_a_file_of_other_names_is_told_which_models_are_read() -> None:
+    """None of its tensors has a name of Meta's, so the file is of another model."""
     facts = ("none of Meta's names, but 'wte.weight'; ", "Llama 1, Llama 2, Code Llama and Llama 3")
     with refused(LayoutError, "consolidated.00.pth", "is missing; ", *facts):
         measure([rank_of({"wte.weight": (6, 8)})], hidden_size=8)

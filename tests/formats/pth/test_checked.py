@@ -52,6 +52,7 @@ def test_an_integer_that_is_too_large_is_named_wherever_it_stands(
 
 
 def test_a_key_that_is_not_a_text_is_named(tmp_path: Path) -> None:
+    """Trainers number what they save, Meta does not; the same digit as a text is a name."""
     (tensor,) = rank_file(declared((64,), (1,))).tensors
     number, text = (p_pickle(p_dict([(key, tensor.pickled())])) for key in (p_int(7), p_str("7")))
     with refused(CheckpointError, "rank.pth", "dict key 7 ", METAS):

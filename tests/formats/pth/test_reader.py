@@ -61,7 +61,7 @@ def test_an_ordered_dict_is_read_like_a_dict(tmp_path: Path) -> None:
 
 
 def test_a_pickle_that_was_seen_before_is_not_parsed_again(tmp_path: Path, monkeypatch) -> None:
-    """The ranks of one model often have the same; each record is still looked up in its own file."""
+    """Nor checked; the ranks of one model often have the same, and their records the same sizes."""
     rank = rank_file(declared((64,), (1,)))
     cache: PickleCache = {}
     first = read_rank(write(tmp_path / "a.pth", rank), cache=cache)
@@ -70,12 +70,16 @@ def test_a_pickle_that_was_seen_before_is_not_parsed_again(tmp_path: Path, monke
     monkeypatch.setattr(
         pth, "read_declared", lambda path, raw: parsed.append(raw) or read(path, raw)
     )
+    check, checked = pth.check_tensors, []
+    monkeypatch.setattr(
+        pth, "check_tensors", lambda path, *rest: checked.append(path.name) or check(path, *rest)
+    )
     second = read_rank(write(tmp_path / "b.pth", rank), cache=cache)
     assert second.tensors == first.tensors
-    assert parsed == []
+    assert (parsed, checked) == ([], [])
     other = rank_file(declared((32, 2), (2, 1)))
     assert read_rank(write(tmp_path / "c.pth", other), cache=cache).tensors["t"].shape == (32, 2)
-    assert parsed == [other.pickled()]
+    assert (parsed, checked) == ([other.pickled()], ["c.pth"])
 
 
 @pytest.mark.parametrize(
@@ -134,6 +138,28 @@ def test_a_torchscript_archive_is_called_one(tmp_path: Path, method: int) -> Non
             continue
         with refused(CheckpointError, "rank.pth", what):
             read_rank(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "fact"),
+    [
+        ("byteorder", "byteorder b'0123456789abcdef' is not supported (little-endian only); load"),
+        ("version", "format version b'0123456789abcdef' is not known (1 to 10); the file is"),
+    ],
+)
+def test_of_a_long_record_the_first_16_bytes_are_quoted(
+    tmp_path: Path, record: str, fact: str
+) -> None:
+    """Such a record may have 64 KiB, and the refusal is one line."""
+    members = rank_file(declared((64,), (1,))).members()
+    path = tmp_path / "rank.pth"
+    path.write_bytes(write_zip(members))
+    assert list(read_rank(path).tensors) == ["t"]
+    (member,) = [one for one in members if one.name == f"archive/{record}"]
+    member.content = b"0123456789abcdefg"
+    path.write_bytes(write_zip(members))
+    with refused(CheckpointError, "rank.pth", fact):
+        read_rank(path)
 
 
 def test_a_refused_pickle_says_that_nothing_ran(tmp_path: Path) -> None:
