@@ -27,7 +27,11 @@ _DOWNLOAD_AGAIN = "download the model's tokenizer.model again"
 
 
 class PackedBytes:
-    """Byte strings in a row; one is made when it is looked at, 128,000 tokens would take 7 MB."""
+    """Byte strings in a row; one is made when it is looked at, 128,000 tokens would take 7 MB.
+
+    Attributes:
+        joined: All of them, one behind the other.
+    """
 
     def __init__(self, strings: Iterable[bytes]) -> None:
         """Put them one behind the other, as they come."""
@@ -35,7 +39,7 @@ class PackedBytes:
         for string in strings:
             joined += string
             self._ends.append(len(joined))
-        self._joined = bytes(joined)
+        self.joined = bytes(joined)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -43,7 +47,7 @@ class PackedBytes:
     def __iter__(self) -> Iterator[bytes]:
         start = 0
         for end in self._ends:
-            yield self._joined[start:end]
+            yield self.joined[start:end]
             start = end
 
 
@@ -109,7 +113,7 @@ def read_tiktoken_model(path: Path) -> TiktokenModel:
 
 def _cuts(ranks: Mapping[bytes, int]) -> Iterator[bytes]:
     for token in ranks:
-        lengths = [n for n in range(1, len(token)) if token[:n] in ranks and token[n:] in ranks]
+        lengths = [n for n in range(1, len(token)) if token[n:] in ranks and token[:n] in ranks]
         if len(lengths) > 1:
             lengths.sort(key=lambda n: ranks[token[:n]])
         yield bytes(lengths)

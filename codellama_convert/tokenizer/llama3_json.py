@@ -97,9 +97,7 @@ def _vocabulary_bytes(tokens: PackedBytes) -> int:
     """Count what the vocabulary's lines take."""
     around_entry = len(f'{_ENTRY_INDENT}"": {BETWEEN_LINES}')
     rank_bytes = sum(len(str(rank)) for rank in range(len(tokens)))
-    return (
-        AROUND_LINES_BYTES + len(tokens) * around_entry + rank_bytes + sum(map(_n_spelled, tokens))
-    )
+    return AROUND_LINES_BYTES + len(tokens) * around_entry + rank_bytes + _n_spelled(tokens.joined)
 
 
 def _whole(model: TiktokenModel, special: Sequence[str]) -> Iterator[bytes]:
