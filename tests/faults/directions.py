@@ -103,5 +103,6 @@ BY_WORKERS = replace(
     FORWARD, name="ranks to Hugging Face by workers", workers=partial(ThreadPoolExecutor, 2)
 )
 BACK_BY_WORKERS = replace(BACK, name="Hugging Face to ranks by workers", workers=BY_WORKERS.workers)
+ACROSS_BY_WORKERS = replace(ACROSS, name="ranks to ranks by workers", workers=BY_WORKERS.workers)
 # As many of them, and every step and call in its place.
 BY_ORDERLY_WORKERS = replace(BY_WORKERS, workers=AtOnce)

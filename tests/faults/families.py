@@ -11,6 +11,7 @@ from tests.convert.true_sizes import RANK_OVER_4_GB, RECORDS_OVER_4_GB, differin
 from tests.faults.differential.plants import PLANTS as TROUBLE
 from tests.faults.directions import (
     ACROSS,
+    ACROSS_BY_WORKERS,
     BACK,
     BACK_BY_WORKERS,
     BY_ORDERLY_WORKERS,
@@ -157,7 +158,7 @@ def _attacks(direction: Direction) -> Iterator[Verdict]:
 
 def by_workers(workers: int) -> Iterator[Verdict]:
     """Kill, damage, strike and let calls fail while the workers of an executor write the files."""
-    for direction in (BY_WORKERS, BACK_BY_WORKERS):
+    for direction in (BY_WORKERS, BACK_BY_WORKERS, ACROSS_BY_WORKERS):
         for older in (False, True):
             yield from _kills(direction, older=older)
         yield from _kills_and_damage(direction)
