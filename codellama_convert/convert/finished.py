@@ -32,7 +32,7 @@ from codellama_convert.plan.target import TargetFile, file_crc
 from codellama_convert.staging.record_values import FileSum, SealedFile, sealed_file_in
 from codellama_convert.staging.staged import STAGING_NAME
 from codellama_convert.staging.task_journals import is_journal
-from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.checksums import crc32
 from codellama_convert.storage.contents import Content, chunks_of
 from codellama_convert.storage.folders import names_in

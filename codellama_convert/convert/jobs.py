@@ -27,7 +27,8 @@ from codellama_convert.staging.record_values import FileSum
 from codellama_convert.staging.records import as_journaled, differences, fingerprint_sha256
 from codellama_convert.staging.run_token import is_running
 from codellama_convert.staging.staged import hold_staging, is_whole
-from codellama_convert.storage.blocks import aligned_buffer, first_line
+from codellama_convert.storage.blocks import first_line
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.watch import Watch
 

@@ -14,7 +14,7 @@ from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.ranks.weights import RanksJob
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.plan.weights import WeightsJob
-from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.input_file import InputFile
 
 _SAMPLE_BYTES = 4096  # of a tensor; one row or head may be larger

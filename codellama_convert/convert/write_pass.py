@@ -21,7 +21,8 @@ from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.plan.weights import WeightsJob
 from codellama_convert.staging.part_files import PartFiles
 from codellama_convert.staging.record_values import SealedFile
-from codellama_convert.storage.blocks import IoMode, aligned_buffer
+from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.buffers import buffer_pairs
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.output_file import OutputFile
 from codellama_convert.storage.watch import Watch
@@ -72,10 +73,7 @@ def open_readers(
 
 def new_buffers(plan: TransferPlan, n_pairs: int) -> list[BufferPair]:
     """Allocate what so many workers of a plan read into and write from."""
-    return [
-        (aligned_buffer(plan.read_tile_bytes), aligned_buffer(plan.write_tile_bytes))
-        for _ in range(n_pairs)
-    ]
+    return buffer_pairs(plan.read_tile_bytes, plan.write_tile_bytes, n_pairs)
 
 
 def rows_read(tensors: Sequence[TensorPlan], n_files: int) -> list[dict[str, range]]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.formats.tensor_reader import TensorReader
-from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.tensors import rows_and_columns
 
 _BAND_BYTES = 1 << 20

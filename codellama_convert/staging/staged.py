@@ -18,7 +18,8 @@ from codellama_convert.staging.records import (
     read_journal,
 )
 from codellama_convert.staging.task_journals import join_journals
-from codellama_convert.storage.blocks import aligned_buffer, first_line
+from codellama_convert.storage.blocks import first_line
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.checksums import crc32
 from codellama_convert.storage.held_folder import HeldFolder
 from codellama_convert.storage.input_file import InputFile

@@ -1,4 +1,4 @@
-"""Own what reading and writing share: blocks, page-aligned memory, positions, direct I/O.
+"""Own what reading and writing share: blocks, positions, direct I/O.
 
 Both sides work at positions in a file, from several threads at once, through the page cache or past
 it (O_DIRECT, F_NOCACHE): large sequential work is faster past it, and leaves the user's cache alone.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import mmap
 import os
 import sys
 import threading
@@ -50,18 +49,6 @@ def block_floor(position: int) -> int:
 def block_ceil(position: int) -> int:
     """Return the first block boundary at or after a byte position."""
     return block_floor(position + BLOCK_BYTES - 1)
-
-
-def aligned_buffer(n_bytes: int) -> memoryview:
-    """Allocate page-aligned memory for direct I/O.
-
-    Args:
-        n_bytes: Wanted size; `SLACK_BYTES` are added.
-
-    Returns:
-        Writable bytes, zeroed; freed with the last reference.
-    """
-    return memoryview(mmap.mmap(-1, block_ceil(n_bytes) + SLACK_BYTES))
 
 
 Opener = Callable[[Path, int], int]

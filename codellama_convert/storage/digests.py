@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from codellama_convert.errors import ConvertError
-from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.executors import done_by
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Watch

@@ -19,7 +19,6 @@ from codellama_convert.storage.blocks import (
     SLACK_BYTES,
     IoMode,
     Opener,
-    aligned_buffer,
     block_ceil,
     block_floor,
     drop_cached,
@@ -31,6 +30,7 @@ from codellama_convert.storage.blocks import (
     read_at,
     refuses_direct,
 )
+from codellama_convert.storage.buffers import aligned_buffer
 
 
 class InputFile:

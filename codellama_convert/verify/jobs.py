@@ -13,7 +13,8 @@ from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.plan.tiles import TensorPlan
-from codellama_convert.storage.blocks import IoMode, aligned_buffer
+from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.buffers import buffer_pairs
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.executors import done_by
 from codellama_convert.storage.input_file import InputFile
@@ -130,10 +131,7 @@ def compare_here(
 
         read_bytes = max((tensor.read_bytes for tensor in plans), default=1)
         output_bytes = max((_output_bytes(p, parts[p.spec.name]) for p in plans), default=1)
-        buffers = [
-            (aligned_buffer(read_bytes), aligned_buffer(output_bytes))
-            for _ in range(reading.workers)
-        ]
+        buffers = buffer_pairs(read_bytes, output_bytes, reading.workers)
         return share_out(plans, buffers, compare, reading.watch)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codellama_convert.errors import ConvertError, VerifyError
-from codellama_convert.storage.blocks import IoMode, aligned_buffer
+from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.checksums import combine, crc32
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.input_file import InputFile

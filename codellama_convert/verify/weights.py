@@ -12,7 +12,7 @@ from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.plan.plan import ConversionPlan
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.plan.weights import WeightsJob
-from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.watch import Watch
 from codellama_convert.verify.against_record import Measured
 from codellama_convert.verify.folder_reader import StoredOutput

@@ -21,7 +21,7 @@ from codellama_convert.formats.source_sums import (
     fits,
 )
 from codellama_convert.meta.rank_reader import RankReader
-from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.watch import Watch
 from tests.faults.hostile.rank_bytes import Declared, RankFile

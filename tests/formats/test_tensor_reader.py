@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.safetensors_reader import SafetensorsIndex, read_safetensors
 from codellama_convert.formats.tensor_reader import TensorReader
-from codellama_convert.storage.blocks import IoMode, aligned_buffer
+from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.checksums import SourceSums
 from codellama_convert.storage.watch import Watch
 from tests.refusals import refused

@@ -14,7 +14,7 @@ import torch
 from codellama_convert.errors import CheckpointError, LayoutError
 from codellama_convert.formats.tensor_reader import TensorReader
 from codellama_convert.hugging_face.folder import HuggingFaceCheckpoint, open_folder
-from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.watch import Watch
 from tests.hugging_face.folders import (
     EMBEDDING,

@@ -15,7 +15,7 @@ from codellama_convert.errors import CheckpointError
 from codellama_convert.formats import stored_tensor
 from codellama_convert.formats.pth.reader import RankIndex, read_rank
 from codellama_convert.meta.rank_reader import RankReader
-from codellama_convert.storage.blocks import aligned_buffer
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.watch import Watch
 from tests.faults.hostile.rank_bytes import Declared, RankFile
 from tests.faults.hostile.zip_bytes import write_zip

@@ -10,13 +10,8 @@ from pathlib import Path
 import pytest
 
 from codellama_convert.errors import CheckpointError, ConfigError
-from codellama_convert.storage.blocks import (
-    BLOCK_BYTES,
-    IoMode,
-    aligned_buffer,
-    block_ceil,
-    block_floor,
-)
+from codellama_convert.storage.blocks import BLOCK_BYTES, IoMode, block_ceil, block_floor
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.input_file import InputFile
 from tests.storage.content import CONTENT
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from codellama_convert.errors import CheckpointError, OutputError
 from codellama_convert.storage import blocks as files
-from codellama_convert.storage.blocks import BLOCK_BYTES, IoMode, aligned_buffer
+from codellama_convert.storage.blocks import BLOCK_BYTES, IoMode
+from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.output_file import OutputFile, SpanWriter
 from tests.storage.content import CONTENT, has_direct_io

@@ -1,0 +1,65 @@
+"""The memory that files are read into and written from."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from codellama_convert.storage.buffers import aligned_buffer, buffer_pairs
+
+SMAPS = Path("/proc/self/smaps")
+LARGE_PAGES, NOT_FOR_CHILDREN = "hg", "dc"
+
+
+def address_of(buffer: memoryview | mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def flags_of(buffer: memoryview | mmap.mmap) -> set[str]:
+    """Look up what the kernel was told of the memory that a buffer lies in."""
+    inside = False
+    for line in SMAPS.read_text(encoding="utf-8").splitlines():
+        if bounds := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            start, end = (int(number, 16) for number in bounds.groups())
+            inside = start <= address_of(buffer) < end
+        elif inside and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise AssertionError("the buffer lies nowhere")
+
+
+def test_each_buffer_begins_at_a_page_and_has_space_for_whole_blocks_around_its_piece() -> None:
+    pairs = buffer_pairs(5000, 100, 3)
+    assert [(len(first), len(second)) for first, second in pairs] == [(16384, 12288)] * 3
+    assert len(aligned_buffer(5000)) == 16384
+    for buffer in (aligned_buffer(1), *(one for pair in pairs for one in pair)):
+        assert address_of(buffer) % 4096 == 0
+
+
+def test_no_two_buffers_share_a_byte() -> None:
+    buffers = [one for pair in buffer_pairs(5000, 100, 3) for one in pair]
+    starts = sorted((address_of(buffer), len(buffer)) for buffer in buffers)
+    assert all(start + size <= after for (start, size), (after, _) in pairwise(starts))
+    for number, buffer in enumerate(buffers):
+        buffer[:] = bytes([number]) * len(buffer)
+    assert [set(buffer) for buffer in buffers] == [{number} for number in range(6)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
+def test_the_kernel_may_use_large_pages_and_no_child_shares_them() -> None:
+    """Of 4 KiB pages, direct I/O looked up 768 for each tile.
+
+    They are private, and a fork while one is read directly into would leave the bytes to the child.
+    """
+    first, second = buffer_pairs(3 << 20, 3 << 20, 2)[1]
+    for buffer in (first, second, aligned_buffer(1)):
+        assert NOT_FOR_CHILDREN in flags_of(buffer)
+        if Path("/sys/kernel/mm/transparent_hugepage").exists():
+            assert LARGE_PAGES in flags_of(buffer)
+    plain = mmap.mmap(-1, 3 << 20)
+    assert not {NOT_FOR_CHILDREN, LARGE_PAGES} & flags_of(plain)
