@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from codellama_convert.errors import LayoutError
-from codellama_convert.formats.pth.reader import RankIndex, Storage, StoredTensor
-from codellama_convert.meta.rank_tensors import Measured, check_ranks, measure, require_layers
-from codellama_convert.model.config import ModelConfig
-from codellama_convert.model.generations import LLAMA_2, LLAMA_3
+from codellama_convert.formats.pth.reader import RankIndex
+from codellama_convert.formats.stored_tensor import Storage
+from codellama_convert.meta.rank_tensors import check_ranks, is_tied, require_layers, with_dtypes
 from codellama_convert.model.tensor_table import build_layout
-from codellama_convert.tensors import BFLOAT16, FLOAT16, Dtype
+from codellama_convert.tensors import BFLOAT16, FLOAT16
+from tests.meta.indexed_ranks import (
+    CONFIG,
+    GATE,
+    QUERY,
+    SAME_FOLDER,
+    SHAPE,
+    rank_of,
+    tensor,
+    with_tensor,
+    without_tensor,
+)
 from tests.refusals import refused
-from tests.witness.checkpoints import Shape, meta_shapes
+from tests.witness.checkpoints import meta_shapes
 
-# Four heads of two rows, two of them for keys and values.
-SHAPE = Shape(dim=8, n_layers=1, n_heads=4, n_kv_heads=2, hidden=12, vocab=6)
-CONFIG = ModelConfig(
-    hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4,
-    num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=1e4, vocab_size=6,
-)  # fmt: skip
-SAME_FOLDER = "same model directory"  # what to do
-QUERY = "layers.0.attention.wq.weight"
-GATE = "layers.0.feed_forward.w1.weight"
-# What one of two ranks holds of it.
+# What one of two ranks holds of the same model.
 HALF: dict[str, tuple[int, ...]] = {
     "tok_embeddings.weight": (6, 4), QUERY: (4, 8), "layers.0.attention.wk.weight": (2, 8),
     "layers.0.attention.wv.weight": (2, 8), "layers.0.attention.wo.weight": (8, 4), GATE: (6, 8),
@@ -34,33 +34,6 @@ HALF: dict[str, tuple[int, ...]] = {
     "layers.0.attention_norm.weight": (8,), "layers.0.ffn_norm.weight": (8,),
     "norm.weight": (8,), "output.weight": (3, 8),
 }  # fmt: skip
-
-
-def rank_of(shapes: dict[str, tuple[int, ...]], name: str = "consolidated.00.pth") -> RankIndex:
-    """Index a file that holds contiguous bfloat16 tensors of these shapes."""
-    return RankIndex(
-        path=Path(name),
-        n_bytes=1,
-        inode=(0, 0),
-        mtime_ns=0,
-        tensors={name: tensor(name, shape) for name, shape in shapes.items()},
-        storages={},
-        directory_sha256="",
-        pickle_sha256="",
-    )
-
-
-def tensor(name: str, shape: tuple[int, ...], dtype: Dtype = BFLOAT16) -> StoredTensor:
-    strides = (shape[1], 1) if len(shape) == 2 else (1,) * len(shape)
-    return StoredTensor(name, shape, strides, 0, Storage("data/0", dtype, 0, 1, None))
-
-
-def with_tensor(name: str, shape: tuple[int, ...]) -> RankIndex:
-    return rank_of({**meta_shapes(SHAPE), name: shape})
-
-
-def without_tensor(name: str) -> RankIndex:
-    return rank_of({n: shape for n, shape in meta_shapes(SHAPE).items() if n != name})
 
 
 def check(*ranks: RankIndex) -> tuple[str, ...]:
@@ -163,75 +136,40 @@ def test_heads_of_another_size_than_the_rotary_buffers_are_refused() -> None:
         check(with_tensor("rope.freqs", (2,)))
 
 
-# --- measuring ------------------------------------------------------------------------------------
+# --- a tied head ----------------------------------------------------------------------------------
 
 
-def ranks_of(n_ranks: int, query: tuple[int, int]) -> list[RankIndex]:
-    sizes = {"tok_embeddings.weight": (6, 8 // n_ranks), QUERY: query, GATE: (4, 8)}
-    return [rank_of(sizes, f"consolidated.{rank:02d}.pth") for rank in range(n_ranks)]
+def elsewhere(rank: RankIndex, name: str) -> RankIndex:
+    """Put a tensor of a rank into a record of its own; all others are views of one."""
+    moved = replace(rank.tensors[name], storage=Storage("data/1", BFLOAT16, 64, 1, None))
+    return replace(rank, tensors=rank.tensors | {name: moved})
 
 
-def test_feed_forward_rows_are_added_up_and_vocabulary_rows_are_not() -> None:
-    assert measure(ranks_of(2, (4, 8)), hidden_size=8) == Measured(8, 6, LLAMA_2)
-    assert measure(ranks_of(1, (8, 8)), hidden_size=8) == Measured(4, 6, None)
+def test_a_head_is_tied_where_it_is_the_embedding_in_every_rank() -> None:
+    """Or where no rank has one; the same shape in another place is a head of its own."""
+    same, none = rank_of(meta_shapes(SHAPE)), without_tensor("output.weight")
+    other = elsewhere(same, "output.weight")
+    for ranks in ([same], [same, same], [none], [none, none]):
+        assert is_tied(ranks)
+    for ranks in ([other], [same, other], [other, same], [same, none], [none, same]):
+        assert not is_tied(ranks)
 
 
-def test_an_embedding_that_is_split_as_the_head_is_that_of_llama_3() -> None:
-    """It was refused as split by its rows; of one rank nothing is guessed."""
-    sizes = {"tok_embeddings.weight": (6, 8), QUERY: (4, 8), GATE: (4, 8)}
-    two = [rank_of(sizes | {"output.weight": (6, 8)}, f"consolidated.0{n}.pth") for n in (0, 1)]
-    assert measure(two, hidden_size=8) == Measured(8, 12, LLAMA_3)
-    one = rank_of(sizes | {"output.weight": (6, 8), QUERY: (8, 8)})
-    assert measure([one], hidden_size=8) == Measured(4, 6, None)
-    for head in ({"output.weight": (3, 8)}, {}):
-        copies = [rank_of(sizes | head, f"consolidated.0{n}.pth") for n in (0, 1)]
-        facts = ("(6, 8)", "each may have a copy; merge the ranks into one")
-        with refused(LayoutError, "consolidated.00.pth", *facts):
-            measure(copies, hidden_size=8)
+def test_a_head_that_is_the_embedding_is_dropped_where_it_is_tied() -> None:
+    """The layout of a tied model has no row for it, and its name is still one of Meta's."""
+    tied = build_layout(replace(CONFIG, tie_word_embeddings=True), n_ranks=1, dtype=BFLOAT16)
+    assert check_ranks(tied, [rank_of(meta_shapes(SHAPE))]) == ("output.weight",)
+    assert check_ranks(tied, [without_tensor("output.weight")]) == ()
 
 
-def test_a_missing_rank_shows_in_the_rows_of_the_query() -> None:
-    facts = (
-        repr(QUERY),
-        "2 rows",
-        "4 ranks",
-        "2 were found",
-        "; download consolidated.02.pth, consolidated.03.pth",
-    )
-    with refused(LayoutError, "consolidated.00.pth", *facts):
-        measure(ranks_of(2, (2, 8)), hidden_size=8)
+# --- dtypes ---------------------------------------------------------------------------------------
 
 
-def test_the_rank_that_is_missing_is_not_named_as_metas_where_the_others_are_not() -> None:
-    """Beside 000.pth, "download consolidated.01.pth" asked for a file that there never was."""
-    with refused(LayoutError, "000.pth", "2 ranks", "1 was found", "; put the others beside it"):
-        measure([rank_of(meta_shapes(SHAPE) | {QUERY: (4, 8)}, "000.pth")], hidden_size=8)
-
-
-def test_a_file_of_other_names_is_told_which_models_are_read() -> None:
-    """None of its tensors has a name of Meta's, so the file is of another model."""
-    facts = ("none of Meta's names, but 'wte.weight'; ", "Llama 1, Llama 2, Code Llama and Llama 3")
-    with refused(LayoutError, "consolidated.00.pth", "is missing; ", *facts):
-        measure([rank_of({"wte.weight": (6, 8)})], hidden_size=8)
-
-
-def test_a_file_without_tensors_is_called_that() -> None:
-    """It was said to have "none of Meta's names, but nothing"."""
-    with refused(LayoutError, "consolidated.00.pth", "is missing; the file holds no tensors"):
-        measure([rank_of({})], hidden_size=8)
-
-
-@pytest.mark.parametrize("query", [(3, 8), (4, 9), (8, 4)])
-def test_a_query_that_no_number_of_ranks_explains_is_left_to_the_table(query) -> None:
-    """A wrong shape is told as such, not as a missing rank."""
-    assert measure(ranks_of(1, query), hidden_size=8) == Measured(4, 6, None)
-
-
-@pytest.mark.parametrize("name", ["tok_embeddings.weight", QUERY, GATE])
-def test_a_tensor_that_is_measured_must_be_a_matrix(name: str) -> None:
-    with refused(LayoutError, "consolidated.00.pth", f"{name!r} is missing", SAME_FOLDER):
-        measure([without_tensor(name)], hidden_size=8)
-    for shape in ((8,), (0, 8), (8, 0), (2, 2, 2)):
-        with refused(LayoutError, "consolidated.00.pth", repr(name), f"{shape}, not a matrix"):
-            measure([with_tensor(name, shape)], hidden_size=8)
-    measure([rank_of(meta_shapes(SHAPE))], hidden_size=8)
+def test_each_tensor_gets_the_dtype_that_it_has_in_the_rank() -> None:
+    """A rank may have several; the table is spelled out with one."""
+    rank = rank_of(meta_shapes(SHAPE))
+    rank = replace(rank, tensors=rank.tensors | {GATE: tensor(GATE, (12, 8), FLOAT16)})
+    layout = with_dtypes(build_layout(CONFIG, n_ranks=1, dtype=BFLOAT16), rank)
+    dtypes = {one.meta.name: one.spec.dtype for one in layout}
+    assert dtypes.pop(GATE) == FLOAT16
+    assert set(dtypes.values()) == {BFLOAT16}

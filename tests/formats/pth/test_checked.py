@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from codellama_convert.errors import CheckpointError
+from codellama_convert.formats.pth.reader import read_rank
 from tests.faults.hostile.rank_bytes import p_dict, p_int, p_pickle, p_str
 from tests.formats.one_record import METAS, declared, rank_file, read
 from tests.refusals import refused
@@ -65,3 +67,14 @@ def test_a_dtype_that_no_model_has_is_named_beside_those_that_are_read(tmp_path:
     with refused(CheckpointError, *facts):
         read(tmp_path, rank_file(declared((16,), (1,), n_elements=16, storage="DoubleStorage")))
     assert read(tmp_path, rank_file(declared((16,), (1,)))).tensors["t"].shape == (16,)
+
+
+def test_a_tensor_of_another_dtype_is_told_with_its_own_hint(tmp_path: Path) -> None:
+    """Weights of 8 bits are quantised, and the hint asks for those that they were made from."""
+    path = tmp_path / "rank.pth"
+    torch.save({"t": torch.zeros(2, dtype=torch.float8_e4m3fn)}, path)
+    facts = ("entry 't' is ", "float8_e4m3fn", "expected plain bfloat16", "quantised weights")
+    with refused(CheckpointError, "rank.pth", *facts):
+        read_rank(path)
+    torch.save({"t": torch.zeros(2, dtype=torch.float16)}, path)
+    assert list(read_rank(path).tensors) == ["t"]
