@@ -56,8 +56,10 @@ def test_an_ordered_dict_is_read_like_a_dict(tmp_path: Path) -> None:
     state = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
     for kind in (dict, OrderedDict):
         torch.save(kind(state), tmp_path / "rank.pth")
-        tensors = read_rank(tmp_path / "rank.pth").tensors
-        assert {name: tensor.shape for name, tensor in tensors.items()} == {"a": (2, 3), "b": (4,)}
+        index = read_rank(tmp_path / "rank.pth")
+        shapes = {name: tensor.shape for name, tensor in index.tensors.items()}
+        assert shapes == {"a": (2, 3), "b": (4,)}
+        assert index.container == kind.__name__
 
 
 def test_a_pickle_that_was_seen_before_is_not_parsed_again(tmp_path: Path, monkeypatch) -> None:
