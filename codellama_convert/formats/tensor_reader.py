@@ -255,9 +255,19 @@ class TensorReader:
 
         Raises:
             CheckpointError: If a storage is whole with them, and its CRC-32 differs from its stored
-                one, or from that of another reading.
+                one, or from that of another reading; or an earlier run's record overlaps them.
         """
-        self._known.add(sums)
+        try:
+            self._known.add(sums)
+        except ValueError as problem:
+            if not self._read_earlier:
+                raise
+            # Between the rows of a strided view nothing tells how much was read.
+            raise CheckpointError(
+                f"an earlier run recorded bytes that were read for another file too: {problem}",
+                path=self.index.path,
+                hint="run the same command again, which reads all of it",
+            ) from problem
         for name in sums:
             self._check(self.index.storages[name], self._known.over(name))
 

@@ -91,6 +91,22 @@ def test_what_an_earlier_run_read_counts_towards_the_file(index):
         assert reader.file_crc(buffer, Watch()) == zlib.crc32(index.path.read_bytes())
 
 
+def test_a_record_that_overlaps_what_is_read_is_refused_with_a_way_out(index):
+    """It was a ValueError; the staged work goes, as no resume can do better."""
+    kept = sums_of(index, ("embed", "norm"))
+    with TensorReader(index, NAMES) as reader:
+        reader.keep(kept)
+        with pytest.raises(
+            CheckpointError, match=r"recorded bytes .* bytes 0 to \d+ overlap"
+        ) as found:
+            reader.note(kept)
+        assert not found.value.can_resume
+    with TensorReader(index, NAMES) as reader:
+        reader.note(kept)
+        with pytest.raises(ValueError, match="overlap"):  # no record is to blame: a mistake of ours
+            reader.note(kept)
+
+
 def test_sums_of_other_tensors_or_of_other_bytes_are_not_confirmed(index):
     """The format keeps no sums: only the bytes themselves say whether they are the same."""
     buffer = aligned_buffer(BUFFER_BYTES)
