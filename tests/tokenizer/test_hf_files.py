@@ -65,6 +65,10 @@ def test_the_small_files_are_sorted_and_indented(tmp_path):
     assert files["special_tokens_map.json"].decode() == (
         '{\n  "bos_token": "<s>",\n  "eos_token": "</s>",\n  "unk_token": "<\u00fcnk>"\n}\n'
     )
+    keys = [*json.loads(files["tokenizer_config.json"])]
+    assert keys == ["add_bos_token", "add_eos_token", "bos_token", "clean_up_tokenization_spaces",
+                    "eos_token", "legacy", "model_input_names", "model_max_length",
+                    "padding_side", "tokenizer_class", "unk_token"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["plain", "infilling", "step"])

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import zlib
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth import reader as pth
+from codellama_convert.formats.pth.declared import take_all
 from codellama_convert.formats.pth.reader import PickleCache, read_rank, read_vector
 from codellama_convert.formats.zip_reader import read_archive, read_entry
 from codellama_convert.storage.input_file import InputFile
@@ -50,6 +52,10 @@ def test_an_index_tells_one_file_from_another(tmp_path: Path) -> None:
     assert index.directory_sha256 == archive.directory_sha256
     assert index.pickle_sha256 == hashlib.sha256(pickled).hexdigest()
     assert pickle.loads(pickle.dumps(index)) == index
+    said = {"dropped": {"rope.freqs": (4,)}, "notes": ("a note",)}
+    chosen = read_rank(path, choose=lambda *read: replace(take_all(*read), **said))
+    assert chosen == replace(index, **said)
+    assert (index.root, index.dropped, index.notes) == ("archive", {}, ())
 
 
 def test_an_ordered_dict_is_read_like_a_dict(tmp_path: Path) -> None:
