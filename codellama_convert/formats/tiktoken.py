@@ -66,8 +66,8 @@ class TiktokenModel:
     path: Path
     raw: bytes = field(repr=False)
     # They follow from the file's bytes.
-    tokens: PackedBytes = field(repr=False, hash=False)
-    cuts: PackedBytes = field(repr=False, hash=False)
+    tokens: PackedBytes = field(repr=False, compare=False)
+    cuts: PackedBytes = field(repr=False, compare=False)
 
     @property
     def n_pieces(self) -> int:

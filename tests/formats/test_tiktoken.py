@@ -40,6 +40,16 @@ def test_a_small_vocabulary_is_read(tmp_path: Path) -> None:
     assert (model.n_pieces, model.bos_id, model.eos_id) == (528, 272, 273)
 
 
+def test_two_readings_of_one_file_are_equal(tmp_path: Path) -> None:
+    """They never were: what was counted for a vocabulary was counted again for the same one."""
+    path = write_model(tmp_path, spelled(TINY))
+    first, second = read_tiktoken_model(path), read_tiktoken_model(path)
+    assert first == second
+    assert hash(first) == hash(second)
+    write_model(tmp_path, spelled(TINY[:-1]))
+    assert read_tiktoken_model(path) != first
+
+
 def test_the_content_tells_the_kind_and_not_the_name(tmp_path: Path) -> None:
     older = write_model(tmp_path / "Llama3.1-8B", model_bytes("plain"))
     assert isinstance(read_tokenizer_model(older), SentencePieceModel)
