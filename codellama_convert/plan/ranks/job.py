@@ -291,10 +291,10 @@ def refuse_uneven_split(config: ModelConfig, n_ranks: int) -> None:
     }
     uneven = [what for what, size in sizes.items() if size % n_ranks]
     if uneven:
-        counts = [str(n) for n in range(1, MAX_RANKS + 1) if gcd(*sizes.values()) % n == 0]
+        common = gcd(*sizes.values())
+        *most, last = (str(n) for n in range(1, MAX_RANKS + 1) if common % n == 0)
+        may_be = f"{', '.join(most)} or {last}" if most else last
         raise ConfigError(
             f"{uneven[0]} cannot be split over {n_ranks} ranks",
-            hint=f"--ranks may be {' or '.join(counts)}"
-            if len(counts) < 3
-            else f"--ranks may be {', '.join(counts[:-1])} or {counts[-1]}",
+            hint=f"--ranks may be {may_be}",
         )
