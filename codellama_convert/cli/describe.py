@@ -69,7 +69,7 @@ def describe_ranks(
         "buffer_bytes": plan.buffer_bytes,
         "total_size": plan.tensor_bytes,
         "source_bytes": sum(file.n_bytes for file in weights.source_files),
-        "requests": len(plan.passes),
+        "jobs": len(plan.passes),
         "read_bytes": plan.read_in_all,
         "files": [_describe_file(file) for file in plan.files],
         **_describe_output(output, is_finished=is_finished),

@@ -57,11 +57,10 @@ def ranks_plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     yield from _weights_lines(described)
     yield f"vocabulary  {described['vocab_size']}, rope_theta {described['rope_theta']:g}"
     yield f"layout      that of PyTorch {described['torch_layout']}"
-    if described["requests"] > 1:
+    if described["jobs"] > 1:
         yield (
-            f"reading     {described['requests']} requests read "
-            f"{format_size(described['read_bytes'])} of a "
-            f"{format_size(described['source_bytes'])} source"
+            f"reading     {described['jobs']} jobs read {format_size(described['read_bytes'])} "
+            f"in all; the source has {format_size(described['source_bytes'])}"
         )
     yield ""
     yield from _file_lines(described)

@@ -169,10 +169,10 @@ def test_a_plan_for_a_cluster_says_what_is_read_in_all(converted):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert f"\nreading     4 requests read 576.0 kB of a {n_bytes / 1000:.1f} kB source\n" in shown(
-        "--dask", "nobody:1"
-    )
-    assert "requests" not in shown()
+    size = f"{n_bytes / 1000:.1f} kB"
+    line = f"\nreading     4 jobs read 576.0 kB in all; the source has {size}\n"
+    assert line in shown("--dask", "nobody:1")
+    assert "jobs" not in shown()
     for more, found in ((("--dask", "nobody:1"), (4, 576_000)), ((), (1, 266_880))):
         told = json.loads(shown("--json", *more))
-        assert (told["requests"], told["read_bytes"], told["source_bytes"]) == (*found, n_bytes)
+        assert (told["jobs"], told["read_bytes"], told["source_bytes"]) == (*found, n_bytes)
