@@ -176,6 +176,7 @@ def _sealed(file: TargetFile, tensors: Mapping[str, Any]) -> SealedFile:
     """Spell what a journal would say of a file, by what the record says of its tensors."""
     said = {tensor.spec.name: tensors[tensor.spec.name] for tensor in file.tensors}
     crcs = {name: _crc_in(one["crc32"], file.number) for name, one in said.items()}
+    # The record has the counts of all files together, and one of them must have them here.
     first = {tensor.spec.name for tensor in file.tensors if tensor.target.files[0] == file.number}
     counts = {
         kind: {name: one[kind] for name, one in said.items() if kind in one and name in first}

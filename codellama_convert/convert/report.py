@@ -85,7 +85,7 @@ def report_on(
 
 
 def _added_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Add what the files of an output count: each element once, copies in the first that has one."""
+    """Add the counts of an output's files: each element is counted once, a copy in the first file."""
     found: Counter[str] = Counter()
     for one in counts:
         found.update(one)

@@ -158,7 +158,7 @@ class TileSource:
         crc_read = None
         for part in tile.sources:
             reader = self.readers[part.file]
-            # Past the page cache it is read in whole blocks, which have no space there.
+            # Direct I/O reads whole blocks, which do not fit there.
             is_read_in_place = stays and not reader.direct
             rows, crc_read = reader.read_rows(
                 tensor.source.name,

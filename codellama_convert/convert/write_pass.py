@@ -80,7 +80,7 @@ def rows_read(tensors: Sequence[TensorPlan], n_files: int) -> list[dict[str, ran
     """List what is read of each file of the source for some tensors: of copies, the first.
 
     Args:
-        tensors: Those that are moved, to all files or to those that are looked at.
+        tensors: Those that are moved, to all files or to one.
         n_files: How many files the source has.
 
     Returns:

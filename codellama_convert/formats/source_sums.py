@@ -3,9 +3,9 @@
 A pass reads each byte of a storage at most once. Tensors that overlap are read in different passes;
 which ones follows from the tensors alone, so two runs of one plan agree.
 
-Where each output file is made for itself, some tensors are read whole for several of them. Each such
-reading is of a pass of its own, together with what all files share: so no two are mixed up, and each
-pass is complete.
+Where each output file is made on its own, some tensors are read whole for several of them. Each of
+these readings belongs to another pass, together with what is read once for all files: so no two of
+them are mixed up, and each pass is complete.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class TensorFile(Protocol):
         """Their bytes by the storage's name."""
 
 
-# How a tensor is read for several output files: each row for one of them; or all of it for those that
-# get some of its columns, or for each. A reading's number is that of its pass times 3, and the kind.
+# How a tensor is read where each output file is made on its own: each row for one file, or all of it
+# for each file that gets some of its columns, or a copy. A reading's number is three times that of its
+# pass, plus the kind.
 BY_ROWS, FOR_COLUMNS, FOR_COPIES = KINDS = range(3)
 
 
@@ -61,7 +62,7 @@ def assign_passes(
 
     Args:
         tensors: All that will be read of a file.
-        kinds: How they are read for several output files, by name; `BY_ROWS` where nothing is said.
+        kinds: How they are read for several output files, by name; `BY_ROWS` for names not in it.
 
     Returns:
         The number of the reading, by the tensor's name.
@@ -82,7 +83,7 @@ def assign_passes(
 
 
 class Ledgers:
-    """What is known of a file's storages: for each pass over one a ledger, made when it is asked for.
+    """What was read of a file's storages: for each pass over one a ledger, made when it is first used.
 
     An output file needs a few of a rank's thousand storages.
     """
@@ -124,10 +125,10 @@ class Ledgers:
 
 
 class Passes:
-    """What is known of a file's storages, by the passes over each: what was read for all files.
+    """What was read of a file's storages for all output files, by the passes over each.
 
     Attributes:
-        shared: What is read once for all of them.
+        shared: What is read once for all output files.
     """
 
     def __init__(self, index: TensorFile, pass_of: Mapping[str, int]) -> None:
@@ -151,13 +152,13 @@ class Passes:
                 self._alone.setdefault((name, number), []).append(read[name, number])
 
     def over(self, name: str) -> list[CrcLedger]:
-        """Return a ledger of each pass over a storage, as far as it is known."""
+        """Return a ledger of each pass over a storage, with what was read so far."""
         found: list[CrcLedger] = []
         for first in (0, *sorted(self._later.get(name, ()))):
             shared = self.shared[name, first]
             alone = [self._alone.get((name, first + kind), []) for kind in KINDS[1:]]
             n_passes = max(map(len, alone))
-            # Copies are read more often than columns, whose last reading is then of several passes.
+            # Copies may be read more often than columns: the last columns then count in several passes.
             found += [
                 _joined([shared, *(read for one in alone for read in one[:n][-1:])])
                 for n in range(1, n_passes + 1)

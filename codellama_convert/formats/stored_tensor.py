@@ -74,7 +74,7 @@ class StoredTensor:
         return prod(self.shape) * self.dtype.itemsize
 
     def only(self, rows: range) -> StoredTensor:
-        """Return the part of it that some rows are, one after another."""
+        """Return a tensor of some of its rows, which follow one another."""
         first = self.storage_offset + rows.start * self.strides[0]
         return replace(self, shape=(len(rows), *self.shape[1:]), storage_offset=first)
 

@@ -53,12 +53,12 @@ class TensorReader:
         kinds: Mapping[str, int] | None = None,
         io_mode: IoMode = "buffered",
     ) -> None:
-        """Open a file to read some of its tensors, each row once for an output file.
+        """Open a file to read some of its tensors, each row at most once for an output file.
 
         Args:
             index: What it holds, as it was read before.
             names: The tensors that will be read.
-            kinds: How they are read for all output files, by name; `BY_ROWS` where nothing is said.
+            kinds: How they are read for several output files, by name; `BY_ROWS` for names not in it.
             io_mode: How they are read.
 
         Raises:
@@ -72,7 +72,7 @@ class TensorReader:
             raise CheckpointError("the file changed while it was read", path=index.path)
         self._pass_of = assign_passes((index.tensors[name] for name in names), kinds)
         self._known = Passes(index, self._pass_of)
-        self._crcs: dict[str, int | None] = {}  # of storages, when all is read
+        self._crcs: dict[str, int | None] = {}  # of storages, once `finish` has read all of them
         self._read = Ledgers(index)  # since the last `take_sums`
         self._read_earlier: set[str] = set()  # storages that another run read some of
 
@@ -157,8 +157,8 @@ class TensorReader:
             of = f" (tensor {held[0]!r})" if held else ""
             if storage.crc is None:
                 raise CheckpointError(
-                    f"storage {storage.name}{of}: changed while it was read: CRC-32 {crcs[0]:08x}, "
-                    f"and then {wrong[0]:08x}",
+                    f"storage {storage.name}{of} changed while it was read: its CRC-32 was "
+                    f"{crcs[0]:08x}, and then {wrong[0]:08x}",
                     path=self.index.path,
                     hint="run the same command again",
                 )
@@ -262,7 +262,7 @@ class TensorReader:
         except ValueError as problem:
             if not self._read_earlier:
                 raise
-            # Between the rows of a strided view nothing tells how much was read.
+            # `fits` cannot say how much was read between the rows of a strided view.
             raise CheckpointError(
                 f"an earlier run recorded bytes that were read for another file too: {problem}",
                 path=self.index.path,

@@ -27,7 +27,7 @@ _DOWNLOAD_AGAIN = "download the model's tokenizer.model again"
 
 
 class PackedBytes:
-    """Byte strings in a row; one is made when it is looked at, 128,000 tokens would take 7 MB.
+    """Byte strings in one piece; each is made when it is asked for: 128,000 tokens would take 7 MB.
 
     Attributes:
         joined: All of them, one behind the other.
@@ -60,7 +60,7 @@ class TiktokenModel:
         raw: The file's bytes, unchanged.
         tokens: By rank, which is the id: the lower, the earlier BPE merges it.
         cuts: For each token, where it can be cut into two others: the lengths of the left halves,
-            by their rank.
+            in the order of these halves' ranks.
     """
 
     path: Path
@@ -107,7 +107,7 @@ def read_tiktoken_model(path: Path) -> TiktokenModel:
         ranks = _parse_lines(raw)
     except ValueError as problem:
         raise TokenizerError(str(problem), path=path, hint=_DOWNLOAD_AGAIN) from problem
-    # Now, as the ranks are at hand: made for this once more, they would take 14 MB and their time.
+    # Here, where the ranks are at hand: to build them again would take 14 MB, and time.
     return TiktokenModel(path, raw, PackedBytes(ranks), PackedBytes(_cuts(ranks)))
 
 

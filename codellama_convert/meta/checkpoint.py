@@ -138,7 +138,7 @@ def open_checkpoint(
     """
     content = _read_params(files.params)
     params, param_notes = parse_params(content, files.params)
-    # Before the ranks: what they hold stays, and takes the place of what reading this took.
+    # Before the ranks: what is kept of them then takes the memory that this needs for a moment.
     tokenizer = None if skip_tokenizer else _read_tokenizer(files)
     cache: PickleCache = {}
     ranks = tuple(read_rank(path, choose=find_state_dict, cache=cache) for path in files.ranks)

@@ -37,10 +37,10 @@ def refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
 
 def compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> None:
     """Compare the tensors that every rank has a copy of, bit for bit, with rank 0's."""
-    replicated = [tensor for tensor in layout if tensor.meta.is_copied]
     if len(ranks) == 1:
         return
-    with ExitStack() as stack:
+    replicated = [tensor for tensor in layout if tensor.meta.is_copied]
+    with ExitStack() as stack:  # all at once, so that of one tensor two copies are in memory
         (first, *others) = (stack.enter_context(InputFile(rank.path)) for rank in ranks)
         for tensor in replicated:
             name = tensor.meta.name

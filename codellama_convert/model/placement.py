@@ -38,7 +38,7 @@ class Placement:
         files: The numbers of those that hold some of it.
         split: The dimension that is split over them; None where each of them has all of it.
         interleaved: Whether rotary rows are in Meta's order, and not in Hugging Face's.
-        only: The one of those files that is looked at; None is all of them.
+        only: The one of those files whose part counts; None means all of them.
     """
 
     name: str
@@ -117,7 +117,7 @@ def moves(source: Placement, target: Placement, most_rows: int) -> Iterator[Move
             heads, so no band cuts one.
 
     Yields:
-        The bands, in order; none of rows that no part gets.
+        The bands, in order; rows that no part gets are in none of them.
     """
     parts, targets = source.sources, target.parts
     cuts = {bound for part in (*parts, *targets) for bound in (part.rows.start, part.rows.stop)}

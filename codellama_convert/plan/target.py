@@ -72,7 +72,7 @@ class TransferPlan:
 
     @property
     def kinds(self) -> Mapping[str, int]:
-        """How tensors are read that several passes read the same rows of, by name in the source."""
+        """How tensors are read whose rows several passes read, by name in the source."""
         return {}
 
     @property
@@ -87,7 +87,7 @@ class TransferPlan:
 
     @property
     def read_in_all(self) -> int:
-        """Bytes of what all passes read of the tensors."""
+        """Bytes that all passes read of the tensors."""
         return sum(tensor.read_in_all for files in self.passes for tensor in files[0].tensors)
 
     @property

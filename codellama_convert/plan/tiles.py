@@ -46,7 +46,7 @@ class TensorPlan:
 
     @property
     def read_in_all(self) -> int:
-        """Bytes of what is read of it: whole rows of a part."""
+        """Bytes that are read of it: whole rows of each part."""
         read = parts_read(self.source, self.target).items()
         return sum(len(rows) * len(part.columns) for part, rows in read) * self.read_dtype.itemsize
 
@@ -57,7 +57,7 @@ class TensorPlan:
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes of what all files get of it that are looked at, copies once."""
+        """Bytes that are written of it, to all files or to the only one that counts; copies once."""
         n_elements = sum(len(part.rows) * len(part.columns) for part in self.target.sources)
         return n_elements * self.spec.dtype.itemsize
 
@@ -80,7 +80,7 @@ class TensorPlan:
         return self.head_dim is not None and self.source.interleaved != self.target.interleaved
 
     def only(self, file: int) -> TensorPlan:
-        """Plan what one of the files gets of it, tile by tile as all of them do."""
+        """Plan what one of the files gets of it, in the same tiles as all of them."""
         return replace(self, target=replace(self.target, only=file))
 
     def tiles(self) -> Iterator[Move]:

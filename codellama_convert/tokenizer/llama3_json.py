@@ -54,7 +54,7 @@ _ENTRY_INDENT = "      "
 
 
 def _merges(model: TiktokenModel) -> Iterator[tuple[str, str]]:
-    """Yield both halves of each cut, spelled, by the ranks of the token and of the halves."""
+    """Yield both halves of each cut, spelled, in the order of the tokens' and left halves' ranks."""
     for token, lengths in zip(model.tokens, model.cuts, strict=True):
         spelled = _spelled(token)
         for n in lengths:

@@ -94,7 +94,8 @@ class RanksPlan(TransferPlan):
         dtype: Of the written tensors.
         tile_bytes: The wanted size of a tile's larger side; one row or head may be larger.
         workers: Tensors in flight.
-        each_alone: Whether each rank is a pass of its own over the source, for machines of its own.
+        each_alone: Whether each rank is a pass of its own over the source, so that several machines
+            can share the work.
     """
 
     files: tuple[RankPlan, ...]
@@ -105,7 +106,7 @@ class RanksPlan(TransferPlan):
 
     @property
     def passes(self) -> tuple[tuple[RankPlan, ...], ...]:
-        """All files at once, or else each alone, which reads up to 3.5 times as much."""
+        """All files at once, or each alone, which reads up to 3.5 times as much."""
         if not self.each_alone:
             return (self.files,)
         return tuple((file.alone(),) for file in self.files)
@@ -117,7 +118,7 @@ class RanksPlan(TransferPlan):
 
     @property
     def kinds(self) -> dict[str, int]:
-        """How tensors are read that each rank reads whole, by name in the source."""
+        """How tensors are read where each rank is a pass of its own, by name in the source."""
         if not self.each_alone:
             return {}
         kinds = {0: BY_ROWS, 1: FOR_COLUMNS, None: FOR_COPIES}
