@@ -140,15 +140,15 @@ class Passes:
         for tensor, number in pass_of.items():
             if number >= len(KINDS):
                 passes = self._later.setdefault(index.tensors[tensor].storage.name, set())
-                passes.add(number - number % len(KINDS))
+                passes.add(number - _kind_in(number))
 
     def add(self, sums: SourceSums) -> None:
         """Take note of what was read for an output file; the arguments and errors of `Ledgers.add`."""
         read = Ledgers(self._index)
         read.add(sums)
         for name, pieces in sums.items():
-            self.shared.add({name: [one for one in pieces if one[0] % len(KINDS) == BY_ROWS]})
-            for number in {number for number, *_ in pieces if number % len(KINDS) != BY_ROWS}:
+            self.shared.add({name: [one for one in pieces if _kind_in(one[0]) == BY_ROWS]})
+            for number in {number for number, *_ in pieces if _kind_in(number) != BY_ROWS}:
                 self._alone.setdefault((name, number), []).append(read[name, number])
 
     def over(self, name: str) -> list[CrcLedger]:
@@ -156,14 +156,17 @@ class Passes:
         found: list[CrcLedger] = []
         for first in (0, *sorted(self._later.get(name, ()))):
             shared = self.shared[name, first]
-            alone = [self._alone.get((name, first + kind), []) for kind in KINDS[1:]]
-            n_passes = max(map(len, alone))
+            alone = [own for kind in KINDS[1:] if (own := self._alone.get((name, first + kind)))]
             # Copies may be read more often than columns: the last columns then count in several passes.
             found += [
-                _joined([shared, *(read for one in alone for read in one[:n][-1:])])
-                for n in range(1, n_passes + 1)
+                _joined([shared, *(own[min(n, len(own) - 1)] for own in alone)])
+                for n in range(max(map(len, alone), default=0))
             ] or [shared]
         return found
+
+
+def _kind_in(reading: int) -> int:
+    return reading % len(KINDS)
 
 
 def _joined(ledgers: Sequence[CrcLedger]) -> CrcLedger:
