@@ -106,7 +106,7 @@ class RanksPlan(TransferPlan):
 
     @property
     def passes(self) -> tuple[tuple[RankPlan, ...], ...]:
-        """All files at once, or each alone, which reads up to 3.5 times as much."""
+        """All files at once, or each alone: for 8 ranks of a 70B, that reads 3.5 times as much."""
         if not self.each_alone:
             return (self.files,)
         return tuple((file.alone(),) for file in self.files)
