@@ -234,10 +234,10 @@ class OutputFolder:
         # What matters is the problem that is under way, not those of cleaning up after it.
         with suppress(OSError, OutputError):
             if not self._journal.publishing:
-                self._keep_what_can_go_on(value)
+                self._keep_what_can_be_resumed(value)
         self._leave()
 
-    def _keep_what_can_go_on(self, problem: BaseException) -> None:
+    def _keep_what_can_be_resumed(self, problem: BaseException) -> None:
         """Drop what is staged, unless the same command can resume it."""
         can_resume = not isinstance(problem, ConvertError) or problem.can_resume
         if can_resume and (self.sealed or isinstance(problem, Interrupted)):

@@ -113,7 +113,7 @@ def test_direct_io_is_used_where_it_is_asked_for(tmp_path: Path, source: Path) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has files in memory")
 def test_a_file_in_memory_has_no_cache_to_pass_by() -> None:
-    """Linux 6.6 and later takes the flag for it, does as before, and a run said that it was direct."""
+    """Linux 6.6 and later accepts the flag for it and ignores it: a run said that it was direct."""
     in_memory = os.memfd_create("in memory")
     try:
         before = len(list(Path("/proc/self/fd").iterdir()))
