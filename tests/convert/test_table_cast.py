@@ -119,7 +119,7 @@ def test_columns_heads_and_many_rows_are_cast_in_place(source: Dtype, target: Dt
 
 def test_what_is_odd_is_counted_once_in_each_tensor() -> None:
     cast = TableCast(BFLOAT16, FLOAT16)
-    bits = np.full((3, 100_000), 0x3F80, np.uint16)
+    bits = np.full((3, 50_000), 0x3F80, np.uint16)
     bits[0, :4] = [0x0001, 0x8001, 0x3300, 0x3301]  # the last one is not zero in float16
     bits[2, -3:] = [0x7F80, 0xFF80, 0xFFC1]
     bits[1, :2] = [0x0000, 0x8000]  # zero before
@@ -141,7 +141,7 @@ def test_of_float16_only_infinities_and_nans_are_odd(target: Dtype) -> None:
 
 
 def test_values_that_would_become_infinite_are_counted_over_the_whole_tile() -> None:
-    bits = np.full((4, 100_000), 0x3F80, np.uint16)
+    bits = np.full((4, 50_000), 0x3F80, np.uint16)
     bits[0, 7], bits[3, -1], bits[2, 5] = 0x4780, 0xC7C3, 0x7F80
     with pytest.raises(CastError) as caught:
         moved(bits, BFLOAT16, FLOAT16)
