@@ -230,12 +230,14 @@ def _lies_in_memory(fd: int) -> bool:
 
     From Linux 6.6 on, tmpfs takes O_DIRECT and ignores it.
     """
-    if sys.platform != "linux":
-        return False
-    import ctypes  # noqa: PLC0415 - only direct I/O needs it
+    kind = 0
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - only direct I/O needs it
 
-    status = (ctypes.c_uint32 * 64)()  # struct statfs has 120 bytes, and begins with the kind
-    return ctypes.CDLL(None).fstatfs(fd, status) == 0 and status[0] in _IN_MEMORY
+        status = (ctypes.c_uint32 * 64)()  # struct statfs has 120 bytes, and begins with the kind
+        if ctypes.CDLL(None).fstatfs(fd, status) == 0:
+            kind = status[0]
+    return kind in _IN_MEMORY
 
 
 def no_direct_io(path: Path, error: type[ConvertError]) -> ConvertError:

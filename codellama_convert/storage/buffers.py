@@ -47,11 +47,12 @@ def _with_slack(n_bytes: int) -> int:
 
 def _new_memory(n_bytes: int) -> memoryview:
     """Map zeroed memory; of large pages, direct I/O has far fewer to look up."""
-    if sys.platform != "linux":
-        return memoryview(mmap.mmap(-1, n_bytes))
-    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel may have none
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    # A fork during a direct read could leave the bytes to the child. Source: open(2), NOTES.
-    memory.madvise(mmap.MADV_DONTFORK)
+    if sys.platform == "linux":
+        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel may have none
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        # A fork during a direct read could leave the bytes to the child. Source: open(2), NOTES.
+        memory.madvise(mmap.MADV_DONTFORK)
+    else:
+        memory = mmap.mmap(-1, n_bytes)
     return memoryview(memory)
