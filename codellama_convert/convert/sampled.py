@@ -9,8 +9,7 @@ from pathlib import Path
 
 from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource
-from codellama_convert.convert.write_pass import rows_read
-from codellama_convert.formats.tensor_reader import TensorReader
+from codellama_convert.convert.write_pass import open_readers
 from codellama_convert.plan.ranks.weights import RanksJob
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.plan.weights import WeightsJob
@@ -34,11 +33,7 @@ def begins_alike(output_dir: Path, weights: WeightsJob | RanksJob) -> bool:
     with ExitStack() as stack:
         movers = Movers(weights.source_dtypes, plan.dtype)
         stack.callback(movers.close)
-        read = rows_read(plan.tensors, len(weights.source_files))
-        readers = [
-            stack.enter_context(TensorReader(file, rows))
-            for file, rows in zip(weights.source_files, read, strict=True)
-        ]
+        readers = open_readers(weights, "buffered", stack)
         outputs = {
             file.number: stack.enter_context(InputFile(output_dir / file.name))
             for file in plan.files
