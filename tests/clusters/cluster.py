@@ -6,18 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from tests.outputs import ROOT, environment, finish
+from tests.outputs import ROOT, environment, finish, loads
 
 # Whatever happens to the tests, no process outlives them for long: an idle scheduler ends, and a
 # worker without one.
 _IDLE_SECONDS = "600"
 _END_SECONDS = 20
+# Where a worker that is killed may be with its file: at every step that a job has.
+STEPS = ("space reserved", "data saved", "header saved")
 
 
 @dataclass
@@ -163,3 +165,27 @@ def tls_options(certificate: Path, key: Path) -> tuple[str, ...]:
         for name, path in zip(names, (certificate, certificate, key), strict=True)
         for word in (name, str(path))
     )
+
+
+@contextmanager
+def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Start a command, and end it with the test."""
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
+def run_while_workers_die(
+    arguments: list[str], output: Path, cluster: Cluster, steps: Sequence[str]
+) -> None:
+    """Run a command whose workers are killed at these steps, until one comes that lives."""
+    dying = [cluster.start_worker(DIE_AFTER=step) for step in steps]
+    with started(arguments) as run:
+        assert [worker.wait(60) for worker in dying] == len(steps) * [-signal.SIGKILL]
+        assert run.poll() is None
+        assert not loads(output)
+        cluster.start_worker()
+        _, printed = run.communicate(timeout=60)
+    assert run.returncode == 0, printed

@@ -6,10 +6,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,13 +14,17 @@ import torch
 
 import codellama_convert
 from tests.cli.terminal.test_signals import hooked
-from tests.clusters.cluster import Cluster, make_certificate
+from tests.clusters.cluster import (
+    STEPS,
+    Cluster,
+    make_certificate,
+    run_while_workers_die,
+    started,
+)
 from tests.outputs import ROOT, STAGING, TOKEN, content, convert_whole, error_line, finish, loads
 from tests.outputs import command as plain_command
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
-# Where a worker that is killed may be with its file: at every step that a job has.
-STEPS = ("space reserved", "data saved", "header saved")
 DIES = """
 import sys
 from tests.faults.dying import die_after
@@ -43,16 +44,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(plain: Path, target: Path, address: str, *more: str) -> list[str]:
     return plain_command(plain / "in", target, "--dask", address, *more)
-
-
-@contextmanager
-def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """Start a command, and end it with the test."""
-    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
-        try:
-            yield run
-        finally:
-            run.kill()
 
 
 def whole(plain: Path, target: Path) -> bool:
@@ -196,15 +187,8 @@ def test_six_kills_of_workers_do_not_change_a_byte(
     plain: Path, tmp_path: Path, own_cluster: Cluster
 ) -> None:
     """Each is killed in the middle of a file: none of the six comes to the end of one."""
-    dying = [own_cluster.start_worker(DIE_AFTER=step) for step in (*STEPS, *STEPS)]
     arguments = command(plain, tmp_path / "out", own_cluster.address)
-    with started(arguments) as run:
-        assert [worker.wait(60) for worker in dying] == 6 * [-signal.SIGKILL]
-        assert run.poll() is None
-        assert not loads(tmp_path / "out")
-        own_cluster.start_worker()
-        _, printed = run.communicate(timeout=60)
-    assert run.returncode == 0, printed
+    run_while_workers_die(arguments, tmp_path / "out", own_cluster, (*STEPS, *STEPS))
     assert whole(plain, tmp_path / "out")
 
 

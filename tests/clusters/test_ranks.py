@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.clusters.cluster import Cluster
-from tests.clusters.test_dask import STEPS, started
-from tests.outputs import content, convert_whole, finish, loads
+from tests.clusters.cluster import STEPS, Cluster, run_while_workers_die
+from tests.outputs import content, convert_whole, finish
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +37,6 @@ def test_kills_of_workers_do_not_change_a_byte_of_ranks(
     plain: Path, tmp_path: Path, own_cluster: Cluster
 ) -> None:
     assert finish(back(plain, tmp_path / "here")).returncode == 0
-    dying = [own_cluster.start_worker(DIE_AFTER=step) for step in STEPS]
-    with started(back(plain, tmp_path / "there", "--dask", own_cluster.address)) as run:
-        assert [worker.wait(60) for worker in dying] == 3 * [-signal.SIGKILL]
-        assert run.poll() is None
-        assert not loads(tmp_path / "there")
-        own_cluster.start_worker()
-        _, printed = run.communicate(timeout=60)
-    assert run.returncode == 0, printed
+    arguments = back(plain, tmp_path / "there", "--dask", own_cluster.address)
+    run_while_workers_die(arguments, tmp_path / "there", own_cluster, STEPS)
     assert content(tmp_path / "there") == content(tmp_path / "here")
