@@ -13,6 +13,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def cut(sources: Sequence[int], tile_bytes: int, write_times: int) -> Iterator[C
             target_offset += write_times * block_ceil(n_bytes)
 
 
+def new_buffer(n_bytes: int) -> memoryview:
+    """Map zeroed memory, in large pages where the kernel has them: direct I/O is cheaper with them."""
+    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
+
+
 def read_chunk(chunk: Chunk, buffer: memoryview) -> None:
     """Fill a buffer with a chunk.
 
@@ -115,7 +124,7 @@ def copy(
             return None if problems else next(chunks, None)
 
     def work() -> None:
-        buffer = memoryview(mmap.mmap(-1, tile_bytes))
+        buffer = new_buffer(tile_bytes)
         try:
             while (chunk := next_chunk()) is not None:
                 blocks = buffer[: block_ceil(chunk.n_bytes)]
