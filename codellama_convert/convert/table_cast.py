@@ -15,7 +15,10 @@ Elements = npt.NDArray[Any]
 
 # What may be odd about an element that is cast.
 _ORDINARY, _NONFINITE, _BECOMES_ZERO, _OVERFLOWS = range(4)
-_CHUNK_ELEMENTS = 1 << 16  # with what is calculated of them, they stay in the processor's cache
+_CHUNK_ELEMENTS = 1 << 17  # with what is calculated of them, they stay in the processor's cache
+_NEIGHBOURS = 8  # elements that are looked at together: as many truth values as a uint64 has bytes
+# Any, as numpy's types misspell "contig".
+_OPERANDS: Any = [["readonly", "contig"], ["writeonly", "contig"]]
 
 
 class TableCast:
@@ -53,7 +56,7 @@ class TableCast:
         chunks = np.nditer(
             [source, target],
             ["buffered", "external_loop"],
-            [["readonly"], ["writeonly"]],
+            _OPERANDS,
             order="C",
             buffersize=_CHUNK_ELEMENTS,
         )
@@ -153,19 +156,27 @@ def _narrow(before: Elements, after: Elements, table: Elements) -> Elements:
     """Cast bfloat16 to float16: another exponent, where the number is a normal one of both.
 
     The significand of bfloat16 is the shorter one, so nothing is rounded there. The others, a few
-    of a thousand weights, are looked up and returned: some overflow, become zero or are no numbers.
+    of a thousand weights, are looked up and returned with their neighbours: some overflow, become
+    zero or are no numbers.
     """
+    if before.size % _NEIGHBOURS:  # the end of a tensor of a rare shape
+        table.take(before, out=after, mode="clip")
+        return before
     smallest, beyond = 0x3880, 0x4780  # the bits of 2**-14 and 2**16
-    distance = before + before  # without the sign; numpy adds and multiplies faster than it shifts
-    distance -= smallest << 1
-    odd = np.flatnonzero(distance >= (beyond - smallest) << 1)
-    distance *= 4  # 7 bits of significand become 10: 3 places, of which the sign's is one
-    distance += 0x0400  # the bits of 2**-14
-    np.bitwise_and(before, 0x8000, out=after)
-    after |= distance
-    if odd.size:
-        after[odd] = table.take(before[odd])
-    return before[odd]
+    distance = before & 0x7FFF
+    distance -= smallest
+    is_odd = distance >= beyond - smallest
+    # 7 bits of significand become 10, so 8 distances are added to the bits of 2**-14 and the sign.
+    # `before` has both the sign and one distance; numpy adds and multiplies faster than it shifts.
+    distance *= 7
+    distance += before
+    np.subtract(distance, smallest - 0x0400, out=after)
+    odd = np.flatnonzero(is_odd.view(np.uint64) != 0)  # the eights that hold one
+    if odd.size == 0:
+        return before[:0]
+    found = before.reshape(-1, _NEIGHBOURS).take(odd, axis=0)
+    after.reshape(-1, _NEIGHBOURS)[odd] = table.take(found)
+    return found.reshape(-1)
 
 
 # Each casts some elements, by a table where it must, and returns those that may be odd.

@@ -117,6 +117,19 @@ def test_columns_heads_and_many_rows_are_cast_in_place(source: Dtype, target: Dt
     assert (found == in_heads[1]).all()
 
 
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 17, 131_071, 131_073, 131_080])
+def test_what_is_odd_is_seen_at_the_end_of_a_tensor_of_any_size(size: int) -> None:
+    """Elements are looked at by eights, and taken a hundred thousand at a time."""
+    cast = TableCast(BFLOAT16, FLOAT16)
+    bits = np.full(size, 0xBF81, np.uint16)
+    bits[-1] = 0x3300
+    after = np.full(size, 0xABCD, np.uint16)
+    cast.move(bits, after, name="w")
+    assert (after[:-1] == 0xBC08).all()
+    assert after[-1] == 0
+    assert cast.counts({"w"}).became_zero == {"w": 1}
+
+
 def test_what_is_odd_is_counted_once_in_each_tensor() -> None:
     cast = TableCast(BFLOAT16, FLOAT16)
     bits = np.full((3, 50_000), 0x3F80, np.uint16)
