@@ -54,7 +54,8 @@ _IN_MEMORY = {
     "floor-read": 3, "verify": 3, "reverse-1": 3, "reverse-8": 3,
 }  # fmt: skip
 _ON_DISK = {
-    "plan": 5, "floor": 5, "convert": 5, "float16": 3, "floor-float32": 3, "float32": 3,
+    "plan": 5, "floor": 5, "floor-large": 5, "convert": 5, "float16": 3, "floor-float32": 3,
+    "float32": 3,
     "floor-read": 3, "verify": 3, "reverse-1": 3, "cp": 1, "reference": 1,
 }  # fmt: skip
 SERIES = (
@@ -219,6 +220,7 @@ def build_cases(bench: Bench, *, threads: int, direct: bool) -> dict[str, Case]:
     copies = [bench.copy(threads, times, direct=direct) for times in (0, 1, 2)]
     return {
         "floor": Case("plain copy", copies[1]),
+        "floor-large": Case("plain copy in large pages", (*copies[1], "--large_pages")),
         "floor-read": Case("reading both sides", copies[0], "floor-read", 2, 0, needs_output=True),
         "floor-float32": Case("plain copy, written twice", copies[2], "floor-float32", 1, 2),
         "cp": Case("`cp`, then sync", ("/bin/sh", "-c", COPY, *to_output, *ranks)),

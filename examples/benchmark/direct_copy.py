@@ -13,7 +13,6 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +67,10 @@ def cut(sources: Sequence[int], tile_bytes: int, write_times: int) -> Iterator[C
             target_offset += write_times * block_ceil(n_bytes)
 
 
-def new_buffer(n_bytes: int) -> memoryview:
-    """Map zeroed memory, in large pages where the kernel has them: direct I/O is cheaper with them."""
+def new_buffer(n_bytes: int, *, large_pages: bool) -> memoryview:
+    """Map zeroed memory; in large pages direct I/O is cheaper, but a program has to ask for them."""
     memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):
+    if large_pages:
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)
 
@@ -102,7 +101,13 @@ def write_blocks(fd: int, blocks: memoryview, offset: int) -> None:
 
 
 def copy(
-    chunks: Iterator[Chunk], *, target: int | None, tile_bytes: int, write_times: int, threads: int
+    chunks: Iterator[Chunk],
+    *,
+    target: int | None,
+    tile_bytes: int,
+    write_times: int,
+    threads: int,
+    large_pages: bool,
 ) -> None:
     """Copy chunks with several threads; the first problem of one stops all.
 
@@ -112,6 +117,7 @@ def copy(
         tile_bytes: Size of a chunk.
         write_times: How often each chunk is written.
         threads: How many.
+        large_pages: Whether their buffers are in large pages.
 
     Raises:
         OSError: If reading or writing fails.
@@ -124,7 +130,7 @@ def copy(
             return None if problems else next(chunks, None)
 
     def work() -> None:
-        buffer = new_buffer(tile_bytes)
+        buffer = new_buffer(tile_bytes, large_pages=large_pages)
         try:
             while (chunk := next_chunk()) is not None:
                 blocks = buffer[: block_ceil(chunk.n_bytes)]
@@ -175,6 +181,7 @@ def main() -> None:
     parser.add_argument(
         "--write_times", "--write-times", type=int, default=1, help="How often to write each chunk."
     )
+    parser.add_argument("--large_pages", "--large-pages", action="store_true")
     parser.add_argument("--buffered", action="store_true", help="Go through the page cache.")
     options = parser.parse_args()
 
@@ -190,6 +197,7 @@ def main() -> None:
         tile_bytes=tile_bytes,
         write_times=options.write_times,
         threads=options.threads,
+        large_pages=options.large_pages,
     )
     if target is not None:
         if options.write_times == 1:  # the last block was filled up; a copy has its source's size
