@@ -16,7 +16,7 @@ from codellama_convert.plan.weights import WeightsJob
 from codellama_convert.storage.buffers import aligned_buffer
 from codellama_convert.storage.input_file import InputFile
 
-_SAMPLE_BYTES = 4096  # of a tensor; one row or head may be larger
+_SAMPLE_BYTES = 4096  # of a tensor; one row, or a pair, may be larger
 
 
 def begins_alike(output_dir: Path, weights: WeightsJob | RanksJob) -> bool:
@@ -48,11 +48,12 @@ def _begins_alike(tensor: TensorPlan, source: TileSource, outputs: Mapping[int, 
     sample = replace(tensor, tile_rows=min(n_rows, tensor.tile_rows))
     tile = next(sample.tiles())
     itemsize = tensor.spec.dtype.itemsize
+    starts = [tensor.offset + part.first * itemsize for part in tile.targets]
     shares = [
         memoryview(bytearray(len(tile.rows) * len(p.columns) * itemsize)) for p in tile.targets
     ]
     source.fill(shares, sample, tile, aligned_buffer(sample.read_bytes))
     return all(
-        outputs[part.file].read_exact(tensor.offset, len(share)) == share
-        for part, share in zip(tile.targets, shares, strict=True)
+        outputs[part.file].read_exact(start, len(share)) == share
+        for part, start, share in zip(tile.targets, starts, shares, strict=True)
     )

@@ -13,7 +13,7 @@ from codellama_convert.model.placement import Move, Part
 from codellama_convert.model.rope import to_half_split, to_interleaved
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
-from codellama_convert.storage.checksums import combine, crc32
+from codellama_convert.storage.checksums import CrcLedger, crc32
 from codellama_convert.storage.output_file import OutputFile, SpanWriter
 from codellama_convert.storage.threads import share_out
 from codellama_convert.storage.watch import Watch
@@ -55,9 +55,9 @@ def write_tensors(
         for tile in tensor.tiles():
             spaces = spans.spaces(tile)
             spans.commit(tile, source.fill(spaces, tensor, tile, read_buffer))
-            watch.advance(len(tile.rows) * tensor.row_bytes)
+            watch.advance(tensor.rows_of(tile) * tensor.row_bytes)
         spans.finish()
-        return spans.crcs
+        return spans.crcs()
 
     found = share_out(tensors, buffers, write_tensor, watch)
     return {tensor.spec.name: crcs for tensor, crcs in zip(tensors, found, strict=True)}
@@ -67,9 +67,6 @@ class _Spans:
     """The ranges of the files that a tensor goes to, each filled from front to back.
 
     Those that one tile goes to are open at once, side by side in one buffer.
-
-    Attributes:
-        crcs: What each file got so far.
     """
 
     def __init__(
@@ -78,38 +75,53 @@ class _Spans:
         self._tensor, self._outputs, self._buffer = tensor, outputs, buffer
         self._targets: tuple[Part, ...] = ()
         self._open: list[SpanWriter] = []
-        self.crcs = dict.fromkeys((part.file for part in tensor.target.parts), 0)
+        self._places: list[range] = []  # of the tile that `spaces` was asked for
+        self._got = {part.file: CrcLedger(tensor.part_bytes) for part in tensor.target.parts}
 
     def spaces(self, tile: Move) -> list[memoryview]:
         """Return where the bytes of a tile go, target by target."""
+        self._places = [self._place_of(tile, part) for part in tile.targets]
         if tile.targets != self._targets:
             self.finish()
             self._targets = tile.targets
             share = block_ceil(self._tensor.part_tile_bytes) + SLACK_BYTES
             self._open = [
-                SpanWriter(self._outputs[part.file], self._tensor.offset, self._buffer[n * share :])
-                for n, part in enumerate(tile.targets)
+                SpanWriter(
+                    self._outputs[part.file],
+                    self._tensor.offset + place.start,
+                    self._buffer[n * share :],
+                )
+                for n, (part, place) in enumerate(zip(tile.targets, self._places, strict=True))
             ]
         return [
-            span.space(self._bytes_of(tile, part))
-            for span, part in zip(self._open, tile.targets, strict=True)
+            span.space(len(place)) for span, place in zip(self._open, self._places, strict=True)
         ]
 
-    def _bytes_of(self, tile: Move, part: Part) -> int:
-        return len(tile.rows) * len(part.columns) * self._tensor.spec.dtype.itemsize
+    def _place_of(self, tile: Move, part: Part) -> range:
+        """Return which bytes of the tensor's data in a file a tile is."""
+        bounds = (part.elements_before(row) for row in (tile.rows.start, tile.rows.stop))
+        return range(*(bound * self._tensor.spec.dtype.itemsize for bound in bounds))
 
     def commit(self, tile: Move, crcs: Sequence[int]) -> None:
         """Take the tile that was put into `spaces`."""
-        for span, part, crc in zip(self._open, tile.targets, crcs, strict=True):
-            n_bytes = self._bytes_of(tile, part)
-            self.crcs[part.file] = combine(self.crcs[part.file], crc, n_bytes)
-            span.commit(n_bytes)
+        each = zip(self._open, self._places, tile.targets, crcs, strict=True)
+        for span, place, part, crc in each:
+            self._got[part.file].add_crc(place.start, place.stop, crc)
+            span.commit(len(place))
 
     def finish(self) -> None:
         """Write what is left in the buffers."""
         for span in self._open:
             span.finish()
         self._open = []
+
+    def crcs(self) -> PartCrcs:
+        """Return what each file got, after all tiles."""
+        crcs = {}
+        for file, got in self._got.items():
+            assert got.crc is not None
+            crcs[file] = got.crc
+        return crcs
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +164,8 @@ class TileSource:
             for target, part in zip(targets, tile.targets, strict=True)
         ]
         filled = list(zip(tile.targets, shares, strict=True))
-        if tensor.target.is_copied:
-            filled = filled[:1]
+        if tensor.target.is_copied:  # only the first file's is put together
+            filled = [one for one in filled if one[0].file == tile.targets[0].file]
         stays = self._is_read_whole(tensor, tile)
         crc_read = None
         for part in tile.sources:
@@ -162,15 +174,14 @@ class TileSource:
             is_read_in_place = stays and not reader.direct
             rows, crc_read = reader.read_rows(
                 tensor.source.name,
-                tile.rows.start - part.rows.start,
-                len(tile.rows),
+                *tensor.rows_in(part, tile),
                 targets[0] if is_read_in_place else read_buffer,
             )
+            rows = rows.reshape(len(tile.rows), len(part.columns))
             for target, share in filled:
                 self._move(tensor, part, rows, target, share)
-        if tensor.target.is_copied:
-            for copy in shares[1:]:
-                np.copyto(copy, shares[0])
+        for number, copy in enumerate(shares[len(filled) :]):
+            np.copyto(copy, shares[number % len(filled)])
         if crc_read is not None and stays:
             return [crc_read] * len(shares)  # each share is what was read: its sum is known
         return [crc32(target) for target in targets]

@@ -6,7 +6,7 @@ conversion is what lies between two placements: rows are cut where either side c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,11 +21,17 @@ class Part:
         file: The file's number on its side; a rank's on Meta's.
         rows: Of the whole tensor.
         columns: Of the whole tensor.
+        first: Elements that the file holds of the tensor before those of this block.
     """
 
     file: int
     rows: range
     columns: range
+    first: int = 0
+
+    def elements_before(self, row: int) -> int:
+        """Count the elements that the file holds of the tensor before a row of this block."""
+        return self.first + (row - self.rows.start) * len(self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,38 @@ def in_one_file(name: str, shape: tuple[int, ...], file: int = 0) -> Placement:
     return Placement(name, shape, range(file, file + 1), None)
 
 
+def in_pairs(parts: Iterable[Part], head_dim: int, *, interleaved: bool) -> Iterator[Part]:
+    """Take the two rotary rows that are rotated together as one row, twice as wide.
+
+    Where they are interleaved, the file has them side by side; where they are half-split, it has the
+    left halves of a head's rows first. So another order of rows is a split by columns, and less than
+    a head can be moved at once.
+
+    Args:
+        parts: Whole heads each, of all columns.
+        head_dim: Rows of a head.
+        interleaved: Whether they are in Meta's order, and not in Hugging Face's.
+
+    Yields:
+        The same elements, in the order of the file.
+    """
+    half = head_dim // 2
+    for part in parts:
+        n_columns = len(part.columns)
+        left, right = range(n_columns), range(n_columns, 2 * n_columns)
+        if interleaved:
+            yield Part(part.file, _halved(part.rows), range(2 * n_columns))
+            continue
+        for start in range(part.rows.start, part.rows.stop, head_dim):
+            rows = _halved(range(start, start + head_dim))
+            yield Part(part.file, rows, left, part.elements_before(start))
+            yield Part(part.file, rows, right, part.elements_before(start + half))
+
+
+def _halved(rows: range) -> range:
+    return range(rows.start // 2, rows.stop // 2)
+
+
 def _block(number: int, size: int) -> range:
     return range(number * size, (number + 1) * size)
 
@@ -107,23 +145,22 @@ class Move:
     targets: tuple[Part, ...]
 
 
-def moves(source: Placement, target: Placement, most_rows: int) -> Iterator[Move]:
+def moves(sources: Sequence[Part], targets: Sequence[Part], most_rows: int) -> Iterator[Move]:
     """Cut a tensor's rows at the boundaries of both sides, and into bands that fit into a buffer.
 
     Args:
-        source: Where it is.
-        target: Where it goes.
-        most_rows: Of a band; whole heads where rotary rows are reordered, and both sides hold whole
+        sources: What is read, each element once.
+        targets: What is written.
+        most_rows: Of a band; whole heads where their rows are reordered, and both sides hold whole
             heads, so no band cuts one.
 
     Yields:
         The bands, in order; rows that no part gets are in none of them.
     """
-    parts, targets = source.sources, target.parts
-    cuts = {bound for part in (*parts, *targets) for bound in (part.rows.start, part.rows.stop)}
+    cuts = {bound for part in (*sources, *targets) for bound in (part.rows.start, part.rows.stop)}
     for start, stop in pairwise(sorted(cuts)):
         getting = tuple(part for part in targets if start in part.rows)
-        holding = tuple(part for part in parts if start in part.rows and _is_wanted(part, getting))
+        holding = tuple(p for p in sources if start in p.rows and _is_wanted(p, getting))
         for first in range(start, stop, most_rows) if getting else ():
             yield Move(range(first, min(first + most_rows, stop)), holding, getting)
 

@@ -10,7 +10,7 @@ from codellama_convert.errors import ConfigError, shown
 from codellama_convert.formats.strict_json import parse_object
 
 _MAX_DIMENSION = 1 << 24
-_MAX_HEAD_SIZE = 1024  # 128 in every release; a head is the least that is held in memory
+_MAX_HEAD_SIZE = 1024  # 128 in every release; `verify` holds a head in memory
 _MAX_REAL = 1e30  # times any dimension it is still finite
 
 

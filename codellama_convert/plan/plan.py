@@ -71,7 +71,7 @@ class ConversionPlan(TransferPlan):
         files: The safetensors files in order.
         index: Content of the index file, or None where there is one file only.
         dtype: Of the written tensors.
-        tile_bytes: The wanted size of a tile's larger side; one row or head may be larger.
+        tile_bytes: The wanted size of a tile's larger side; one row, or a pair, may be larger.
         workers: Tensors in flight.
     """
 
@@ -127,7 +127,7 @@ def build_plan(
         layout: The model's tensors, in the order of Hugging Face's state dict.
         dtype: Of the written tensors.
         max_shard_bytes: Largest sum of a file's tensors.
-        tile_bytes: Largest tile, if a row (or a head, where rows are rotary) is not larger.
+        tile_bytes: Largest tile, if a row (or a pair, where they are reordered) is not larger.
         workers: Tensors in flight.
 
     Returns:
@@ -176,7 +176,7 @@ def fit_plan(
         The plan with the largest tiles that fit.
 
     Raises:
-        ConfigError: If not even one row (or head) fits.
+        ConfigError: If not even one row (or pair) fits.
     """
     passages = (_passage(tensor, dtype) for tensor in layout)
     tile_bytes, workers = choose_tile_and_workers(

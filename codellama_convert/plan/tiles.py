@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from codellama_convert.model.placement import Move, Placement, moves, parts_read
+from codellama_convert.model.placement import Move, Part, Placement, in_pairs, moves, parts_read
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
-from codellama_convert.tensors import Dtype, TensorSpec
+from codellama_convert.tensors import Dtype, TensorSpec, rows_and_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class TensorPlan:
         spec: As it is written.
         head_dim: Rows of a head where the rows are rotary, or None.
         offset: Its first byte's position in each file that it is written to.
-        tile_rows: Rows handled at once; whole heads where the rows are rotary.
+        tile_rows: Rows handled at once. Where they are reordered, whole heads, or fewer in pairs.
     """
 
     source: Placement
@@ -63,29 +63,66 @@ class TensorPlan:
 
     @property
     def part_tile_bytes(self) -> int:
-        """Most bytes of a tile that go to one file."""
+        """Most bytes of a tile that go to one place of a file."""
         n_columns = len(self.target.parts[0].columns)
-        return self.tile_rows * n_columns * self.spec.dtype.itemsize
+        return self.tile_rows * n_columns * self.spec.dtype.itemsize // self._places_in_a_file
 
     @property
     def write_bytes(self) -> int:
-        """Most bytes that are written from one buffer: a tile, apart for each file that gets some."""
-        n_others = 0 if self.target.split == 0 else len(self.target.parts) - 1
+        """Most bytes that are written from one buffer: a tile, apart for each place it goes to."""
+        n_files = 1 if self.target.split == 0 else len(self.target.parts)
         share = block_ceil(self.part_tile_bytes) + SLACK_BYTES
-        return self.part_tile_bytes + n_others * share
+        return self.part_tile_bytes + (n_files * self._places_in_a_file - 1) * share
+
+    @property
+    def _places_in_a_file(self) -> int:
+        return 2 if self.in_pairs and not self.target.interleaved else 1
+
+    @property
+    def _is_in_other_order(self) -> bool:
+        return self.head_dim is not None and self.source.interleaved != self.target.interleaved
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether a tile is less than a head of rows in another order: see `placement.in_pairs`."""
+        return self._is_in_other_order and self.tile_rows < (self.head_dim or 0)
 
     @property
     def is_reordered(self) -> bool:
-        """Whether rotary rows are in another order on the other side."""
-        return self.head_dim is not None and self.source.interleaved != self.target.interleaved
+        """Whether a tile is whole heads, whose rows are in another order on the other side."""
+        return self._is_in_other_order and not self.in_pairs
 
     def only(self, file: int) -> TensorPlan:
         """Plan what one of the files gets of it, in the same tiles as all of them."""
         return replace(self, target=replace(self.target, only=file))
 
+    def in_whole_heads(self) -> TensorPlan:
+        """Plan the same in tiles of at least a head."""
+        return replace(self, tile_rows=max(self.tile_rows, self.head_dim or 0))
+
     def tiles(self) -> Iterator[Move]:
         """Cut the rows into tiles; one lies inside of a part of each side that splits rows."""
-        return moves(self.source, self.target, self.tile_rows)
+        sources = self._as_moved(self.source.sources, self.source)
+        targets = self._as_moved(self.target.parts, self.target)
+        return moves(sources, targets, self.tile_rows // (2 if self.in_pairs else 1))
+
+    def _as_moved(self, parts: tuple[Part, ...], side: Placement) -> tuple[Part, ...]:
+        """Return parts of a side as tiles name them: in pairs of rows where a tile is less than a head."""
+        if not self.in_pairs:
+            return parts
+        assert self.head_dim is not None
+        return tuple(in_pairs(parts, self.head_dim, interleaved=side.interleaved))
+
+    def rows_of(self, tile: Move) -> int:
+        """Count the rows of a tile, which may be pairs."""
+        return len(tile.rows) * (2 if self.in_pairs else 1)
+
+    def rows_in(self, part: Part, tile: Move) -> tuple[int, int]:
+        """Return which rows a tile is of what a file of the source holds: the first, how many."""
+        _, n_columns = rows_and_columns(self.source.part_shape)
+        bounds = (part.elements_before(row) for row in (tile.rows.start, tile.rows.stop))
+        first, stop = (bound // n_columns for bound in bounds)
+        return first, stop - first
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +164,32 @@ class Passage:
         )
 
     def plan(self, *, offset: int = 0, tile_bytes: int) -> TensorPlan:
-        """Choose how many rows make a tile: at least one row, or one head where rows are rotary.
+        """Choose how many rows make a tile: at least one row, or a pair where they are reordered.
 
         Args:
             offset: Its first byte's position in each file that it is written to.
-            tile_bytes: Largest tile, on the side where it takes more, if a row or a head is not
+            tile_bytes: Largest tile, on the side where it takes more, if a row or a pair is not
                 larger.
 
         Returns:
             The plan.
         """
-        spec, unit = self.spec, self.head_dim or 1
+        spec = self.spec
         row_bytes = spec.n_columns * max(self.dtype.itemsize, self.read_dtype.itemsize)
-        wanted = unit * max(1, tile_bytes // (unit * row_bytes))
-        tile_rows = min(wanted, *(len(side.parts[0].rows) for side in (self.source, self.target)))
+        part_rows = (len(side.parts[0].rows) for side in (self.source, self.target))
+        tile_rows = min(self._tile_rows(tile_bytes // row_bytes), *part_rows)
         return TensorPlan(
             self.source, self.target, self.read_dtype, spec, self.head_dim, offset, tile_rows
         )
+
+    def _tile_rows(self, most: int) -> int:
+        """Choose how many of `most` rows make a tile, before it is known how many a part has."""
+        head_dim = self.head_dim
+        if head_dim is None or self.source.interleaved == self.target.interleaved:
+            return max(1, most)
+        if most >= head_dim:
+            return most // head_dim * head_dim
+        # A head in as few pieces as can be, of about the same size.
+        n_pairs = head_dim // 2
+        n_pieces = -(-n_pairs // max(1, most // 2))
+        return 2 * -(-n_pairs // n_pieces)

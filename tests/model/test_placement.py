@@ -7,11 +7,23 @@ from itertools import product
 
 import pytest
 
-from codellama_convert.model.placement import Move, Part, Placement, in_one_file, moves, parts_read
+from codellama_convert.model.placement import (
+    Move,
+    Part,
+    Placement,
+    in_one_file,
+    in_pairs,
+    moves,
+    parts_read,
+)
 from codellama_convert.model.tensor_table import build_layout
 from codellama_convert.tensors import BFLOAT16
 from tests.model.test_tensor_table import CONFIG, SHAPE
 from tests.witness.checkpoints import meta_shapes
+
+
+def cut(source: Placement, target: Placement, most_rows: int) -> list[Move]:
+    return [*moves(source.sources, target.parts, most_rows)]
 
 
 def parts_of(meta_name: str, n_ranks: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
@@ -43,13 +55,13 @@ def test_the_sources_hold_every_element_once(name: str, n_ranks: int) -> None:
 def test_bands_are_cut_where_either_side_cuts_rows_and_where_they_are_full() -> None:
     three, two = (Placement("w", (6, 2), range(n), 0) for n in (3, 2))
     whole = range(2)
-    assert list(moves(three, two, 9)) == [
+    assert cut(three, two, 9) == [
         Move(range(2), (Part(0, range(2), whole),), (Part(0, range(3), whole),)),
         Move(range(2, 3), (Part(1, range(2, 4), whole),), (Part(0, range(3), whole),)),
         Move(range(3, 4), (Part(1, range(2, 4), whole),), (Part(1, range(3, 6), whole),)),
         Move(range(4, 6), (Part(2, range(4, 6), whole),), (Part(1, range(3, 6), whole),)),
     ]
-    bands = moves(in_one_file("w", (5, 2), 7), in_one_file("v", (5, 2)), 2)
+    bands = cut(in_one_file("w", (5, 2), 7), in_one_file("v", (5, 2)), 2)
     assert [(move.rows, move.sources[0].file) for move in bands] == [
         (range(2), 7), (range(2, 4), 7), (range(4, 5), 7)
     ]  # fmt: skip
@@ -58,14 +70,14 @@ def test_bands_are_cut_where_either_side_cuts_rows_and_where_they_are_full() -> 
 def test_one_file_alone_gets_its_rows_or_columns_and_needs_the_parts_that_hold_them() -> None:
     w, six = in_one_file("w", (6, 4)), range(6)
     last_rows = Placement("w", (6, 4), range(3), 0, only=2)
-    assert [*moves(w, last_rows, 9)] == [
+    assert cut(w, last_rows, 9) == [
         Move(range(4, 6), (Part(0, six, range(4)),), (Part(2, range(4, 6), range(4)),))
     ]
     assert parts_read(w, last_rows) == {Part(0, six, range(4)): range(4, 6)}
     last_columns = Placement("w", (6, 4), range(2), 1, only=1)
     four = Placement("w", (6, 4), range(4), 1)
     holding = (Part(2, six, range(2, 3)), Part(3, six, range(3, 4)))
-    assert [*moves(four, last_columns, 9)] == [Move(six, holding, (Part(1, six, range(2, 4)),))]
+    assert cut(four, last_columns, 9) == [Move(six, holding, (Part(1, six, range(2, 4)),))]
     assert parts_read(four, last_columns) == dict.fromkeys(holding, six)
     assert [*parts_read(four, replace(last_columns, only=None))] == [*four.parts]
 
@@ -78,6 +90,27 @@ def test_of_copies_the_first_file_alone_holds_each_element() -> None:
     assert [replace(rows, only=n).sources for n in range(3)] == [(one,) for one in rows.parts]
 
 
+def test_pairs_of_rotary_rows_lie_side_by_side_or_in_the_two_halves_of_their_head() -> None:
+    """Two heads of four rows, of three columns; the second file has the second head."""
+    parts = (Part(5, range(4), range(3)), Part(6, range(4, 8), range(3)))
+    left, right = range(3), range(3, 6)
+    assert [*in_pairs(parts, 4, interleaved=True)] == [
+        Part(5, range(2), range(6)),
+        Part(6, range(2, 4), range(6)),
+    ]
+    assert [*in_pairs(parts, 4, interleaved=False)] == [
+        Part(5, range(2), left, first=0),
+        Part(5, range(2), right, first=6),
+        Part(6, range(2, 4), left, first=0),
+        Part(6, range(2, 4), right, first=6),
+    ]
+    (whole,) = in_one_file("w", (8, 3)).parts
+    assert [(one.first, one.rows) for one in in_pairs([whole], 4, interleaved=False)] == [
+        (0, range(2)), (6, range(2)), (12, range(2, 4)), (18, range(2, 4))
+    ]  # fmt: skip
+    assert Part(0, range(2, 4), range(3), first=12).elements_before(3) == 15
+
+
 @pytest.mark.parametrize("split", [0, 1, None])
 @pytest.mark.parametrize(("n_before", "n_after"), [*product([1, 2, 4, 8], repeat=2)])
 def test_every_pair_of_rank_counts_moves_each_element_to_each_place(
@@ -86,7 +119,7 @@ def test_every_pair_of_rank_counts_moves_each_element_to_each_place(
     """Counted element by element: each is read once, and each place of the target is written once."""
     before, after = (Placement("w", (8, 16), range(n), split) for n in (n_before, n_after))
     read, written = [], []
-    for move in moves(before, after, 3):
+    for move in cut(before, after, 3):
         for row in move.rows:
             read += [(row, column) for part in move.sources for column in part.columns]
             written += [

@@ -92,7 +92,7 @@ class RanksPlan(TransferPlan):
     Attributes:
         files: The ranks in order.
         dtype: Of the written tensors.
-        tile_bytes: The wanted size of a tile's larger side; one row or head may be larger.
+        tile_bytes: The wanted size of a tile's larger side; one row, or a pair, may be larger.
         workers: Tensors in flight.
         each_alone: Whether each rank is a pass of its own over the source, so that several machines
             can share the work.
@@ -156,7 +156,7 @@ def plan_ranks(
         The plan.
 
     Raises:
-        ConfigError: If not even one row (or head) fits into the buffers.
+        ConfigError: If not even one row (or pair) fits into the buffers.
         CheckpointError: If torch.save could not have been given such ranks.
         ValueError: If the rest is not all that they hold besides.
     """
