@@ -7,11 +7,12 @@ from collections.abc import Collection
 from codellama_convert.errors import ConfigError
 from codellama_convert.plan.tiles import Passage
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
+from codellama_convert.storage.buffers import LARGE_PAGE_BYTES
 
 DEFAULT_MAX_RAM_BYTES = 32_000_000
-# Larger tiles gained nothing in the benchmark; below the smallest, a second worker is worth less
-# than the system calls it costs.
-LARGEST_TILE_BYTES = 3 << 20
+# The four buffers of two workers, with their slack, are five large pages. Larger tiles gained nothing
+# in the benchmark; below the smallest, a second worker is worth less than the system calls it costs.
+LARGEST_TILE_BYTES = 5 * LARGE_PAGE_BYTES // 4 - SLACK_BYTES
 _SMALLEST_SHARED_TILE_BYTES = 512 << 10
 
 
@@ -35,7 +36,7 @@ def choose_tile_and_workers(
         Bytes of a tile's larger side, and workers.
 
     Raises:
-        ConfigError: If not even one row (or head) fits.
+        ConfigError: If not even one row (or pair) fits.
     """
     budget = DEFAULT_MAX_RAM_BYTES if max_ram_bytes is None else max_ram_bytes
     fewest = workers if keep_workers else 1
@@ -51,8 +52,8 @@ def choose_tile_and_workers(
             break
         else:
             raise ConfigError(
-                f"--max_ram {budget} bytes is too small: the largest row or head needs "
-                f"{needed} bytes of buffers",
+                f"--max_ram {budget} bytes is too small: the longest row needs {needed} "
+                "bytes of buffers",
                 hint="allow at least that much"
                 + (", or ask for fewer workers" if fewest > 1 else ""),
             )

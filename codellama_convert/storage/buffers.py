@@ -8,6 +8,9 @@ from contextlib import suppress
 
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 
+# On most processors; a buffer, with its slack, wastes nothing where it is a multiple of it.
+LARGE_PAGE_BYTES = 2 << 20
+
 
 def aligned_buffer(n_bytes: int) -> memoryview:
     """Allocate page-aligned memory for direct I/O.
@@ -48,11 +51,14 @@ def _with_slack(n_bytes: int) -> int:
 def _new_memory(n_bytes: int) -> memoryview:
     """Map zeroed memory; of large pages, direct I/O has far fewer to look up."""
     if sys.platform == "linux":
-        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # Linux (since 6.13) fills only memory of a whole number of them from its start; of what is
+        # smaller than one, most would be wasted.
+        rest = -n_bytes % LARGE_PAGE_BYTES if n_bytes >= LARGE_PAGE_BYTES else 0
+        memory = mmap.mmap(-1, n_bytes + rest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel may have none
             memory.madvise(mmap.MADV_HUGEPAGE)
         # A fork during a direct read could leave the bytes to the child. Source: open(2), NOTES.
         memory.madvise(mmap.MADV_DONTFORK)
     else:
         memory = mmap.mmap(-1, n_bytes)
-    return memoryview(memory)
+    return memoryview(memory)[:n_bytes]

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from codellama_convert.errors import ConvertError
-from codellama_convert.storage.buffers import aligned_buffer
+from codellama_convert.storage.blocks import SLACK_BYTES
+from codellama_convert.storage.buffers import LARGE_PAGE_BYTES, aligned_buffer
 from codellama_convert.storage.executors import done_by
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.watch import Watch
 
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 2 * LARGE_PAGE_BYTES - SLACK_BYTES
 Algorithm = Literal["md5", "sha256"]
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codellama_convert.errors import ConvertError, VerifyError
-from codellama_convert.storage.blocks import IoMode
-from codellama_convert.storage.buffers import aligned_buffer
+from codellama_convert.storage.blocks import SLACK_BYTES, IoMode
+from codellama_convert.storage.buffers import LARGE_PAGE_BYTES, aligned_buffer
 from codellama_convert.storage.checksums import combine, crc32
 from codellama_convert.storage.digests import file_digest
 from codellama_convert.storage.input_file import InputFile
@@ -19,7 +19,7 @@ from codellama_convert.verify.folder_reader import StoredOutput
 from codellama_convert.verify.record_reader import FileSums, Record
 from codellama_convert.verify.report import Problems
 
-_CHUNK_BYTES = 2 << 20
+_CHUNK_BYTES = LARGE_PAGE_BYTES - SLACK_BYTES
 
 
 @dataclass(frozen=True, slots=True)

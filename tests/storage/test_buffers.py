@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 import re
 import sys
 from itertools import pairwise
@@ -63,3 +64,24 @@ def test_the_kernel_may_use_large_pages_and_no_child_shares_them() -> None:
             assert LARGE_PAGES in flags_of(buffer)
     plain = mmap.mmap(-1, 3 << 20)
     assert not {NOT_FOR_CHILDREN, LARGE_PAGES} & flags_of(plain)
+
+
+def can_align() -> bool:
+    """Whether the kernel begins memory of whole large pages at a large page: Linux does since 6.7."""
+    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    return (
+        sys.platform == "linux"
+        and Path("/sys/kernel/mm/transparent_hugepage").exists()
+        and release is not None
+        and tuple(map(int, release.groups())) >= (6, 7)
+    )
+
+
+@pytest.mark.skipif(not can_align(), reason="this kernel puts memory anywhere")
+@pytest.mark.parametrize("mib", [2, 3, 5])
+def test_buffers_begin_at_a_large_page_whatever_their_size(mib: int) -> None:
+    """3 MiB began anywhere, so a third of their pages or all were small: half as fast on a disk."""
+    several = [aligned_buffer(mib << 20) for _ in range(4)]
+    pairs = [buffer_pairs((mib << 20) - 8192, 8192, 3) for _ in range(4)]
+    for buffer in (*several, *(first[0][0] for first in pairs)):
+        assert address_of(buffer) % (2 << 20) == 0
