@@ -9,7 +9,7 @@ import sys
 
 from codellama_convert.cli.machine import lack_in_words
 from codellama_convert.errors import one_line
-from codellama_convert.storage.watch import exit_on_signals
+from codellama_convert.storage.signals import exit_on_signals
 
 
 def main() -> None:

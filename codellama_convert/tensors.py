@@ -57,12 +57,6 @@ FLOAT32 = Dtype(
 )  # fmt: skip
 DTYPES: tuple[Dtype, ...] = (BFLOAT16, FLOAT16, FLOAT32)
 _ALIASES = {"half": "float16", "float": "float32"}  # torch's
-# How a dtype may be spelled on a command line; `dtype_named` reads codes too.
-DTYPE_NAMES: tuple[str, ...] = (
-    *(dtype.name for dtype in DTYPES),
-    *(dtype.short for dtype in DTYPES),
-    *_ALIASES,
-)
 
 
 class TorchDtype(Protocol):

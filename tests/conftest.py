@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 
 from codellama_convert.formats.sentencepiece import SentencePieceModel, read_sentencepiece_model
-from codellama_convert.storage.watch import STOP_SIGNALS
+from codellama_convert.storage.signals import STOP_SIGNALS
 from codellama_convert.tokenizer.hf_files import DEFAULT_TOKENIZER_CLASS, tokenizer_files
 from tests.process_state import begin_random_numbers, process_state, torch_state
 from tests.witness.vocabularies import model_bytes, write_folder, write_model

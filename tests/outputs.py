@@ -16,7 +16,8 @@ from codellama_convert.errors import Interrupted
 from codellama_convert.plan.job import Job
 from codellama_convert.staging.records import Journal, read_journal, write_journal
 from codellama_convert.storage.held_folder import HeldFolder
-from codellama_convert.storage.watch import StopRequest, Watch
+from codellama_convert.storage.signals import StopRequest
+from codellama_convert.storage.watch import Watch
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint
 
 ROOT = Path(__file__).parents[1]

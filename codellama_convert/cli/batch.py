@@ -25,14 +25,13 @@ from codellama_convert.cli.options import (
 )
 from codellama_convert.cli.printing import print_note, print_notes, say, say_json
 from codellama_convert.cli.problems import describe_problem, say_problem, status_of
-from codellama_convert.cli.steps import convert_job, read_job, to_options
 from codellama_convert.cli.words import value_notes
 from codellama_convert.errors import ConvertError, Interrupted, OutputError
 
 if TYPE_CHECKING:
     from codellama_convert.plan.job import Job
     from codellama_convert.plan.options import Options
-    from codellama_convert.storage.watch import StopRequest
+    from codellama_convert.storage.signals import StopRequest
 
 _RESUME = "run the same command again to resume"
 
@@ -71,10 +70,11 @@ def batch(
       codellama-convert batch downloads --verify
     """  # noqa: D301
     check_memory()
+    from codellama_convert.cli.steps import convert_job, to_options
     from codellama_convert.convert.dask import dask_executor
     from codellama_convert.meta.find import find_folders
     from codellama_convert.plan.run_options import RunOptions
-    from codellama_convert.storage.watch import stop_on_signals
+    from codellama_convert.storage.signals import stop_on_signals
 
     run_options = RunOptions(
         overwrite=overwrite, restart=restart, sha256=sha256, model_card=model_card
@@ -130,6 +130,7 @@ class _Batch:
         return row | {"seconds": round(time.monotonic() - started, 3)}
 
     def _convert(self, folder: Path) -> dict[str, Any]:
+        from codellama_convert.cli.steps import read_job
         from codellama_convert.meta.places import default_output_dir
 
         job = read_job(folder, self._options)

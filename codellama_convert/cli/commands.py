@@ -27,15 +27,6 @@ from codellama_convert.cli.options import (
 )
 from codellama_convert.cli.printing import print_note, print_plan, print_report
 from codellama_convert.cli.reverse import reverse
-from codellama_convert.cli.steps import (
-    convert_job,
-    convert_part,
-    look_ahead,
-    plan_and_check,
-    read_job,
-    refuse_with_part,
-    to_options,
-)
 from codellama_convert.cli.verify import verify
 from codellama_convert.cli.words import plan_lines
 
@@ -101,10 +92,17 @@ def convert(
       codellama-convert --input_dir CodeLlama-7b --model_size 7B
     """  # noqa: D301
     check_memory()
+    from codellama_convert.cli.steps import (
+        convert_job,
+        convert_part,
+        read_job,
+        refuse_with_part,
+        to_options,
+    )
     from codellama_convert.convert.dask import dask_executor
     from codellama_convert.meta.places import default_output_dir
     from codellama_convert.plan.run_options import RunOptions
-    from codellama_convert.storage.watch import stop_on_signals
+    from codellama_convert.storage.signals import stop_on_signals
 
     if part is not None:
         refuse_with_part()
@@ -144,6 +142,8 @@ def plan(input_dir: Path, output_dir: Path | None, *, as_json: bool, **choices: 
     Example:
       codellama-convert plan CodeLlama-70b
     """  # noqa: D301
+    from codellama_convert.cli.steps import look_ahead, plan_and_check, to_options
+
     job = plan_and_check(input_dir, to_options(choices), hidden=as_json)
     described = look_ahead(job, output_dir)
     print_plan(described, plan_lines(described), as_json=as_json)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 _PACKAGE = __name__.partition(".")[0]
 _NO_THREAD = "cannot start a thread; allow more processes (ulimit -u), or try --workers 1"
@@ -87,8 +87,8 @@ def _library(problem: ImportError | OSError, cause: str) -> str:
 def _importing(problem: ImportError | OSError) -> str:
     """Find the library that was asked for: it may have failed deep inside, or not be there."""
     tops = [
-        str(frame.f_globals.get("__name__")).partition(".")[0]
-        for frame, _ in traceback.walk_tb(problem.__traceback__)
+        str(one.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        for one in _calls(problem.__traceback__)
     ]
     while _PACKAGE in tops:
         tops = tops[tops.index(_PACKAGE) + 1 :]
@@ -103,6 +103,13 @@ def _chain(problem: BaseException) -> Iterator[BaseException]:
     while one is not None:
         yield one
         one = one.__cause__
+
+
+def _calls(trace: TracebackType | None) -> Iterator[TracebackType]:
+    """Walk a traceback inwards; the module that does it too also prints them, and loads for that."""
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
 
 
 def peak_rss_bytes() -> int | None:

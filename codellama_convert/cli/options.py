@@ -8,22 +8,23 @@ from typing import Any, TypeVar
 
 import click
 
-from codellama_convert.cli.values import Factor, NamedPath, OneOf, PartOf, Size
-from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS
-from codellama_convert.model.asked import LARGEST_SCALING, MAX_RANKS
-from codellama_convert.model.releases import FLAVORS, MODEL_SIZES
-from codellama_convert.plan.budget import DEFAULT_MAX_RAM_BYTES
-from codellama_convert.plan.options import (
+from codellama_convert.choices import (
     CHECKSUM_MODES,
-    IO_MODES,
+    DEFAULT_CHECKSUMS,
+    DEFAULT_MAX_RAM_BYTES,
+    DEFAULT_MAX_SHARD_BYTES,
+    DTYPE_NAMES,
+    FLAVORS,
+    LARGEST_SCALING,
+    MAX_RANKS,
     MAX_WORKERS,
+    MODEL_SIZES,
+    TOKENIZER_CLASSES,
     TOKENIZER_ONLY,
-    Options,
+    TORCH_LAYOUTS,
 )
-from codellama_convert.tensors import DTYPE_NAMES
-from codellama_convert.tokenizer.hf_files import TOKENIZER_CLASSES
-
-_DEFAULTS = Options()
+from codellama_convert.cli.values import Factor, NamedPath, OneOf, PartOf, Size
+from codellama_convert.storage.blocks import DEFAULT_IO_MODE, IO_MODES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -60,7 +61,7 @@ _MODEL_SIZES = OneOf((*MODEL_SIZES, TOKENIZER_ONLY))
 _CHECKSUMS = click.option(
     "--checksums",
     type=OneOf(CHECKSUM_MODES),
-    default=_DEFAULTS.checksums,
+    default=DEFAULT_CHECKSUMS,
     show_default=True,
     help="First compare the ranks with Meta's checklist.chk (MD5); small files are always compared.",
 )
@@ -93,7 +94,7 @@ MODEL_OPTIONS = _options(
     click.option(
         "--max_shard_size",
         type=Size(),
-        default=f"{_DEFAULTS.max_shard_bytes // 10**9}GB",
+        default=f"{DEFAULT_MAX_SHARD_BYTES // 10**9}GB",
         show_default=True,
         help="Most bytes of tensors in one file; a larger tensor gets a file of its own.",
     ),
@@ -169,7 +170,7 @@ _IO = click.option(
     "--io",
     "io_mode",
     type=OneOf(IO_MODES),
-    default=_DEFAULTS.io_mode,
+    default=DEFAULT_IO_MODE,
     show_default=True,
     help="Bypass the page cache (direct) or use it (buffered); auto bypasses it if the file system can.",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -66,4 +65,6 @@ def say(line: str, *, err: bool = False) -> None:
 
 def say_json(described: Mapping[str, Any]) -> None:
     """Print JSON in ASCII. `json.dumps` escapes every control character but DEL."""
+    import json
+
     click.echo(json.dumps(described, indent=2).replace("\x7f", "\\u007f"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ from codellama_convert.cli.options import (
 from codellama_convert.cli.printing import print_note, print_notes, print_plan, print_report
 from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
-from codellama_convert.cli.steps import state_of, verify_staged
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -87,7 +85,10 @@ def reverse(
       codellama-convert reverse CodeLlama-13b --ranks 1
     """  # noqa: D301
     check_memory()
+    from dataclasses import replace
+
     from codellama_convert.cli.describe import describe_ranks
+    from codellama_convert.cli.steps import state_of, verify_staged
     from codellama_convert.cli.words import ranks_plan_lines
     from codellama_convert.convert.dask import dask_executor
     from codellama_convert.meta.places import default_output_dir
@@ -132,7 +133,8 @@ def _run(
     from codellama_convert.cli.describe import describe_report, ranks_load_line
     from codellama_convert.convert.run import run
     from codellama_convert.model.generations import LLAMA_3
-    from codellama_convert.storage.watch import Watch, stop_on_signals
+    from codellama_convert.storage.signals import stop_on_signals
+    from codellama_convert.storage.watch import Watch
 
     started = time.monotonic()
     with (

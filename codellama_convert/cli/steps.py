@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from codellama_convert.choices import DEFAULT_MAX_SHARD_BYTES
 from codellama_convert.cli.describe import describe_job, describe_report
 from codellama_convert.cli.printing import print_notes, say, say_json
 from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
 from codellama_convert.cli.words import count
+from codellama_convert.errors import VerifyError
+from codellama_convert.meta.places import default_output_dir
+from codellama_convert.plan.job import Job, plan_conversion
+from codellama_convert.plan.options import Options
+from codellama_convert.plan.run_options import RunOptions, refuse_unused
+from codellama_convert.storage.signals import StopRequest, stop_on_signals
 from codellama_convert.storage.sizes import format_size
+from codellama_convert.storage.watch import Watch
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from codellama_convert.plan.job import Job
-    from codellama_convert.plan.options import Options
     from codellama_convert.plan.ranks.job import ReverseJob
-    from codellama_convert.plan.run_options import RunOptions
     from codellama_convert.staging.output_state import OutputState
-    from codellama_convert.storage.watch import StopRequest, Watch
 
 
 def check_source(
@@ -50,7 +54,6 @@ def verify_staged(
     executor: Executor | None = None,
 ) -> None:
     """Compare what is staged, or was published before, with its source; refuse what differs."""
-    from codellama_convert.errors import VerifyError
     from codellama_convert.staging.staged import STAGING_NAME
     from codellama_convert.verify.run import verify_output
 
@@ -65,9 +68,6 @@ def verify_staged(
 
 def to_options(choices: Mapping[str, Any], run_options: RunOptions | None = None) -> Options:
     """Take the options of a conversion into a Hugging Face folder from those that were given."""
-    from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, Options
-    from codellama_convert.plan.run_options import RunOptions, refuse_unused
-
     shard_size = choices["max_shard_size"]
     with usage_errors():
         options = Options(
@@ -114,7 +114,6 @@ def convert_job(
         What was done, from `describe_report`.
     """
     from codellama_convert.convert.run import run
-    from codellama_convert.storage.watch import Watch
 
     told: list[str] = []
     verify = partial(verify_staged, hidden=quiet, executor=executor)
@@ -150,7 +149,6 @@ def convert_part(
         as_json: Whether a machine reads it.
     """
     from codellama_convert.convert.array import Task, run_task
-    from codellama_convert.storage.watch import Watch, stop_on_signals
 
     task, started = Task(*part), time.monotonic()
     hint = "run the same command again to resume"
@@ -197,8 +195,6 @@ def refuse_with_part() -> None:
 
 def read_job(input_dir: Path, options: Options) -> Job:
     """Read and check the input; print what the user should know."""
-    from codellama_convert.plan.job import plan_conversion
-
     job = plan_conversion(input_dir, options)
     print_notes(job.notes)
     return job
@@ -206,17 +202,12 @@ def read_job(input_dir: Path, options: Options) -> Job:
 
 def plan_and_check(input_dir: Path, options: Options, *, hidden: bool) -> Job:
     """Do the same, and compare the ranks with Meta's list where that was asked for."""
-    from codellama_convert.storage.watch import Watch
-
     job = read_job(input_dir, options)
     return replace(job, notes=job.notes + check_source([], job, Watch(), hidden=hidden))
 
 
 def look_ahead(job: Job, output_dir: Path | None) -> dict[str, Any]:
     """Describe what a conversion would do, and what stands where its output would go."""
-    from codellama_convert.meta.places import default_output_dir
-    from codellama_convert.plan.run_options import RunOptions
-
     folder = output_dir or default_output_dir(job.files.folder)
     output, is_finished = state_of(folder, job, RunOptions())
     return describe_job(job, output, is_finished=is_finished)
@@ -229,7 +220,6 @@ def state_of(
     from codellama_convert.convert.record import file_sizes
     from codellama_convert.staging.output_state import look_at_output
     from codellama_convert.staging.resume import Wanted
-    from codellama_convert.storage.watch import Watch
 
     wanted = Wanted(
         job.fingerprint(),

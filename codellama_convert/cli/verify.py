@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from codellama_convert.cli.describe import describe_verification
 from codellama_convert.cli.machine import check_memory
 from codellama_convert.cli.named_folders import FoldersCommand
 from codellama_convert.cli.options import (
@@ -29,7 +27,6 @@ from codellama_convert.cli.options import (
 from codellama_convert.cli.printing import print_notes, say, say_json
 from codellama_convert.cli.problems import usage_errors
 from codellama_convert.cli.progress import progress_bar
-from codellama_convert.cli.steps import plan_and_check, to_options, weight_bytes
 from codellama_convert.cli.words import verify_lines
 
 if TYPE_CHECKING:
@@ -83,6 +80,8 @@ def verify(
       codellama-convert verify CodeLlama-7b CodeLlama-7b-hf
     """  # noqa: D301
     check_memory()
+    from codellama_convert.cli.describe import describe_verification
+    from codellama_convert.cli.steps import weight_bytes
     from codellama_convert.verify.ranks.folder import holds_ranks
     from codellama_convert.verify.run import verify_output
 
@@ -127,6 +126,9 @@ def _job_of_model(
     hidden: bool,
 ) -> tuple[Job | None, Asked]:
     """Open the source of a Hugging Face folder as it was asked for."""
+    from dataclasses import replace
+
+    from codellama_convert.cli.steps import plan_and_check, to_options
     from codellama_convert.verify.job import asked_of, options_for
 
     if weights_only:

@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from codellama_convert.choices import ChecksumMode
 from codellama_convert.errors import CheckpointError, shown
 from codellama_convert.formats.sentencepiece import MAX_FILE_BYTES
 from codellama_convert.meta.find import TOKENIZER_NAME, CheckpointFiles
@@ -22,8 +22,6 @@ from codellama_convert.storage.digests import file_digest, file_digests
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.storage.threads import share_out
 from codellama_convert.storage.watch import Watch
-
-ChecksumMode = Literal["off", "warn", "strict"]
 
 CHECKLIST_NAME = "checklist.chk"
 LIST_NAMES = (CHECKLIST_NAME, "tokenizer_checklist.chk")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from codellama_convert.choices import Flavor
 from codellama_convert.errors import ConfigError, LayoutError, listed
 from codellama_convert.formats.file_kinds import HEAD_BYTES, refuse_other_kind
 from codellama_convert.formats.pth.reader import PickleCache, RankIndex, read_rank
@@ -43,7 +44,6 @@ from codellama_convert.model.recognise import (
     recognise,
     wanted_flavor,
 )
-from codellama_convert.model.releases import Flavor
 from codellama_convert.model.tensor_table import TensorLayout, build_layout, meta_name_of
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tensors import Dtype

@@ -7,12 +7,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from codellama_convert.choices import Flavor
 from codellama_convert.errors import CheckpointError, ConfigError, TokenizerError, one_line
 from codellama_convert.meta.other_layouts import look_alike, other_layout, refuse_fp8
 from codellama_convert.meta.rank_names import choose_ranks, is_meta_name, is_of_weights
 from codellama_convert.meta.search import Listing, open_listing, search_all, search_below
 from codellama_convert.meta.unfinished import refuse_unfinished
-from codellama_convert.model.releases import Flavor
 
 PARAMS_NAME = "params.json"
 TOKENIZER_NAME = "tokenizer.model"

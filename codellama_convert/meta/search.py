@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codellama_convert.choices import Flavor
 from codellama_convert.errors import CheckpointError, listed, one_line
 from codellama_convert.meta.places import current_snapshot, model_name
 from codellama_convert.model.folder_name import read_folder_name
 from codellama_convert.model.recognise import wanted_flavor
-from codellama_convert.model.releases import Flavor
 from codellama_convert.storage.blocks import first_line
 
 _MAX_DEPTH = 5

@@ -19,19 +19,21 @@ from codellama_convert.arguments import (
     real,
     whole,
 )
+from codellama_convert.choices import (
+    FLAVORS,
+    LARGEST_SCALING,
+    MAX_RANKS,
+    TOKENIZER_CLASSES,
+    TORCH_LAYOUTS,
+    Flavor,
+    TorchLayout,
+)
 from codellama_convert.errors import shown
-from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS, TorchLayout
-from codellama_convert.model.releases import FLAVORS, Flavor
 from codellama_convert.tensors import DTYPES
 
 RECORD_NAME = "conversion.json"  # of the output; it says what was asked for, and every sum
-TOKENIZER_CLASSES = (
-    "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast",
-)  # fmt: skip
-MAX_RANKS = 64  # the key and value heads of Llama 1 65B; no model has more
 _MAX_ROWS = (1 << 31) - 1
 _MAX_CONTEXT = (1 << 31) - 1  # positions are counted in 32 bits by many a runtime
-LARGEST_SCALING = 1024.0  # 8 and 32 in releases; below 1, transformers 4 warns
 
 _Kind = TypeVar("_Kind", bound="_Asking")
 

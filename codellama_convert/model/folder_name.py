@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from codellama_convert.model.releases import FLAVORS, Family, Flavor
+from codellama_convert.choices import FLAVORS, Flavor
+from codellama_convert.model.releases import Family
 
 _FAMILIES_OF_3: dict[str, Family] = {
     "3": "Llama 3", "3-1": "Llama 3.1", "3-2": "Llama 3.2", "3-3": "Llama 3.3",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from codellama_convert.choices import Flavor
 from codellama_convert.model.generations import LLAMA_3_PIECES
-from codellama_convert.model.releases import Flavor, SpecialNames
+from codellama_convert.model.releases import SpecialNames
 
 _SPECIAL_IDS = 256  # behind the pieces of Llama 3
 # By their place behind the pieces.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from codellama_convert.choices import Flavor
 from codellama_convert.errors import ConfigError
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.folder_name import read_folder_name
@@ -17,7 +18,6 @@ from codellama_convert.model.releases import (
     RELEASES,
     SHAPES_BY_SIZE,
     Family,
-    Flavor,
     Release,
     SpecialNames,
     either,

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from codellama_convert.choices import Flavor
+
 Family = Literal[
     "Llama 1", "Llama 2", "Code Llama", "Llama 3", "Llama 3.1", "Llama 3.2", "Llama 3.3",
     "Llama Guard 2", "Llama Guard 3",
 ]  # fmt: skip
-# "guard" judges texts: it is asked with a policy, not in a dialogue.
-Flavor = Literal["base", "python", "instruct", "chat", "guard"]
 # The names of special tokens changed with Llama 3.1; their ids did not.
 SpecialNames = Literal["3", "3.1"]
-FLAVORS: tuple[Flavor, ...] = ("base", "python", "instruct", "chat", "guard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +158,6 @@ PARAMS_TEXTS: dict[tuple[Family, str], str] = {
 }  # fmt: skip
 
 SHAPES_BY_SIZE = {release.size: release.shape for release in RELEASES}
-# `--model_size` as the reference converter spells it: "f" is Llama 2's chat tuning.
-MODEL_SIZES: tuple[str, ...] = (
-    *sorted(SHAPES_BY_SIZE, key=lambda size: int(size.removesuffix("B"))),
-    "7Bf",
-    "13Bf",
-    "70Bf",
-)
 
 
 def either(releases: Sequence[Release]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from codellama_convert import __version__
 from codellama_convert.arguments import as_path, instance_of
+from codellama_convert.choices import TOKENIZER_ONLY
 from codellama_convert.errors import one_line
 from codellama_convert.formats.pth.reader import RankIndex
 from codellama_convert.formats.tiktoken import TiktokenModel
@@ -30,7 +31,7 @@ from codellama_convert.meta.places import model_name
 from codellama_convert.model.folder_name import read_folder_name
 from codellama_convert.model.marks import Marks
 from codellama_convert.model.releases import special_names_of
-from codellama_convert.plan.options import TOKENIZER_ONLY, Options
+from codellama_convert.plan.options import Options
 from codellama_convert.plan.plan import FilePlan
 from codellama_convert.plan.side import HUGGING_FACE, TargetSide
 from codellama_convert.plan.tokenizer import TokenizerJob, plan_tokenizer

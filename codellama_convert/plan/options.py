@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import get_args
 
 from codellama_convert.arguments import (
     FLAG,
@@ -16,18 +15,21 @@ from codellama_convert.arguments import (
     or_none,
     whole,
 )
+from codellama_convert.choices import (
+    CHECKSUM_MODES,
+    DEFAULT_CHECKSUMS,
+    DEFAULT_MAX_SHARD_BYTES,
+    MAX_WORKERS,
+    MODEL_SIZES,
+    TOKENIZER_ONLY,
+    ChecksumMode,
+    Flavor,
+)
 from codellama_convert.errors import ConfigError
-from codellama_convert.meta.checklist import ChecksumMode
 from codellama_convert.model.asked import RULES as ASKED_RULES
-from codellama_convert.model.releases import MODEL_SIZES, Flavor
-from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.blocks import DEFAULT_IO_MODE, IO_MODES, IoMode
 from codellama_convert.tensors import DTYPES, Dtype, DtypeLike, as_dtype
 
-TOKENIZER_ONLY = "tokenizer_only"
-DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # transformers' "5GB", decimal
-IO_MODES: tuple[str, ...] = get_args(IoMode)
-CHECKSUM_MODES: tuple[str, ...] = get_args(ChecksumMode)
-MAX_WORKERS = 256
 # `verify_output` takes both too.
 WORKERS = or_none(whole(1, MAX_WORKERS))
 IO_MODE = one_of(*IO_MODES)
@@ -71,10 +73,10 @@ class Options:
     tokenizer_model: str | os.PathLike[str] | None = None
     skip_tokenizer: bool = False
     tokenizer_class: str | None = None
-    io_mode: IoMode = "auto"
+    io_mode: IoMode = DEFAULT_IO_MODE
     workers: int | None = None
     max_ram_bytes: int | None = None
-    checksums: ChecksumMode = "off"
+    checksums: ChecksumMode = DEFAULT_CHECKSUMS
     tile_bytes: int | None = None
 
     def __post_init__(self) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from codellama_convert.choices import DEFAULT_MAX_SHARD_BYTES
 from codellama_convert.formats.safetensors import encode_header, encode_index, shard_name
 from codellama_convert.model.tensor_table import TensorLayout
 from codellama_convert.plan.budget import LARGEST_TILE_BYTES, choose_tile_and_workers
-from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES
 from codellama_convert.plan.target import TransferPlan
 from codellama_convert.plan.tiles import Passage, TensorPlan
 from codellama_convert.storage.contents import Piece

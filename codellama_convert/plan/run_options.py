@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from codellama_convert.arguments import FLAG, FUNCTION, check_fields, or_none
+from codellama_convert.choices import TOKENIZER_ONLY
 from codellama_convert.errors import ConfigError
-from codellama_convert.plan.options import TOKENIZER_ONLY, Options, refuse_contradictions
+from codellama_convert.plan.options import Options, refuse_contradictions
 from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.storage.watch import Watch
 

@@ -6,13 +6,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from codellama_convert.choices import Flavor
 from codellama_convert.errors import ConfigError
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.formats.tiktoken import TiktokenModel
 from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.model.marks import llama_3_marks
 from codellama_convert.model.recognise import Recognised
-from codellama_convert.model.releases import Flavor, SpecialNames
+from codellama_convert.model.releases import SpecialNames
 from codellama_convert.plan.options import Options
 from codellama_convert.storage.contents import Content
 from codellama_convert.tokenizer.hf_files import (

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from codellama_convert.errors import ConvertError
 
 IoMode = Literal["auto", "direct", "buffered"]
+IO_MODES: tuple[IoMode, ...] = get_args(IoMode)
+DEFAULT_IO_MODE: IoMode = "auto"
 
 # Direct I/O wants offsets, lengths and addresses at multiples of the device's block. 4096 is a
 # multiple of every block size that Linux's file systems report, and the size of a page.

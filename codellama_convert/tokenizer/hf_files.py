@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
+from codellama_convert.choices import Flavor, TokenizerClass
 from codellama_convert.errors import TokenizerError
 from codellama_convert.formats.sentencepiece import SentencePieceModel
 from codellama_convert.formats.sentencepiece_message import PieceType
 from codellama_convert.formats.tokenizer_model import TokenizerModel
-from codellama_convert.model.releases import Flavor
 from codellama_convert.storage.contents import Content
 from codellama_convert.tokenizer.chat_templates import chat_template
 from codellama_convert.tokenizer.tokenizer_json import INFILLING_PIECES, STEP_PIECE, tokenizer_json
 
-TokenizerClass = Literal[
-    "CodeLlamaTokenizer", "CodeLlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast"
-]
-TOKENIZER_CLASSES: tuple[str, ...] = get_args(TokenizerClass)
 # The one that both versions load as the file says, with or without a config.json beside it.
 DEFAULT_TOKENIZER_CLASS: TokenizerClass = "PreTrainedTokenizerFast"
 CHAT_FLAVORS = ("instruct", "chat")

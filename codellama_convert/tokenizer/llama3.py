@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from codellama_convert.choices import Flavor
 from codellama_convert.formats.tiktoken import N_SPECIAL_TOKENS, TiktokenModel
-from codellama_convert.model.releases import Flavor, SpecialNames
+from codellama_convert.model.releases import SpecialNames
 from codellama_convert.storage.contents import Chunked, Content
 from codellama_convert.tokenizer.chat_templates import HEADER_TEMPLATE
 from codellama_convert.tokenizer.hf_files import (

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from codellama_convert.choices import DEFAULT_MAX_SHARD_BYTES, TOKENIZER_CLASSES, TOKENIZER_ONLY
 from codellama_convert.errors import VerifyError
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.meta.places import model_name
-from codellama_convert.model.asked import RULES, TOKENIZER_CLASSES, Asked
+from codellama_convert.model.asked import RULES, Asked
 from codellama_convert.model.recognise import recognise, wanted_flavor
 from codellama_convert.plan.job import Job
-from codellama_convert.plan.options import DEFAULT_MAX_SHARD_BYTES, TOKENIZER_ONLY, Options
+from codellama_convert.plan.options import Options
 from codellama_convert.plan.tokenizer import plan_tokenizer
 from codellama_convert.plan.weights import plan_weights
 from codellama_convert.storage.folders import names_in

@@ -11,7 +11,7 @@ from codellama_convert.cli import reverse
 from codellama_convert.cli.steps import convert_job
 from codellama_convert.convert.jobs import write_file
 from codellama_convert.storage.digests import take_digest
-from codellama_convert.storage.watch import StopRequest
+from codellama_convert.storage.signals import StopRequest
 from codellama_convert.verify.jobs import compare_some
 from tests.convert.executors.workers import Counting
 from tests.witness.checkpoints import GQA, save_checkpoint

@@ -26,7 +26,8 @@ from codellama_convert import (
 )
 from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted
-from codellama_convert.storage.watch import StopRequest, Watch
+from codellama_convert.storage.signals import StopRequest
+from codellama_convert.storage.watch import Watch
 from codellama_convert.tensors import FLOAT16
 from tests.faults.hostile.rank_bytes import RANK, SECOND
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from codellama_convert.choices import DTYPE_NAMES
 from codellama_convert.tensors import (
     BFLOAT16,
-    DTYPE_NAMES,
+    DTYPES,
     FLOAT16,
     FLOAT32,
     Dtype,
@@ -32,6 +33,7 @@ def test_the_names_for_a_command_line_are_all_found() -> None:
     assert DTYPE_NAMES == (
         "bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float",
     )  # fmt: skip
+    assert {name for dtype in DTYPES for name in (dtype.name, dtype.short)} < set(DTYPE_NAMES)
     found = [dtype_named(name) for name in DTYPE_NAMES]
     assert found == [BFLOAT16, FLOAT16, FLOAT32, BFLOAT16, FLOAT16, FLOAT32, FLOAT16, FLOAT32]
 

@@ -12,12 +12,18 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "codellama_convert"
 
 ORDER = (
-    "errors", "tensors", "arguments", "storage", "formats", "model", "tokenizer", "meta", "hugging_face", "plan",
+    "choices", "errors", "tensors", "arguments", "storage", "formats", "model", "tokenizer", "meta", "hugging_face", "plan",
     "staging", "convert", "verify", "cli", "__main__",
 )  # fmt: skip
 NEVER = {("hugging_face", "meta"), ("verify", "staging"), ("verify", "convert")}
 
-PURE = ("errors", "tensors", "model", "plan")  # they decide; they move no bytes and print nothing
+PURE = (
+    "choices",
+    "errors",
+    "tensors",
+    "model",
+    "plan",
+)  # they decide; they move no bytes and print nothing
 HEAVY = {"torch", "numpy", "click", "tqdm", "safetensors", "sentencepiece"}
 
 # What writes an output. The proof spells what it expects a second time.

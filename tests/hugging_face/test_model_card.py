@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codellama_convert import Options, plan_conversion
-from codellama_convert.model.releases import Flavor
+from codellama_convert.choices import Flavor
 from tests.witness.checkpoints import (
     CODE_LLAMA_7B,
     CODE_LLAMA_70B,

@@ -18,7 +18,8 @@ from codellama_convert.errors import ConvertError, Interrupted, OutputError
 from codellama_convert.meta import checklist
 from codellama_convert.plan.run_options import RunOptions
 from codellama_convert.storage.lock import FolderLock
-from codellama_convert.storage.watch import StopRequest, Watch
+from codellama_convert.storage.signals import StopRequest
+from codellama_convert.storage.watch import Watch
 from tests.meta.checklists import break_sum, convert
 from tests.outputs import StopAfter
 

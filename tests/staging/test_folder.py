@@ -19,7 +19,8 @@ from codellama_convert.errors import CastError, ConvertError, Interrupted, Outpu
 from codellama_convert.formats.pth.reader import read_rank
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.staging.folder import OutputFolder
-from codellama_convert.storage.watch import StopRequest, Watch
+from codellama_convert.storage.signals import StopRequest
+from codellama_convert.storage.watch import Watch
 from codellama_convert.tensors import FLOAT16, FLOAT32
 from tests.faults.dying import module_that_dies
 from tests.outputs import ROOT, STAGING, StopAfter, command, content, environment, finish, loads

@@ -18,7 +18,8 @@ from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.storage.lock import FolderLock
-from codellama_convert.storage.watch import StopRequest, Watch
+from codellama_convert.storage.signals import StopRequest
+from codellama_convert.storage.watch import Watch
 from tests.outputs import LOCK, STAGING, StopAfter, content, finish
 from tests.staging.runs import OPTIONS, OVER, convert, flip, interrupt
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from codellama_convert.errors import Interrupted
-from codellama_convert.storage.watch import StopRequest, Watch
+from codellama_convert.storage.signals import StopRequest
+from codellama_convert.storage.watch import Watch
 
 
 def test_every_piece_is_reported_and_looking_alone_reports_none():

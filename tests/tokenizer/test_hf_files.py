@@ -7,10 +7,10 @@ import json
 import pytest
 import transformers
 
+from codellama_convert.choices import TOKENIZER_CLASSES
 from codellama_convert.errors import TokenizerError
 from codellama_convert.formats.sentencepiece import read_sentencepiece_model
 from codellama_convert.tokenizer.hf_files import (
-    TOKENIZER_CLASSES,
     check_embedding_rows,
     stop_token_ids,
     tokenizer_files,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from codellama_convert.choices import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth.reader import RankIndex
-from codellama_convert.formats.pth.saved_rank import (
-    TORCH_LAYOUTS,
-    SavedRank,
-    SavedTensor,
-    TorchLayout,
-)
+from codellama_convert.formats.pth.saved_rank import SavedRank, SavedTensor
 from codellama_convert.formats.pth.writer import RankFilePlan, lay_out
 from codellama_convert.storage.input_file import InputFile
 from codellama_convert.tensors import TensorSpec

@@ -11,9 +11,6 @@ from codellama_convert.errors import CheckpointError, shown
 from codellama_convert.tensors import Dtype, TensorSpec
 
 Container = Literal["dict", "OrderedDict"]
-# The versions of PyTorch whose records and order are known. Meta's own files have the layout of 1.13.
-TorchLayout = Literal["1.13", "2.13"]
-TORCH_LAYOUTS: tuple[TorchLayout, ...] = get_args(TorchLayout)
 
 # A folder in a zip archive. torch names it after the file, or "archive" if that is not ASCII.
 _ROOT = re.compile(r"[ -.0-\[\]-~]{1,255}")

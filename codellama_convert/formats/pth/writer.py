@@ -10,12 +10,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from codellama_convert.choices import TorchLayout
 from codellama_convert.formats.pth.pickle_writer import encode_pickle
-from codellama_convert.formats.pth.saved_rank import (
-    SavedRank,
-    TorchLayout,
-    storage_dtypes,
-)
+from codellama_convert.formats.pth.saved_rank import SavedRank, storage_dtypes
 from codellama_convert.formats.pth.serialization_id import serialization_id
 from codellama_convert.formats.zip_writer import PlacedEntry, end_of_archive
 from codellama_convert.storage.contents import Piece

@@ -7,13 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from codellama_convert.choices import TorchLayout
 from codellama_convert.formats.pth.as_saved import find_saved
-from codellama_convert.formats.pth.saved_rank import (
-    SavedRank,
-    TorchLayout,
-    own_storages,
-    spare_spans,
-)
+from codellama_convert.formats.pth.saved_rank import SavedRank, own_storages, spare_spans
 from codellama_convert.formats.pth.writer import RankFilePlan
 from codellama_convert.meta.checkpoint import Checkpoint
 from codellama_convert.model.config import ModelConfig

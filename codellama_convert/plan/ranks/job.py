@@ -14,11 +14,11 @@ from typing import Any
 
 from codellama_convert import __version__
 from codellama_convert.arguments import as_path, instance_of
+from codellama_convert.choices import MAX_RANKS, TorchLayout
 from codellama_convert.errors import ConfigError, TokenizerError, one_line
-from codellama_convert.formats.pth.saved_rank import TorchLayout
 from codellama_convert.formats.tokenizer_model import TokenizerModel, read_tokenizer_model
 from codellama_convert.meta.find import PARAMS_NAME, TOKENIZER_NAME
-from codellama_convert.model.asked import MAX_RANKS, RECORD_NAME
+from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.params_json import params_json
 from codellama_convert.model.recognise import fitting_releases

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from codellama_convert.arguments import FLAG, PATH, SIZE, check_fields, one_of, or_none
-from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS, TorchLayout
+from codellama_convert.choices import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.model.asked import RULES_OF_RANKS
 from codellama_convert.plan.options import DTYPE, IO_MODE, WORKERS, refuse_contradictions
 from codellama_convert.storage.blocks import IoMode

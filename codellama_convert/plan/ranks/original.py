@@ -12,16 +12,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, TypeVar, get_args
 
+from codellama_convert.choices import MAX_RANKS, TORCH_LAYOUTS, TorchLayout
 from codellama_convert.errors import shown
-from codellama_convert.formats.pth.saved_rank import (
-    TORCH_LAYOUTS,
-    Container,
-    SavedRank,
-    SavedTensor,
-    TorchLayout,
-    own_storages,
-)
-from codellama_convert.model.asked import MAX_RANKS
+from codellama_convert.formats.pth.saved_rank import Container, SavedRank, SavedTensor, own_storages
 from codellama_convert.model.tensor_table import DROPPED_SUFFIX, names_in_meta_order
 from codellama_convert.tensors import TensorSpec, dtype_named
 

@@ -7,12 +7,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from codellama_convert.formats.pth.saved_rank import (
-    SavedRank,
-    TorchLayout,
-    own_storages,
-    spare_spans,
-)
+from codellama_convert.choices import TorchLayout
+from codellama_convert.formats.pth.saved_rank import SavedRank, own_storages, spare_spans
 from codellama_convert.formats.pth.writer import RankFilePlan, lay_out
 from codellama_convert.formats.source_sums import BY_ROWS, FOR_COLUMNS, FOR_COPIES
 from codellama_convert.model.config import ModelConfig

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from codellama_convert.formats.pth.saved_rank import SavedRank, TorchLayout, own_storages
+from codellama_convert.choices import TorchLayout
+from codellama_convert.formats.pth.saved_rank import SavedRank, own_storages
 from codellama_convert.formats.tokenizer_model import TokenizerModel
 from codellama_convert.model.asked import AskedRanks
 from codellama_convert.model.config import ModelConfig

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from codellama_convert.choices import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.errors import ConvertError, VerifyError
 from codellama_convert.formats.pth.as_saved import as_declared
 from codellama_convert.formats.pth.reader import RankIndex, read_rank
-from codellama_convert.formats.pth.saved_rank import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.formats.pth.writer import lay_out
 from codellama_convert.formats.safetensors import INDEX_NAME, SINGLE_FILE_NAME
 from codellama_convert.formats.stored_tensor import StoredTensor

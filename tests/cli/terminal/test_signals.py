@@ -15,7 +15,7 @@ import pytest
 from codellama_convert.convert.run import run
 from codellama_convert.errors import Interrupted
 from codellama_convert.plan.job import Options, plan_conversion
-from codellama_convert.storage.watch import _ONE_WISH_SECONDS as ONE_WISH_SECONDS
+from codellama_convert.storage.signals import _ONE_WISH_SECONDS as ONE_WISH_SECONDS
 from codellama_convert.storage.watch import Watch
 from tests.outputs import (
     LOCK,
@@ -230,7 +230,7 @@ def test_a_signal_ends_verify_without_a_traceback(converted: Path) -> None:
 # Runs the command line; the first call of the named function waits for ever, after a line that says so.
 WAITING = """
 import importlib, os, sys
-from codellama_convert.storage import watch as interrupt
+from codellama_convert.storage import signals as interrupt
 interrupt._PATIENCE_SECONDS = 0.2
 module, owner, name, what, path = sys.argv[1:6]
 del sys.argv[1:6]

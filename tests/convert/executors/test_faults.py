@@ -24,7 +24,8 @@ from codellama_convert.convert.jobs import FileRequest, write_file
 from codellama_convert.convert.run import run
 from codellama_convert.convert.write_pass import FileReport
 from codellama_convert.storage.executors import done_by
-from codellama_convert.storage.watch import StopRequest, Watch
+from codellama_convert.storage.signals import StopRequest
+from codellama_convert.storage.watch import Watch
 from tests.convert.executors.workers import (
     N_FILES,
     OPTIONS,

@@ -20,7 +20,8 @@ from codellama_convert.convert.write_pass import FileReport
 from codellama_convert.staging import crash_points
 from codellama_convert.staging.run_token import put_token
 from codellama_convert.storage.held_folder import HeldFolder
-from codellama_convert.storage.watch import StopRequest, Watch
+from codellama_convert.storage.signals import StopRequest
+from codellama_convert.storage.watch import Watch
 from tests.convert.executors.workers import N_FILES, OPTIONS, Through
 from tests.outputs import STAGING, content
 from tests.witness.checkpoints import GQA, random_model, save_checkpoint

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from codellama_convert.formats.pth.saved_rank import SavedRank, SavedTensor, TorchLayout
+from codellama_convert.choices import TorchLayout
+from codellama_convert.formats.pth.saved_rank import SavedRank, SavedTensor
 from codellama_convert.formats.pth.writer import RankFilePlan, lay_out
 from codellama_convert.tensors import TensorSpec, dtype_named
 

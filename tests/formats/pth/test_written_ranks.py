@@ -14,12 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codellama_convert.choices import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.errors import CheckpointError
 from codellama_convert.formats.pth.reader import read_rank
-from codellama_convert.formats.pth.saved_rank import (
-    TORCH_LAYOUTS,
-    TorchLayout,
-)
 from codellama_convert.formats.pth.writer import lay_out
 from tests.formats.pth.saved_ranks import (
     DTYPES,

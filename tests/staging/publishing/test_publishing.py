@@ -15,7 +15,8 @@ from codellama_convert.convert.run import RunOptions, run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.plan.job import Job, plan_conversion
 from codellama_convert.staging.record_values import FileSum
-from codellama_convert.storage.watch import StopRequest, Watch
+from codellama_convert.storage.signals import StopRequest
+from codellama_convert.storage.watch import Watch
 from tests.outputs import STAGING, StopAfter, content, journal_of, loads, put_journal
 from tests.staging.publishing.stopped import (
     N_MOVES,
