@@ -167,6 +167,28 @@ def _piece_problems(pieces: Pieces) -> Iterator[tuple[str, str]]:
     n_chars = sum(map(len, pieces.texts))
     if n_chars > MAX_ALL_CHARS:
         yield f"its pieces have {n_chars} characters together", DOWNLOAD_AGAIN
+    if not _are_sound(pieces):
+        yield from _problems_of_each(pieces)
+    found = set(pieces.texts_of(PieceType.BYTE))
+    if found != {f"<0x{byte:02X}>" for byte in range(256)}:
+        what = f"expected the 256 byte pieces <0x00>..<0xFF>, found {len(found)}"
+        yield what, DOWNLOAD_AGAIN
+
+
+def _are_sound(pieces: Pieces) -> bool:
+    """Return whether no piece has a problem of its own, asked of all at once, which is quick."""
+    return (
+        all(pieces.texts)
+        and not any("\0" in text for text in pieces.texts)
+        and len(set(pieces.texts)) == len(pieces)
+        and max(map(len, pieces.texts), default=0) <= MAX_PIECE_CHARS
+        and all(map(math.isfinite, pieces.scores))
+        and PieceType.UNUSED not in pieces.types
+    )
+
+
+def _problems_of_each(pieces: Pieces) -> Iterator[tuple[str, str]]:
+    """Say what is wrong with a piece by itself, or beside those before it."""
     seen: set[str] = set()
     for number, (text, score, kind) in enumerate(pieces):
         if not text:
@@ -184,10 +206,6 @@ def _piece_problems(pieces: Pieces) -> Iterator[tuple[str, str]]:
             what = f"the piece {text!r} is marked unused; Llama 2 and Code Llama have no such piece"
             yield what, DOWNLOAD_AGAIN
         seen.add(text)
-    found = set(pieces.texts_of(PieceType.BYTE))
-    if found != {f"<0x{byte:02X}>" for byte in range(256)}:
-        what = f"expected the 256 byte pieces <0x00>..<0xFF>, found {len(found)}"
-        yield what, DOWNLOAD_AGAIN
 
 
 def _special_id(message: Message, role: Literal["unk", "bos", "eos"], *, path: Path) -> int:

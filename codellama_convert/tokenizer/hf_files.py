@@ -6,7 +6,7 @@ Every choice here was measured against sentencepiece under transformers 4.57 and
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 from codellama_convert.choices import Flavor, TokenizerClass
@@ -159,8 +159,7 @@ def tokenizer_notes(
             " space after each one, sentencepiece does not"
         )
     normal = model.pieces.texts_of(PieceType.NORMAL)
-    alone = {text for text in normal if len(text) == 1}
-    orphans = sorted({c for text in normal if len(text) > 1 for c in text} - alone)
+    orphans = sorted(set().union(*normal).difference(normal))
     if orphans:
         notes.append(
             f"characters that occur only in longer pieces ({orphans[0]!r}; {len(orphans)} in all):"
@@ -177,16 +176,16 @@ def tokenizer_notes(
 
 def _tied_pieces(model: SentencePieceModel) -> list[str]:
     """List pieces that share a score, but not spaces and infilling pieces: those are exact."""
-    scores = sorted(piece.score for piece in model.pieces if piece.type is PieceType.NORMAL)
+    normal = int(PieceType.NORMAL)
+    is_normal = [kind == normal for kind in model.pieces.types]
+    scores = sorted(compress(model.pieces.scores, is_normal))
     shared = {one for one, other in pairwise(scores) if one == other}
     return [
-        piece.text
-        for piece in model.pieces
-        if piece.type is PieceType.NORMAL
-        and piece.score in shared
-        and piece.text.strip("▁")
-        and not piece.text.startswith("▁<")
-        and piece.text != STEP_PIECE
+        text
+        for text, score in compress(
+            zip(model.pieces.texts, model.pieces.scores, strict=True), is_normal
+        )
+        if score in shared and text.strip("▁") and not text.startswith("▁<") and text != STEP_PIECE
     ]
 
 

@@ -105,6 +105,7 @@ def _n_bytes(model: SentencePieceModel) -> int:
 
 def _merge_bytes(known: Collection[str]) -> Iterator[int]:
     """Count what the merges of each piece take."""
+    around_pair = len(f"{MERGE_INDENT} {BETWEEN_LINES}")
     for text in known:
         n_splits = 0
         for cut in range(1, len(text)):
@@ -112,7 +113,7 @@ def _merge_bytes(known: Collection[str]) -> Iterator[int]:
                 n_splits += 1
         # An escape stands for one character, so all splits of a piece take the same bytes.
         if n_splits:
-            yield n_splits * len((_merge_line(text, "") + BETWEEN_LINES).encode())
+            yield n_splits * (around_pair + len(_quoted(text).encode()))
 
 
 def _chunks(model: SentencePieceModel, merge_lines: Iterable[str]) -> Iterator[bytes]:
@@ -163,9 +164,10 @@ def _tokenizer_frame(model: SentencePieceModel) -> dict[str, Any]:
 def _added_tokens(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
     """Yield the pieces that are looked for in the text before anything else, by id."""
     # Infilling pieces are normal ones; unless named here, they stay in decoded fillings.
-    named = (*INFILLING_PIECES, STEP_PIECE)
-    kinds = (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.USER_DEFINED)
-    for number, piece in enumerate(model.pieces):
-        if piece.type in kinds or piece.text in named:
-            special = piece.text in named or piece.type is not PieceType.USER_DEFINED
-            yield added_token(number, piece.text, special=special)
+    named = {*INFILLING_PIECES, STEP_PIECE}
+    user_defined = int(PieceType.USER_DEFINED)
+    kinds = {int(PieceType.UNKNOWN), int(PieceType.CONTROL), user_defined}
+    pieces = zip(model.pieces.texts, model.pieces.types, strict=True)
+    for number, (text, kind) in enumerate(pieces):
+        if kind in kinds or text in named:
+            yield added_token(number, text, special=text in named or kind != user_defined)

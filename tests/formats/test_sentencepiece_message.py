@@ -76,10 +76,13 @@ def test_a_field_that_sentencepiece_would_skip_is_refused(tmp_path):
 )
 def test_a_piece_may_be_spelled_in_any_way(tmp_path, spelled) -> None:
     """Protocol buffers leave the order of fields to the writer, and the length of numbers."""
-    raw = model_bytes("plain") + b"\x0a" + bytes([len(spelled)]) + spelled
+    plain = b"\x0a\x0c\x0a\x05later\x15\x00\x00\x84\xc1"
+    raw = model_bytes("plain") + b"\x0a" + bytes([len(spelled)]) + spelled + plain
     assert sentencepiece.SentencePieceProcessor(model_proto=raw).id_to_piece(910) == "new"
     model = read_sentencepiece_model(write_model(tmp_path, raw))
     assert model.pieces[910] == ("new", -16.0, PieceType.USER_DEFINED)
+    assert model.pieces[911] == ("later", -16.5, PieceType.NORMAL)
+    assert model.n_pieces == 912
 
 
 def test_pieces_that_are_not_utf_8_are_refused(tmp_path):
