@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from codellama_convert.tensors import rows_and_columns
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What one file holds of a tensor: a block of the whole one.
+class Part(NamedTuple):
+    """What one file holds of a tensor: a block of the whole one; a tuple, as a plan makes thousands.
 
     Attributes:
         file: The file's number on its side; a rank's on Meta's.
@@ -57,24 +57,31 @@ class Placement:
     @property
     def part_shape(self) -> tuple[int, ...]:
         """The shape that each file holds."""
-        return tuple(
-            size // len(self.files) if dimension == self.split else size
-            for dimension, size in enumerate(self.shape)
-        )
+        if self.split is None:
+            return self.shape
+        n_files, split = len(self.files), self.split
+        return tuple([n // n_files if at == split else n for at, n in enumerate(self.shape)])
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """What each file holds of it, in order: some rows, some columns, or a copy of all."""
         n_rows, n_columns = rows_and_columns(self.part_shape)
-        return tuple(
+        rows, columns, split = range(n_rows), range(n_columns), self.split
+        parts = [
             Part(
                 file,
-                _block(number if self.split == 0 else 0, n_rows),
-                _block(number if self.split == 1 else 0, n_columns),
+                _block(number, n_rows) if split == 0 else rows,
+                _block(number, n_columns) if split == 1 else columns,
             )
             for number, file in enumerate(self.files)
             if self.only in (None, file)
-        )
+        ]
+        return tuple(parts)
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """All but its name and which files: of thousands of tensors, few differ in it."""
+        return self.shape, self.split, len(self.files), self.interleaved, self.only is None
 
     @property
     def is_copied(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from codellama_convert.plan.budget import buffer_pair_bytes
@@ -93,12 +93,22 @@ class TransferPlan:
     @property
     def read_tile_bytes(self) -> int:
         """Most bytes that a worker reads at once."""
-        return max(tensor.read_bytes for tensor in self.tensors)
+        return max(tensor.read_bytes for tensor in self._one_of_each_form())
 
     @property
     def write_tile_bytes(self) -> int:
         """Most bytes that a worker writes at once."""
-        return max(tensor.write_bytes for tensor in self.tensors)
+        return max(tensor.write_bytes for tensor in self._one_of_each_form())
+
+    def _one_of_each_form(self) -> Collection[TensorPlan]:
+        forms = {
+            (
+                one.source.form, one.target.form, one.head_dim, one.tile_rows, one.read_dtype.code,
+                one.spec.dtype.code,
+            ): one
+            for one in self.tensors
+        }  # fmt: skip
+        return forms.values()
 
     @property
     def buffer_bytes(self) -> int:

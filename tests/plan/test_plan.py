@@ -155,6 +155,9 @@ def test_a_plan_adds_up():
     assert json.loads(plan.index)["metadata"] == {"total_size": 4 * 1096}
     # down_proj is written whole, 8 x 12 x 4 bytes, and read as 8 x 6 x 2: a page and two of slack.
     assert (plan.read_tile_bytes, plan.write_tile_bytes) == (96, 384)
+    # Measured on one tensor of each form.
+    assert max(tensor.read_bytes for tensor in plan.tensors) == 96
+    assert max(tensor.write_bytes for tensor in plan.tensors) == 384
     assert plan.buffer_bytes == 3 * 2 * (4096 + 2 * 4096)
     alone = build_plan(layout, dtype=FLOAT32, max_shard_bytes=4 * 1096)
     assert (alone.index, alone.workers) == (None, 1)
