@@ -217,7 +217,7 @@ def state_of(
     output_dir: Path, job: Job | ReverseJob, chosen: RunOptions
 ) -> tuple[OutputState, bool]:
     """Look at what stands where the output of a job would go, and whether it is its result."""
-    from codellama_convert.convert.record import file_sizes
+    from codellama_convert.plan.sizes import file_sizes
     from codellama_convert.staging.output_state import look_at_output
     from codellama_convert.staging.resume import Wanted
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from codellama_convert.arguments import as_path, instance_of
 from codellama_convert.convert.finished import find_finished
-from codellama_convert.convert.record import file_sizes
 from codellama_convert.convert.write_pass import Pass, file_bytes, open_writer, tensor_bytes
 from codellama_convert.errors import ConfigError
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.run_options import RunOptions
+from codellama_convert.plan.sizes import file_sizes
 from codellama_convert.staging.resume import Wanted
 from codellama_convert.staging.task_folder import TaskFolder
 from codellama_convert.storage.folders import refuse_inputs

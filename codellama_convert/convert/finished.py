@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codellama_convert.convert.record import file_sizes, record_json
+from codellama_convert.convert.record import record_json
 from codellama_convert.convert.report import ConversionReport, report_on
 from codellama_convert.convert.sampled import begins_alike
 from codellama_convert.errors import ConvertError, OutputError
@@ -28,6 +28,7 @@ from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.run_options import RunOptions
+from codellama_convert.plan.sizes import file_sizes
 from codellama_convert.plan.target import TargetFile, file_crc
 from codellama_convert.staging.record_values import FileSum, SealedFile, sealed_file_in
 from codellama_convert.staging.staged import STAGING_NAME

@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
 
 from codellama_convert import __version__
 from codellama_convert.hugging_face.config_json import json_bytes
-from codellama_convert.hugging_face.model_card import CARD_NAME
-from codellama_convert.meta.checklist import CHECKLIST_NAME, checklist_bytes
-from codellama_convert.model.asked import RECORD_NAME
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.ranks.find_original import find_original
 from codellama_convert.plan.ranks.job import ReverseJob
-from codellama_convert.plan.ranks.original import MAX_REST_BYTES, original_json
+from codellama_convert.plan.ranks.original import original_json
 from codellama_convert.staging.record_values import FileSum, SealedFile
-from codellama_convert.storage.contents import Content
-
-# Of that; 70B has 723 tensors and 160 kB, or 210 kB where ranks were saved in an unusual way.
-_RECORD_BYTES, _RECORD_BYTES_PER_ENTRY = 1 << 14, 1 << 9
 
 
 def record_json(
@@ -136,40 +128,3 @@ def _value_counts(files: Sequence[SealedFile], name: str) -> dict[str, int]:
         "nonfinite": sum(file.nonfinite.get(name, 0) for file in files),
     }
     return {kind: n for kind, n in counts.items() if n}
-
-
-def file_sizes(
-    job: Job | ReverseJob, small_files: Mapping[str, Content], *, with_card: bool = False
-) -> dict[str, int]:
-    """Report the size of each file that a conversion may write.
-
-    Args:
-        job: What is done.
-        small_files: What it writes beside the weights, from `Job.small_files`.
-        with_card: Whether the model card is wanted; otherwise it takes nothing.
-
-    Returns:
-        Bytes by name; the record's are estimated, to the safe side.
-    """
-    card = job.model_card() if with_card else None
-    sizes = {name: len(content) for name, content in small_files.items()}
-    sizes |= {RECORD_NAME: _RECORD_BYTES + _rest_digits(job), CARD_NAME: len(card or b"")}
-    if isinstance(job, ReverseJob) and job.options.checklist:
-        listed = [*small_files, *(file.name for file in job.weight_files)]
-        sizes[CHECKLIST_NAME] = checklist_bytes(listed)
-    for file in job.weight_files:
-        sizes[file.name] = file.n_bytes
-        sizes[RECORD_NAME] += _RECORD_BYTES_PER_ENTRY * (len(file.tensors) + 1)
-    return sizes
-
-
-def _rest_digits(job: Job | ReverseJob) -> int:
-    """Count the digits that say what the ranks hold beside the weights, at most."""
-    if isinstance(job, ReverseJob) or job.weights is None:
-        return 2 * MAX_REST_BYTES if isinstance(job, ReverseJob) and job.original else 0
-    weights = sum(
-        prod(tensor.meta.part_shape) * tensor.spec.dtype.itemsize
-        for tensor in job.weights.checkpoint.layout
-    )
-    stored = [sum(one.n_bytes for one in rank.storages.values()) for rank in job.ranks]
-    return 2 * min(sum(max(n_bytes - weights, 0) for n_bytes in stored), MAX_REST_BYTES)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from codellama_convert.arguments import FUNCTION, as_path, instance_of, or_none
 from codellama_convert.convert.finished import clear_up, find_finished
-from codellama_convert.convert.record import file_sizes, record_json
+from codellama_convert.convert.record import record_json
 from codellama_convert.convert.report import ConversionReport, report_on
 from codellama_convert.convert.weights import WeightWriter, Written
 from codellama_convert.errors import OutputError
@@ -23,6 +23,7 @@ from codellama_convert.plan.options import Options
 from codellama_convert.plan.ranks.job import ReverseJob, plan_reverse
 from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.plan.run_options import RunOptions, refuse_unused
+from codellama_convert.plan.sizes import file_sizes
 from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.occupied import holds_a_card
 from codellama_convert.staging.resume import Wanted

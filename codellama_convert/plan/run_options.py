@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codellama_convert.arguments import FLAG, FUNCTION, check_fields, or_none
 from codellama_convert.choices import TOKENIZER_ONLY
 from codellama_convert.errors import ConfigError
 from codellama_convert.plan.options import Options, refuse_contradictions
-from codellama_convert.plan.ranks.options import ReverseOptions
 from codellama_convert.storage.watch import Watch
+
+if TYPE_CHECKING:
+    from codellama_convert.plan.ranks.options import ReverseOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def refuse_unused(options: Options | ReverseOptions, run_options: RunOptions) ->
     Raises:
         ConfigError: If one of the options would be ignored.
     """
-    if isinstance(options, ReverseOptions):
+    if not isinstance(options, Options):
         if run_options.model_card:
             raise ConfigError(
                 "model_card describes a Hugging Face folder, and ranks are written",

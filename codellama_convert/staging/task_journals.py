@@ -5,8 +5,8 @@ A network file system loses what two machines append to one file.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 
 from codellama_convert.errors import OutputError
 from codellama_convert.staging.records import JOURNAL_NAME, Journal, differences, read_journal
@@ -17,7 +17,7 @@ _NAME = re.compile(r"journal\.[0-9a-f]{8}\.jsonl")
 
 def new_journal_name() -> str:
     """Make a name for the journal of a task; another run of the same one gets another."""
-    return f"journal.{secrets.token_hex(4)}.jsonl"
+    return f"journal.{os.urandom(4).hex()}.jsonl"
 
 
 def is_journal(name: str) -> bool:

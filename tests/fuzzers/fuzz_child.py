@@ -28,8 +28,8 @@ from codellama_convert import (
     plan_conversion,
     verify_output,
 )
-from codellama_convert.convert.record import file_sizes
 from codellama_convert.errors import ConvertError
+from codellama_convert.plan.sizes import file_sizes
 
 ROOT = Path(__file__).parents[2]
 MAX_PEAK_BYTES = 96 << 20

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from codellama_convert.cli.describe import describe_job
 from codellama_convert.cli.words import plan_lines
-from codellama_convert.convert.record import file_sizes
 from codellama_convert.errors import LayoutError
 from codellama_convert.model.config import ModelConfig
 from codellama_convert.model.tensor_table import RULES, build_layout
 from codellama_convert.plan.job import Options, plan_conversion
 from codellama_convert.plan.plan import build_plan, split_into_files
+from codellama_convert.plan.sizes import file_sizes
 from codellama_convert.staging.output_state import OutputState
 from codellama_convert.staging.space import Space
 from codellama_convert.tensors import BFLOAT16, FLOAT32

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from codellama_convert import Options, convert_checkpoint, plan_conversion
-from codellama_convert.convert.record import file_sizes
 from codellama_convert.errors import TokenizerError
 from codellama_convert.formats.sentencepiece import read_sentencepiece_model
+from codellama_convert.plan.sizes import file_sizes
 from codellama_convert.tokenizer.tokenizer_json import merges, tokenizer_json
 from codellama_convert.verify.run import verify_output
 from tests.refusals import refused

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from codellama_convert.convert.record import file_sizes
 from codellama_convert.convert.run import run
 from codellama_convert.errors import OutputError
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.ranks.job import ReverseJob
+from codellama_convert.plan.sizes import file_sizes
 from codellama_convert.staging import crash_points
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from codellama_convert.convert.record import file_sizes
 from codellama_convert.convert.run import RunOptions, run
 from codellama_convert.errors import Interrupted, OutputError
 from codellama_convert.plan.job import Options, plan_conversion
+from codellama_convert.plan.sizes import file_sizes
 from codellama_convert.staging import crash_points as faults
 from codellama_convert.storage.watch import Watch
 from tests.faults.syscalls import strace
