@@ -216,19 +216,15 @@ def _damaged_directory(file: InputFile) -> CheckpointError:
 
 def widen(file: InputFile, extra: bytes, *narrow: int) -> tuple[int, ...]:
     """Replace the fields that say 0xFFFFFFFF by their 64-bit values from the zip64 extra field."""
-    missing = [value == IN_EXTRA_32 for value in narrow]
-    position = 0
+    n_missing, position = narrow.count(IN_EXTRA_32), 0
     for _ in range(_MAX_EXTRA_FIELDS):
         if position + 4 > len(extra):
             break
         kind, n_bytes = struct.unpack_from("<2H", extra, position)
         body = extra[position + 4 : position + 4 + n_bytes]
-        if kind == 0x0001 and len(body) >= 8 * sum(missing):
-            wide = iter(struct.unpack_from(f"<{len(body) // 8}Q", body))
-            return tuple(
-                next(wide) if is_missing else value
-                for value, is_missing in zip(narrow, missing, strict=True)
-            )
+        if kind == 0x0001 and len(body) >= 8 * n_missing:
+            wide = iter(struct.unpack_from(f"<{n_missing}Q", body))
+            return tuple([next(wide) if one == IN_EXTRA_32 else one for one in narrow])
         position += 4 + n_bytes
     raise CheckpointError(
         "an entry lacks its zip64 sizes", path=file.path, hint="download it again"

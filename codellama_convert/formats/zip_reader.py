@@ -216,12 +216,10 @@ def _check_local_header(nearby: _Nearby, record: ListedEntry, name: str, end: in
 def _descriptor_tells(nearby: _Nearby, record: ListedEntry, data_end: int, end: int) -> bool:
     """Return whether the CRC-32 and sizes behind the data of a stream are those of the directory."""
     expected = (b"PK\x07\x08", record.crc, record.n_bytes, record.n_bytes)
-    for form in (_DESCRIPTOR_32, _DESCRIPTOR_64):
-        if data_end + form.size <= end:
-            found = form.unpack(nearby.read(data_end, form.size))
-            if found == expected:
-                return True
-    return False
+    behind = nearby.read(data_end, min(end - data_end, _DESCRIPTOR_64.size))
+    if len(behind) >= _DESCRIPTOR_32.size and _DESCRIPTOR_32.unpack_from(behind) == expected:
+        return True
+    return len(behind) == _DESCRIPTOR_64.size and _DESCRIPTOR_64.unpack(behind) == expected
 
 
 def _damaged(file: InputFile, record: ListedEntry) -> CheckpointError:
