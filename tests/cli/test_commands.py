@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -160,75 +159,6 @@ def test_json_is_all_that_stdout_holds_and_tells_time_rate_memory_and_notes(chec
     alone = run("verify", "--output_dir", output, "--json")
     assert json.loads(alone.stdout)["against"] == "record"
     assert json.loads(alone.stdout)["notes"] == []
-
-
-# Runs the command line after what is said first; then judges what was loaded that click does not load.
-LOADED = """
-import sys, click
-try:
-    click.Command("alone", help="It has an end.")(["--help"])
-except SystemExit:
-    of_click = set(sys.modules)
-{first}
-from codellama_convert.cli.commands import main
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    assert end.code == 0
-loaded = set(sys.modules) - of_click
-heavy = {{
-    "torch", "numpy", "tqdm", "sentencepiece", "safetensors", "pickletools",
-    "concurrent.futures", "dataclasses", "hashlib", "json", "logging", "struct", "traceback",
-}}
-ours = {{name.partition(".")[2] for name in loaded if name.startswith("codellama_convert.")}}
-ours = {{name for name in ours if name != "cli" and not name.startswith("cli.")}}
-light = {{"choices", "errors", "storage", "storage.blocks", "storage.signals", "storage.sizes"}}
-wrong = heavy & loaded | ours - light
-assert not wrong, wrong
-"""
-
-
-def load(arguments: list[str], first: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LOADED.format(first=first), *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-    )
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["convert", "-h"],
-        ["plan", "--help"],
-        ["verify", "-h"],
-        ["reverse", "-h"],
-        ["--version"],
-    ],
-)
-def test_help_imports_nothing_heavy(arguments):
-    """No table of models, no plan, no sums: `--help` took half as long again with them."""
-    done = load(arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
-
-
-@pytest.mark.parametrize(
-    ("first", "found"),
-    [
-        ("import numpy", "numpy"),
-        ("import hashlib", "hashlib"),
-        ("import codellama_convert.model.folder_name", "model.folder_name"),
-        ("import codellama_convert.storage.executors", "storage.executors"),
-    ],
-)
-def test_the_control_of_that_test_fails(first, found):
-    done = load(["--help"], first)
-    assert done.returncode == 1
-    assert f"'{found}'" in done.stderr.splitlines()[-1]
 
 
 def test_every_command_has_help_and_an_example():
