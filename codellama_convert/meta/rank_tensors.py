@@ -193,15 +193,16 @@ def check_ranks(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> t
     """
     names = {tensor.meta.name for tensor in layout}
     known = names | {meta_name_of("head")}  # a tied one is not in the layout
+    shapes = [tensor.meta.part_shape for tensor in layout]
     for rank in ranks:
-        for tensor in layout:
-            _check_part(tensor, rank)
+        for tensor, shape in zip(layout, shapes, strict=True):
+            _check_part(tensor, shape, rank)
         unknown = [n for n in rank.tensors if n not in known and not n.endswith(DROPPED_SUFFIX)]
         if unknown:
             raise _unknown(rank, unknown, names)
     dropped = tuple(name for name in ranks[0].tensors if name not in names)
-    shapes = {name: ranks[0].tensors[name].shape for name in dropped}
-    _compare_head_size(layout, ranks[0].path, {**ranks[0].dropped, **shapes})
+    beside = {name: ranks[0].tensors[name].shape for name in dropped}
+    _compare_head_size(layout, ranks[0].path, {**ranks[0].dropped, **beside})
     return (*ranks[0].dropped, *dropped)
 
 
@@ -254,15 +255,14 @@ def _other_split(tensor: TensorLayout, shape: tuple[int, ...]) -> str:
     return ""
 
 
-def _check_part(tensor: TensorLayout, rank: RankIndex) -> None:
+def _check_part(tensor: TensorLayout, shape: tuple[int, ...], rank: RankIndex) -> None:
     found = rank.tensors.get(tensor.meta.name)
     if found is None:
         raise _missing(rank, tensor.meta.name)
-    if found.shape != tensor.meta.part_shape:
+    if found.shape != shape:
         cause = _other_split(tensor, found.shape)
         raise LayoutError(
-            f"tensor {tensor.meta.name!r} has shape {found.shape}, expected "
-            f"{tensor.meta.part_shape}{cause}",
+            f"tensor {tensor.meta.name!r} has shape {found.shape}, expected {shape}{cause}",
             path=rank.path,
             hint=MERGE_HINT if cause else SAME_FOLDER_HINT,
         )

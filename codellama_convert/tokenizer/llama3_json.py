@@ -96,7 +96,7 @@ def build_json(model: TiktokenModel, special: tuple[str, ...]) -> Chunked:
 def _vocabulary_bytes(tokens: PackedBytes) -> int:
     """Count what the vocabulary's lines take."""
     around_entry = len(f'{_ENTRY_INDENT}"": {BETWEEN_LINES}')
-    rank_bytes = sum(len(str(rank)) for rank in range(len(tokens)))
+    rank_bytes = sum(map(len, map(str, range(len(tokens)))))
     return AROUND_LINES_BYTES + len(tokens) * around_entry + rank_bytes + _n_spelled(tokens.joined)
 
 

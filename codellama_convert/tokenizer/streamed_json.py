@@ -115,10 +115,8 @@ def count_bytes(
         TokenizerError: If it were far larger than that of any vocabulary in use.
     """
     n_bytes = without_merges
-    has_merges = False
     for more in merge_bytes:
         n_bytes += more
-        has_merges |= more > 0
         if n_bytes > MAX_JSON_BYTES:
             raise TokenizerError(
                 f"its {n_pieces} pieces can be put together in so many ways that "
@@ -126,7 +124,7 @@ def count_bytes(
                 path=path,
                 hint=DOWNLOAD_AGAIN,
             )
-    return n_bytes + AROUND_LINES_BYTES if has_merges else n_bytes
+    return n_bytes if n_bytes == without_merges else n_bytes + AROUND_LINES_BYTES
 
 
 def _joined(entries: Iterable[str], end: str) -> Iterator[bytes]:
