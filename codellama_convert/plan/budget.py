@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from codellama_convert.choices import DEFAULT_MAX_RAM_BYTES
 from codellama_convert.errors import ConfigError
 from codellama_convert.plan.tiles import Passage
 from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 from codellama_convert.storage.buffers import LARGE_PAGE_BYTES
 
-DEFAULT_MAX_RAM_BYTES = 32_000_000
 # The four buffers of two workers, with their slack, are five large pages. Larger tiles gained nothing
 # in the benchmark; below the smallest, a second worker is worth less than the system calls it costs.
 LARGEST_TILE_BYTES = 5 * LARGE_PAGE_BYTES // 4 - SLACK_BYTES

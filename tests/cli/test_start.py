@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from codellama_convert import choices
-from codellama_convert.plan import budget
-
 REPOSITORY = Path(__file__).parents[2]
 
 # Runs the command line after what is said first; then names what was loaded that click does not load.
@@ -95,9 +92,3 @@ def test_a_plan_loads_neither_the_other_way_nor_what_moves_weights(checkpoint):
     assert loaded("reverse", "--plan", checkpoint) & others == {
         "codellama_convert.hugging_face.folder", "codellama_convert.plan.ranks.job",
     }  # fmt: skip
-
-
-def test_the_budget_that_help_names_is_the_one_that_a_plan_keeps() -> None:
-    """The command line spells it without the plan, which it does not load for its help."""
-    assert choices.DEFAULT_MAX_RAM_BYTES == 32_000_000
-    assert budget.DEFAULT_MAX_RAM_BYTES == 32_000_000
