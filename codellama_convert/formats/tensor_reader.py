@@ -72,7 +72,7 @@ class TensorReader:
             raise CheckpointError("the file changed while it was read", path=index.path)
         self._pass_of = assign_passes((index.tensors[name] for name in names), kinds)
         self._known = Passes(index, self._pass_of)
-        self._crcs: dict[str, int | None] = {}  # of storages, once `finish` has read all of them
+        self._crcs: dict[str, int | None] = {}  # of storages without a sum, once `finish` has them
         self._read = Ledgers(index)  # since the last `take_sums`
         self._read_earlier: set[str] = set()  # storages that another run read some of
 
@@ -142,9 +142,11 @@ class TensorReader:
         return rows
 
     def _add(self, tensor: StoredTensor, start: int, piece: memoryview) -> int:
-        ledger = self._read[tensor.storage.name, self._pass_of[tensor.name]]
+        reading = tensor.storage.name, self._pass_of[tensor.name]
+        ledger = self._read[reading]
         crc = ledger.add(start, piece)
         self._check(tensor.storage, [ledger])
+        self._read.settle(reading)
         return crc
 
     def _check(self, storage: Storage, passes: Sequence[CrcLedger]) -> None:
@@ -189,7 +191,9 @@ class TensorReader:
             passes = self._known.over(name)
             self._fill_gaps(storage.offset, passes, buffer, watch)
             self._check(storage, passes)
-            self._crcs[name] = passes[0].crc
+            self._known.settle(name)
+            if storage.crc is None:
+                self._crcs[name] = passes[0].crc
 
     def _fill_gaps(
         self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview, watch: Watch
@@ -226,7 +230,9 @@ class TensorReader:
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
         """
-        return self._joined(self._crcs, buffer, watch)
+        storages = self.index.storages.items()
+        crcs = {name: self._crcs.get(name, storage.crc) for name, storage in storages}
+        return self._joined(crcs, buffer, watch)
 
     def _joined(self, crcs: Mapping[str, int | None], buffer: memoryview, watch: Watch) -> int:
         """Join the CRC-32s of storages, and of all that has to be read, to that of the file."""

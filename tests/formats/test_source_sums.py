@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 import zlib
 from math import prod
 from pathlib import Path
@@ -16,6 +17,7 @@ from codellama_convert.formats.pth.reader import RankIndex, read_rank
 from codellama_convert.formats.source_sums import (
     FOR_COLUMNS,
     FOR_COPIES,
+    Ledgers,
     Passes,
     assign_passes,
     fits,
@@ -177,3 +179,65 @@ def test_reading_a_byte_twice_in_a_pass_is_a_mistake_that_is_found(tmp_path: Pat
         read_files(index, [["a", "a"]])
     with pytest.raises(ValueError, match="overlap"):
         read_files(index, [["a"], ["a"]])
+
+
+def write_many(path: Path, n_storages: int) -> RankIndex:
+    """Write tensors of 2 elements, each in a storage of its own."""
+    drawn = [Declared(f"t{n}", str(n), 2, (2,), (1,)) for n in range(n_storages)]
+    contents = {f"data/{n}": n.to_bytes(4, "little") for n in range(n_storages)}
+    path.write_bytes(write_zip(RankFile(drawn, contents).members()))
+    return read_rank(path)
+
+
+def test_storages_that_were_read_wholly_take_little_memory(tmp_path: Path) -> None:
+    """405B in 16 ranks has 18,288: a ledger for each took 7 MB in the end."""
+    n_storages = 2000
+    index = write_many(tmp_path / "rank.pth", n_storages)
+    buffer = aligned_buffer(4)
+    with RankReader(index, list(index.tensors)) as reader:
+        tracemalloc.start()
+        try:
+            for n in range(n_storages - 500):
+                reader.note({f"data/{n}": [(0, 0, 4, zlib.crc32(n.to_bytes(4, "little")))]})
+            reader.finish(buffer, Watch())  # which reads the others
+            n_bytes = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert n_bytes < 60 * n_storages
+        assert reader.file_crc(buffer, Watch()) == zlib.crc32(index.path.read_bytes())
+
+
+def test_what_was_read_wholly_is_neither_forgotten_nor_read_again(tmp_path: Path) -> None:
+    index = write_rank(tmp_path / "rank.pth", PAIR)
+    first, last = (0, 0, 200, CRC), (0, 200, N_BYTES, zlib.crc32(CONTENT[200:]))
+    twin = (3, 0, N_BYTES, 7)  # of another pass, with a sum that the storage does not have
+    ledgers = Ledgers(index)
+    for one in (first, last, twin):
+        ledgers.add({"data/0": [one]})
+    whole = zlib.crc32(CONTENT)
+    assert ledgers.sums() == {"data/0": [(0, 0, N_BYTES, whole), twin]}
+    assert (ledgers["data/0", 0].crc, ledgers["data/0", 3].crc) == (whole, 7)
+    for number in (0, 3):
+        assert list(ledgers["data/0", number].gaps()) == []
+        for start in (0, 200, N_BYTES - 1):
+            with pytest.raises(ValueError, match="overlap"):
+                ledgers.add({"data/0": [(number, start, start + 1, 1)]})
+            with pytest.raises(ValueError, match="overlap"):
+                ledgers["data/0", number].add(start, b"a")
+    assert ledgers["data/0", 6].crc is None  # a pass that has read nothing
+
+
+def test_a_byte_that_is_read_again_after_the_last_is_refused(tmp_path: Path) -> None:
+    """The ledger of a storage that is whole has gone, and what it knew has not."""
+    index = write_rank(tmp_path / "rank.pth", PAIR)
+    buffer = aligned_buffer(N_BYTES)
+    with RankReader(index, list(index.tensors)) as reader:
+        reader.note({"data/0": [(0, 0, N_BYTES, zlib.crc32(CONTENT))]})
+        with pytest.raises(ValueError, match="overlap"):
+            reader.note({"data/0": [(0, 0, 2, 1)]})
+    whole = write_rank(tmp_path / "one.pth", [Declared("t", "0", N_ELEMENTS, (N_ELEMENTS,), (1,))])
+    with RankReader(whole, ["t"]) as reader:
+        reader.read_rows("t", 0, N_ELEMENTS, buffer)
+        with pytest.raises(ValueError, match="overlap"):
+            reader.read_rows("t", N_ELEMENTS - 1, 1, buffer)
+        assert reader.take_sums() == {"data/0": [(0, 0, N_BYTES, zlib.crc32(CONTENT))]}
