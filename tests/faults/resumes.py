@@ -90,7 +90,9 @@ def spoil_the_records() -> None:
 
     def note_too_much(folder: OutputFolder, sealed: SealedFile) -> None:
         source = sealed.source
-        for other in filter(lambda other: other.source, folder.sealed.values()):
+        journal = journal_of(folder.path)
+        assert journal is not None
+        for other in filter(lambda other: other.source, journal.sealed.values()):
             source = [*map(_both, source, other.source)]
         note(folder, replace(sealed, source=source))
 

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from codellama_convert.plan.side import HUGGING_FACE
+from codellama_convert.staging.folder import OutputFolder
 from codellama_convert.staging.record_values import FileSum, SealedFile
 from codellama_convert.staging.records import (
     Journal,
@@ -22,8 +24,10 @@ from codellama_convert.staging.records import (
     read_journal,
     write_journal,
 )
+from codellama_convert.staging.resume import Wanted
 from codellama_convert.storage.held_folder import HeldFolder
-from tests.outputs import ROOT, environment
+from codellama_convert.storage.watch import Watch
+from tests.outputs import ROOT, environment, journal_of
 
 FINGERPRINT = {"version": "1", "options": {"dtype": "bfloat16"}, "consolidated.00.pth": [9, "ab"]}
 SEALED = SealedFile(
@@ -195,3 +199,16 @@ def test_a_journal_of_a_gigabyte_takes_bounded_memory(tmp_path: Path, kind: str)
     growth, n_sealed = done.stdout.split()
     assert int(growth) < 96 << 20
     assert n_sealed != "None" or kind == "one long line"
+
+
+def test_what_was_read_for_a_file_stands_in_the_journal_alone(tmp_path: Path) -> None:
+    """A run has no more need of it, and that of 405B in 16 ranks takes 4 MB."""
+    wanted = Wanted(
+        FINGERPRINT, {}, overwrite=False, restart=False, side=HUGGING_FACE, watch=Watch()
+    )
+    with OutputFolder(tmp_path / "out", wanted) as folder:
+        folder.note_sealed(SEALED)
+        assert folder.sealed == {SEALED.name: replace(SEALED, source=[])}
+        journal = journal_of(tmp_path / "out")
+    assert journal is not None
+    assert journal.sealed == {SEALED.name: SEALED}
