@@ -63,11 +63,15 @@ def open_readers(
     Raises:
         CheckpointError: If a file cannot be opened, or changed since the plan was made.
     """
-    read = rows_read(weights.plan.tensors, len(weights.source_files))
+    # Of each file the names alone: the rows of all files would take more than the readers.
+    read: list[list[str]] = [[] for _ in weights.source_files]
+    for tensor in weights.plan.tensors:
+        for part in parts_read(tensor.source, tensor.target):
+            read[part.file].append(tensor.source.name)
     kinds = weights.plan.kinds
     return [
-        to_close.enter_context(TensorReader(file, rows, kinds=kinds, io_mode=io_mode))
-        for file, rows in zip(weights.source_files, read, strict=True)
+        to_close.enter_context(TensorReader(file, names, kinds=kinds, io_mode=io_mode))
+        for file, names in zip(weights.source_files, read, strict=True)
     ]
 
 
