@@ -56,7 +56,7 @@ class CheckedTensors:
             entry = archive.entries.get(record)
             if entry is None or entry.n_bytes != known.n_bytes:
                 return None
-            storages[record] = Storage(record, known.dtype, entry.offset, entry.n_bytes, entry.crc)
+            storages[record] = Storage(record, known.dtype, entry.offset, known.n_bytes, entry.crc)
         tensors = {
             name: StoredTensor(name, t.shape, t.strides, t.storage_offset, storages[t.storage.name])
             for name, t in self.tensors.items()
