@@ -95,7 +95,8 @@ class Ledgers:
         self._index = index
         self._lock = threading.Lock()  # several threads may ask for one ledger
         self._ledgers: dict[tuple[str, int], CrcLedger] = {}
-        self._whole: dict[int, dict[str, int]] = {}  # by pass and storage, the CRC-32
+        # By pass and storage the CRC-32; None where it is the one that the index has.
+        self._whole: dict[int, dict[str, int | None]] = {}
 
     def __getitem__(self, reading: tuple[str, int]) -> CrcLedger:
         """Return the ledger of a storage's name and the number of a pass over it."""
@@ -103,12 +104,14 @@ class Ledgers:
         with self._lock:
             found = self._ledgers.get(reading)
             if found is None:
-                found = CrcLedger(self._index.storages[name].n_bytes)
-                crc = self._whole.get(number, {}).get(name)
-                if crc is None:
-                    self._ledgers[reading] = found
+                storage = self._index.storages[name]
+                found, whole = CrcLedger(storage.n_bytes), self._whole.get(number, {})
+                if name in whole:
+                    crc = storage.crc if whole[name] is None else whole[name]
+                    assert crc is not None, "it is left out where both are equal"
+                    found.add_crc(0, storage.n_bytes, crc)
                 else:
-                    found.add_crc(0, found.n_bytes, crc)
+                    self._ledgers[reading] = found
         return found
 
     def settle(self, reading: tuple[str, int]) -> None:
@@ -116,12 +119,11 @@ class Ledgers:
         name, number = reading
         with self._lock:
             ledger = self._ledgers.get(reading)
-            crc = None if ledger is None else ledger.crc
-            if crc is not None:
-                # The objects that the index has already, where they are equal.
+            if ledger is not None and ledger.crc is not None:
                 storage = self._index.storages[name]
-                crc = storage.crc if crc == storage.crc else crc
-                self._whole.setdefault(number, {})[storage.name] = crc
+                whole = self._whole.setdefault(number, {})
+                # The index's own name, not the one that a worker or a journal says.
+                whole[storage.name] = None if ledger.crc == storage.crc else ledger.crc
                 del self._ledgers[reading]
 
     def sums(self) -> SourceSums:

@@ -267,7 +267,7 @@ def _row_notes(tokenizer: TokenizerModel | None, config: ModelConfig) -> tuple[s
 
 def _unsummed_notes(ranks: Sequence[RankIndex]) -> tuple[str, ...]:
     """Note which ranks were saved without sums: a flipped bit in them would go into the output."""
-    bare = [rank for rank in ranks if any(s.crc is None for s in rank.storages.values())]
+    bare = [rank for rank in ranks if not rank.has_sums]
     if not bare:
         return ()
     note = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from codellama_convert.errors import LayoutError
 from codellama_convert.formats.pth.reader import RankIndex, read_vector
@@ -14,27 +16,39 @@ from codellama_convert.storage.input_file import InputFile
 
 def refuse_copied_ranks(ranks: Sequence[RankIndex]) -> None:
     """Refuse two ranks of the same content, which a copied or twice downloaded file is."""
+    contents = [_storages_in(rank) for rank in ranks]
+    counts = Counter(contents)
     seen: dict[tuple[int, int] | bytes, RankIndex] = {}
-    for rank in ranks:
+    for rank, content in zip(ranks, contents, strict=True):
         twin = seen.setdefault(rank.inode, rank)
         if twin is not rank:
             raise LayoutError(
                 f"is the same file as {twin.path.name}", path=rank.path, hint="download it again"
             )
-        storages = tuple((s.name, s.n_bytes, s.crc) for s in rank.storages.values())
-        if any(crc is None for _, _, crc in storages):
+        if not rank.has_sums:
             continue  # without checksums, equal sizes prove nothing
         # Ranks that were saved as views have the same storages, and other places in them.
-        views = tuple((tensor.name, tensor.place) for tensor in rank.tensors.values())
-        # Only its sum is kept: 16 ranks of 405B hold 36,000 of both.
-        content = hashlib.sha256(repr((storages, views)).encode()).digest()
-        first = seen.setdefault(content, rank)
+        places = _places_in(rank) if counts[content] > 1 else b""
+        first = seen.setdefault(content + places, rank)
         if first is not rank:
             raise LayoutError(
                 f"holds the same weights as {first.path.name}: one rank was copied over another",
                 path=rank.path,
                 hint="download it again",
             )
+
+
+def _storages_in(rank: RankIndex) -> bytes:
+    return _digest([(one.name, one.n_bytes, one.crc) for one in rank.storages.values()])
+
+
+def _places_in(rank: RankIndex) -> bytes:
+    return _digest([(name, tensor.place) for name, tensor in rank.tensors.items()])
+
+
+def _digest(values: list[Any]) -> bytes:
+    # To hold what 16 ranks of 405B say would take 3 MB.
+    return hashlib.sha256(repr(values).encode()).digest()
 
 
 def compare_copies(layout: Sequence[TensorLayout], ranks: Sequence[RankIndex]) -> None:

@@ -32,6 +32,7 @@ def rank_of(shapes: dict[str, tuple[int, ...]], name: str = "consolidated.00.pth
         storages={},
         directory_sha256="",
         pickle_sha256="",
+        has_sums=True,
     )
 
 

@@ -24,9 +24,9 @@ def find_saved(index: RankIndex) -> tuple[SavedRank, TorchLayout, RankFilePlan] 
     Raises:
         CheckpointError: If the file ends before, or cannot be read.
     """
-    crcs = [storage.crc for storage in index.storages.values() if storage.crc is not None]
-    if index.dropped or len(crcs) < len(index.storages):
+    if index.dropped or not index.has_sums:
         return None
+    crcs = [storage.crc for storage in index.storages.values() if storage.crc is not None]
     rank = as_declared(index)
     for layout in TORCH_LAYOUTS:
         try:

@@ -6,7 +6,8 @@ speaks of.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from codellama_convert.formats.pth.pickle_names import (
     OtherTensor,
     View,
 )
+from codellama_convert.formats.pth.same_pickle import SameStorages, SameTensors
 from codellama_convert.formats.pth.views import refuse_costly_views, refuse_wrong_view
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor
 from codellama_convert.formats.zip_directory import DAMAGED_HINT
@@ -36,11 +38,13 @@ class CheckedTensors:
         declared: What they were declared as.
         tensors: By name.
         storages: By record, those that they use.
+        numbers: The place of each of these in their order.
     """
 
     declared: Declared
-    tensors: dict[str, StoredTensor]
-    storages: dict[str, Storage]
+    tensors: Mapping[str, StoredTensor]
+    storages: Mapping[str, Storage]
+    numbers: Mapping[str, int]
 
     def as_in(self, archive: Archive) -> CheckedTensors | None:
         """Find the same tensors in another file, whose pickle is the same to the byte.
@@ -51,17 +55,12 @@ class CheckedTensors:
         Returns:
             The tensors; None where a record has another size, on which the checks depend.
         """
-        storages = {}
-        for record, known in self.storages.items():
-            entry = archive.entries.get(record)
+        for name, known in self.storages.items():
+            entry = archive.entries.get(name)
             if entry is None or entry.n_bytes != known.n_bytes:
                 return None
-            storages[record] = Storage(record, known.dtype, entry.offset, known.n_bytes, entry.crc)
-        tensors = {
-            name: StoredTensor(name, t.shape, t.strides, t.storage_offset, storages[t.storage.name])
-            for name, t in self.tensors.items()
-        }
-        return CheckedTensors(self.declared, tensors, storages)
+        storages = SameStorages(self.storages, self.numbers, archive)
+        return replace(self, tensors=SameTensors(self.tensors, storages), storages=storages)
 
 
 def check_tensors(path: Path, archive: Archive, declared: Declared) -> CheckedTensors:
@@ -85,7 +84,8 @@ def check_tensors(path: Path, archive: Archive, declared: Declared) -> CheckedTe
         for name, value in declared.entries.items()
     }
     refuse_costly_views(path, tensors.values())
-    return CheckedTensors(declared, tensors, storages)
+    numbers = {name: number for number, name in enumerate(storages)}
+    return CheckedTensors(declared, tensors, storages, numbers)
 
 
 def check_tensor(

@@ -40,6 +40,7 @@ class RankIndex:
         storages: By name; also those that no tensor of `tensors` uses are checked when read.
         directory_sha256: Of the zip directory, which holds every size and CRC-32.
         pickle_sha256: Of what says which tensor lies where.
+        has_sums: Whether every storage has a CRC-32.
         root: The zip's root folder; torch calls it after the file that it writes.
         dropped: Shapes of tensors that were left out unseen, by name.
         notes: What was taken off the names, or passed over.
@@ -51,10 +52,11 @@ class RankIndex:
     n_bytes: int
     inode: tuple[int, int]
     mtime_ns: int
-    tensors: dict[str, StoredTensor]
-    storages: dict[str, Storage]
+    tensors: Mapping[str, StoredTensor]
+    storages: Mapping[str, Storage]
     directory_sha256: str
     pickle_sha256: str
+    has_sums: bool
     root: str = ""
     dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -68,7 +70,7 @@ class RankIndex:
         Its zip directory holds the CRC-32 of all it has, so no weight is read for this.
         """
         told: list[Any] = [self.n_bytes, self.directory_sha256, self.pickle_sha256]
-        if any(storage.crc is None for storage in self.storages.values()):
+        if not self.has_sums:
             told.append(self.mtime_ns)  # a directory without sums does not change with the weights
         return told
 
@@ -110,8 +112,8 @@ def read_rank(
         if checked is None:
             declared = _declared_in(path, pickled, choose) if known is None else known.declared
             checked = check_tensors(path, archive, declared)
-        if cache is not None:
-            cache[pickled] = checked
+            if cache is not None:
+                cache[pickled] = checked
         return RankIndex(
             path=path,
             n_bytes=file.n_bytes,
@@ -121,6 +123,7 @@ def read_rank(
             storages=checked.storages,
             directory_sha256=archive.directory_sha256,
             pickle_sha256=hashlib.sha256(pickled).hexdigest(),
+            has_sums=all(archive.entries[name].crc is not None for name in checked.storages),
             root=archive.root,
             dropped=checked.declared.dropped,
             notes=checked.declared.notes,
