@@ -94,7 +94,10 @@ def test_converting_takes_80_mb_at_most(tmp_path: Path, shape: Shape, n_ranks: i
 
 @needs_proc
 def test_405b_in_16_ranks_with_metas_tokenizer_is_small(tmp_path: Path) -> None:
-    """To open the ranks took 12 MB: two ledgers for each of 18,000 storages, whatever was read."""
+    """To open the ranks took 12 MB: two ledgers for each of 18,000 storages, whatever was read.
+
+    And 5 MB more were objects for each of 18,000 tensors, which the other ranks have too.
+    """
     source = write_sparse_llama_3(tmp_path / "in", LLAMA_3_405B, 16)
     shutil.copy(meta_path(), source)
     common = ("--input_dir", str(source), "--max_shard_size", "100MB")
@@ -106,7 +109,7 @@ def test_405b_in_16_ranks_with_metas_tokenizer_is_small(tmp_path: Path) -> None:
     _, part_peak = run_measured(*common, "--output_dir", str(output), "--part", "700/700")
     assert list(output.rglob("*.safetensors"))
     shutil.rmtree(output)
-    assert max(peak, part_peak) < 80_000_000
+    assert max(peak, part_peak) < 72_000_000
 
 
 @needs_proc
