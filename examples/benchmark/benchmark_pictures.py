@@ -21,7 +21,7 @@ MEMORY_LINES = {
     "float16": ("#9a6fd0", "-"),
     "float32": ("#9a6fd0", "--"),
     "verify": ("#3aa675", "-"),
-    "reverse-1": ("#d05a5a", "-"),
+    "reverse": ("#d05a5a", "-"),
     "floor": (FLOOR, ":"),
 }
 
