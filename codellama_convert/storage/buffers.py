@@ -10,6 +10,7 @@ from codellama_convert.storage.blocks import SLACK_BYTES, block_ceil
 
 # On most processors; a buffer, with its slack, wastes nothing where it is a multiple of it.
 LARGE_PAGE_BYTES = 2 << 20
+_MADV_WIPEONFORK = 18  # Linux's number; the module mmap has no name for it
 
 
 def aligned_buffer(n_bytes: int) -> memoryview:
@@ -51,14 +52,19 @@ def _with_slack(n_bytes: int) -> int:
 def _new_memory(n_bytes: int) -> memoryview:
     """Map zeroed memory; of large pages, direct I/O has far fewer to look up."""
     if sys.platform == "linux":
-        # Linux (since 6.13) fills only memory of a whole number of them from its start; of what is
-        # smaller than one, most would be wasted.
-        rest = -n_bytes % LARGE_PAGE_BYTES if n_bytes >= LARGE_PAGE_BYTES else 0
+        # The last one too where it is nearly full; else it would take far more than was asked for.
+        n_large = (n_bytes + LARGE_PAGE_BYTES // 16) // LARGE_PAGE_BYTES
+        # Since 6.13, Linux begins a mapping at a large page only if its length is a multiple of one.
+        rest = -n_bytes % LARGE_PAGE_BYTES if n_large else 0
         memory = mmap.mmap(-1, n_bytes + rest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # a kernel may have none
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        # A fork during a direct read could leave the bytes to the child. Source: open(2), NOTES.
-        memory.madvise(mmap.MADV_DONTFORK)
+        if n_large:
+            with suppress(OSError):  # a kernel may have none
+                memory.madvise(mmap.MADV_HUGEPAGE, 0, n_large * LARGE_PAGE_BYTES)
+        # A fork during a direct read could leave the bytes to the child, so it gets zeros. Not
+        # MADV_DONTFORK, which leaves it a hole: what it maps there goes when it frees our object.
+        # Source: open(2), NOTES; madvise(2).
+        with suppress(OSError):  # before Linux 4.14
+            memory.madvise(_MADV_WIPEONFORK)
     else:
         memory = mmap.mmap(-1, n_bytes)
     return memoryview(memory)[:n_bytes]

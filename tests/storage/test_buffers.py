@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import platform
 import re
 import sys
@@ -14,8 +15,8 @@ import pytest
 
 from codellama_convert.storage.buffers import aligned_buffer, buffer_pairs
 
-SMAPS = Path("/proc/self/smaps")
-LARGE_PAGES, NOT_FOR_CHILDREN = "hg", "dc"
+SMAPS, STATUS = Path("/proc/self/smaps"), Path("/proc/self/status")
+LARGE_PAGES, ZEROS_FOR_CHILDREN = "hg", "wf"
 
 
 def address_of(buffer: memoryview | mmap.mmap) -> int:
@@ -32,6 +33,11 @@ def flags_of(buffer: memoryview | mmap.mmap) -> set[str]:
         elif inside and line.startswith("VmFlags:"):
             return set(line.split()[1:])
     raise AssertionError("the buffer lies nowhere")
+
+
+def resident_bytes() -> int:
+    (kib,) = re.findall(r"^RssAnon:\s+(\d+) kB$", STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    return int(kib) * 1024
 
 
 def test_each_buffer_begins_at_a_page_and_has_space_for_whole_blocks_around_its_piece() -> None:
@@ -58,12 +64,13 @@ def test_the_kernel_may_use_large_pages_and_no_child_shares_them() -> None:
     They are private, and a fork while one is read directly into would leave the bytes to the child.
     """
     first, second = buffer_pairs(3 << 20, 3 << 20, 2)[1]
-    for buffer in (first, second, aligned_buffer(1)):
-        assert NOT_FOR_CHILDREN in flags_of(buffer)
-        if Path("/sys/kernel/mm/transparent_hugepage").exists():
-            assert LARGE_PAGES in flags_of(buffer)
+    for buffer in (first, aligned_buffer(1)):
+        assert ZEROS_FOR_CHILDREN in flags_of(buffer)
+    if Path("/sys/kernel/mm/transparent_hugepage").exists():
+        assert LARGE_PAGES in flags_of(first)
+    assert ZEROS_FOR_CHILDREN in flags_of(second)
     plain = mmap.mmap(-1, 3 << 20)
-    assert not {NOT_FOR_CHILDREN, LARGE_PAGES} & flags_of(plain)
+    assert not {ZEROS_FOR_CHILDREN, LARGE_PAGES} & flags_of(plain)
 
 
 def can_align() -> bool:
@@ -85,3 +92,35 @@ def test_buffers_begin_at_a_large_page_whatever_their_size(mib: int) -> None:
     pairs = [buffer_pairs((mib << 20) - 8192, 8192, 3) for _ in range(4)]
     for buffer in (*several, *(first[0][0] for first in pairs)):
         assert address_of(buffer) % (2 << 20) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
+def test_a_child_may_free_the_buffers_that_it_was_born_with() -> None:
+    """It had a hole there, put its own buffers into it, and they went with the inherited ones."""
+    inherited = buffer_pairs(3_000_000, 3_000_000, 2)
+    inherited[0][0][:4] = b"mine"
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            own = buffer_pairs(3_000_000, 3_000_000, 2)
+            status = 2 if bytes(inherited[0][0][:4]) == b"mine" else 0
+            inherited.clear()
+            for pair in own:
+                for buffer in pair:
+                    buffer[:] = bytes(len(buffer))
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert bytes(inherited[0][0][:4]) == b"mine"
+
+
+@pytest.mark.skipif(not can_align(), reason="this kernel puts memory anywhere")
+@pytest.mark.parametrize("n_bytes", [2_072_000, 2_200_000, 4_190_000, 6_160_000, 10_444_800])
+def test_a_buffer_takes_no_more_memory_than_it_has(n_bytes: int) -> None:
+    """The last large page was taken whole: 4.1 MB for 2.1."""
+    buffer = aligned_buffer(n_bytes)
+    before = resident_bytes()
+    for at in range(0, len(buffer), 4096):
+        buffer[at] = 1
+    assert resident_bytes() - before <= n_bytes + (2 << 20) // 16 + 100_000
