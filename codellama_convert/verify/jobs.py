@@ -8,10 +8,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from codellama_convert.choices import DEFAULT_MAX_RAM_BYTES
 from codellama_convert.errors import VerifyError
 from codellama_convert.formats.source_sums import TensorFile
 from codellama_convert.formats.stored_tensor import Storage, StoredTensor
 from codellama_convert.formats.tensor_reader import TensorReader
+from codellama_convert.plan.budget import buffer_pair_bytes
 from codellama_convert.plan.tiles import TensorPlan
 from codellama_convert.storage.blocks import IoMode
 from codellama_convert.storage.buffers import buffer_pairs
@@ -61,7 +63,8 @@ class CompareRequest:
         parts: By tensor and by the number of the output's file: what can be compared.
         sources: The files of the source by their number.
         io_mode: How the files of both sides are read.
-        n_threads: Tensors that are compared at once.
+        n_threads: Tensors that are compared at once, at most.
+        max_ram_bytes: Largest sum of all buffers, if it was asked for.
     """
 
     plans: tuple[TensorPlan, ...]
@@ -69,6 +72,7 @@ class CompareRequest:
     sources: tuple[SourceFile, ...]
     io_mode: IoMode
     n_threads: int
+    max_ram_bytes: int | None
 
 
 def compare_some(request: CompareRequest) -> tuple[list[Compared], list[SourceSums]]:
@@ -83,7 +87,9 @@ def compare_some(request: CompareRequest) -> tuple[list[Compared], list[SourceSu
     Raises:
         ConvertError: If a side cannot be read, or is not as it was.
     """
-    reading = FileReading(request.io_mode, request.n_threads, Watch())
+    reading = FileReading(
+        request.io_mode, request.n_threads, Watch(), max_ram_bytes=request.max_ram_bytes
+    )
     with ExitStack() as stack:
         readers = [
             stack.enter_context(TensorReader(_as_here(one), one.names, io_mode=request.io_mode))
@@ -127,14 +133,35 @@ def compare_here(
                 number: OpenPart(one, files[one.file])
                 for number, one in parts[tensor.spec.name].items()
             }
-            return TensorComparer(tensor, outputs, readers).compare(*pair, watch.advance)
+            whole = tensor.in_whole_heads()
+            return TensorComparer(whole, outputs, readers).compare(*pair, watch.advance)
 
-        # Rows in another order are compared in another way than they were moved: by whole heads.
-        plans = [plan.in_whole_heads() for plan in plans]
-        read_bytes = max((tensor.read_bytes for tensor in plans), default=1)
-        output_bytes = max((_output_bytes(p, parts[p.spec.name]) for p in plans), default=1)
-        buffers = buffer_pairs(read_bytes, output_bytes, reading.workers)
+        buffers = _buffers(plans, parts, reading)
         return share_out(plans, buffers, compare, reading.watch)
+
+
+def _buffers(
+    plans: Sequence[TensorPlan], parts: Parts, reading: FileReading
+) -> list[tuple[memoryview, memoryview]]:
+    """Allocate what is read into: for as many workers as fit, and for one if none does.
+
+    Rows in another order are compared in another way than they were moved, by whole heads: these may
+    take more than the conversion did.
+    """
+
+    def needed(plans: Sequence[TensorPlan]) -> tuple[int, int]:
+        return (
+            max((plan.read_bytes for plan in plans), default=1),
+            max((_output_bytes(plan, parts[plan.spec.name]) for plan in plans), default=1),
+        )
+
+    read_bytes, output_bytes = needed([plan.in_whole_heads() for plan in plans])
+    limit = reading.max_ram_bytes
+    if limit is None:
+        planned = reading.workers * buffer_pair_bytes(*needed(plans))
+        limit = max(DEFAULT_MAX_RAM_BYTES, planned)
+    n_workers = min(reading.workers, limit // buffer_pair_bytes(read_bytes, output_bytes))
+    return buffer_pairs(read_bytes, output_bytes, max(1, n_workers))
 
 
 def compare_elsewhere(
@@ -153,7 +180,7 @@ def compare_elsewhere(
     requests = {
         group[0].spec.name: CompareRequest(
             tuple(group), {one.spec.name: _anywhere(parts[one.spec.name]) for one in group},
-            sources, reading.io_mode, reading.workers,
+            sources, reading.io_mode, reading.workers, reading.max_ram_bytes,
         )
         for group in _groups(plans)
     }  # fmt: skip

@@ -137,7 +137,13 @@ def _verify_source(
         _check_configs(output_dir, job.weights.checkpoint, job.tokenizer, dtype, problems)
         if asked.max_shard_size is not None:
             compare_files(job.weights.plan, comparable, problems)
-        reading = FileReading(job.options.io_mode, job.weights.plan.workers, watch, executor)
+        reading = FileReading(
+            job.options.io_mode,
+            job.weights.plan.workers,
+            watch,
+            executor,
+            job.options.max_ram_bytes,
+        )
         measured = compare_weights(job.weights, comparable, problems, reading)
     if job.tokenizer is not None:
         _check_tokenizer(output_dir, job.tokenizer, class_named(job, record), problems)

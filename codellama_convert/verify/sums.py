@@ -31,12 +31,15 @@ class FileReading:
         workers: Pieces that are read at once.
         watch: Whom the bytes that are read are reported to.
         executor: Whose workers compare tensors with their source; None is threads of this process.
+        max_ram_bytes: Largest sum of all buffers, as it was asked for: fewer tensors are compared at
+            once where they would take more.
     """
 
     io_mode: IoMode
     workers: int
     watch: Watch
     executor: Executor | None = None
+    max_ram_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

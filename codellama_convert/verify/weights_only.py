@@ -62,7 +62,9 @@ def verify_weights(
     assert weights is not None
     comparable = compare_shapes(weights.checkpoint, stored, problems)
     dtype = common_dtype(comparable, weights.plan, problems)
-    reading = FileReading(job.options.io_mode, weights.plan.workers, watch, executor)
+    reading = FileReading(
+        job.options.io_mode, weights.plan.workers, watch, executor, job.options.max_ram_bytes
+    )
     compare_weights(weights, comparable, problems, reading)
     n_bytes = bytes_of_both_sides(weights, comparable)
     notes = tuple(_notes(weights.checkpoint.dtype_names, dtype, buffers))

@@ -111,7 +111,7 @@ def test_a_file_that_changed_since_is_refused_by_workers(converted, tmp_path):
             )
             for rank in job.ranks
         )
-        return CompareRequest((), {}, sources, "auto", 1)
+        return CompareRequest((), {}, sources, "auto", 1, None)
 
     job = plan_conversion(converted / "in", OPTIONS)
     assert compare_some(request(seen_elsewhere(job, by=0))) == ([], [{}, {}])

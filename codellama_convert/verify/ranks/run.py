@@ -81,7 +81,9 @@ def verify_ranks(
     if expected.original is None:
         compare_frequencies(expected, others.get(FREQUENCIES_NAME, {}), problems)
     compared = [tensor for tensor in tensors if parts[tensor.spec.name]]
-    reading = FileReading(job.options.io_mode, plan.workers, watch, executor)
+    reading = FileReading(
+        job.options.io_mode, plan.workers, watch, executor, job.options.max_ram_bytes
+    )
     measured = compare_tensors(compared, parts, expected.source.files, problems, reading)
     found = Found(ranks, tensors, measured)
     compare_layouts(expected, found, problems)
