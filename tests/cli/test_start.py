@@ -83,7 +83,7 @@ def test_the_control_of_that_test_fails(first, found):
 
 
 def test_a_plan_loads_neither_the_other_way_nor_what_moves_weights(checkpoint):
-    """Each took some of a start that reads a rank in 10 ms."""
+    """A rank is read in 10 ms; each of these takes as long to load, or longer."""
     others = {
         f"codellama_convert.{name}"
         for name in ("convert.record", "convert.run", "hugging_face.folder", "plan.ranks.job")

@@ -35,10 +35,11 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has th
 # Runs the command line; the first call of the named function first sends the named signal.
 HOOKED = """
 import importlib, os, signal, sys, time
-from codellama_convert.storage import watch
+from codellama_convert.storage import signals
 module, owner, name, number, times, pause, wish = sys.argv[1:8]
 del sys.argv[1:8]
-watch._ONE_WISH_SECONDS = float(wish)
+assert hasattr(signals, "_ONE_WISH_SECONDS")
+signals._ONE_WISH_SECONDS = float(wish)
 holder = importlib.import_module("codellama_convert." + module)
 holder = getattr(holder, owner) if owner else holder
 real = getattr(holder, name)
