@@ -70,8 +70,7 @@ def cut(sources: Sequence[int], tile_bytes: int, write_times: int) -> Iterator[C
 def new_buffer(n_bytes: int, *, large_pages: bool) -> memoryview:
     """Map zeroed memory; in large pages direct I/O is cheaper, but a program has to ask for them."""
     memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if large_pages:
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory.madvise(mmap.MADV_HUGEPAGE if large_pages else mmap.MADV_NOHUGEPAGE)
     return memoryview(memory)
 
 
@@ -181,7 +180,10 @@ def main() -> None:
     parser.add_argument(
         "--write_times", "--write-times", type=int, default=1, help="How often to write each chunk."
     )
-    parser.add_argument("--large_pages", "--large-pages", action="store_true")
+    parser.add_argument(
+        "--large_pages", "--large-pages", action="store_true",
+        help="Have the data in large pages, and not in those of 4 KiB.",
+    )  # fmt: skip
     parser.add_argument("--buffered", action="store_true", help="Go through the page cache.")
     options = parser.parse_args()
 
