@@ -106,7 +106,7 @@ def _chain(problem: BaseException) -> Iterator[BaseException]:
 
 
 def _calls(trace: TracebackType | None) -> Iterator[TracebackType]:
-    """Walk a traceback inwards; the module that does it too also prints them, and loads for that."""
+    """Walk a traceback inwards, without `traceback`, which also loads what it prints with."""
     while trace is not None:
         yield trace
         trace = trace.tb_next

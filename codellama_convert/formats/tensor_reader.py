@@ -73,6 +73,7 @@ class TensorReader:
         self._pass_of = assign_passes((index.tensors[name] for name in names), kinds)
         self._known = Passes(index, self._pass_of)
         self._crcs: dict[str, int | None] = {}  # of storages without a sum, once `finish` has them
+        self._finished = False
         self._read = Ledgers(index)  # since the last `take_sums`
         self._read_earlier: set[str] = set()  # storages that another run read some of
 
@@ -194,6 +195,7 @@ class TensorReader:
             self._known.settle(name)
             if storage.crc is None:
                 self._crcs[name] = passes[0].crc
+        self._finished = True
 
     def _fill_gaps(
         self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview, watch: Watch
@@ -230,6 +232,7 @@ class TensorReader:
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
         """
+        assert self._finished
         storages = self.index.storages.items()
         crcs = {name: self._crcs.get(name, storage.crc) for name, storage in storages}
         return self._joined(crcs, buffer, watch)

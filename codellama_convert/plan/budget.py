@@ -45,18 +45,21 @@ def choose_tile_and_workers(
     may_exceed = max_ram_bytes is None and keep_workers
     smallest = _SMALLEST_SHARED_TILE_BYTES if may_exceed else 1
     tile_bytes = LARGEST_TILE_BYTES
-    while (needed := n_workers * _bytes_of_a_worker(passages, tile_bytes)) > budget:
+    least = needed = n_workers * _bytes_of_a_worker(passages, tile_bytes)
+    while needed > budget:
         if tile_bytes > smallest:
             tile_bytes = 1 << (tile_bytes - 1).bit_length() - 1  # the next smaller power of two
         elif may_exceed:
             break
         else:
             raise ConfigError(
-                f"--max_ram {budget} bytes is too small: the longest row needs {needed} "
-                "bytes of buffers",
+                f"--max_ram {budget} bytes is too small: the longest row, or pair of rotary rows, "
+                f"needs {least} bytes of buffers",
                 hint="allow at least that much"
                 + (", or ask for fewer workers" if fewest > 1 else ""),
             )
+        needed = n_workers * _bytes_of_a_worker(passages, tile_bytes)
+        least = min(least, needed)
     return tile_bytes, n_workers
 
 
