@@ -191,6 +191,13 @@ def drop_cached(fd: int, offset: int, n_bytes: int) -> None:
             os.posix_fadvise(fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)
 
 
+def read_ahead(fd: int, offset: int, n_bytes: int) -> None:
+    """Have the system begin to read a range into the page cache, where it can."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # advice: a file system may refuse it
+            os.posix_fadvise(fd, offset, n_bytes, os.POSIX_FADV_WILLNEED)
+
+
 def open_past_cache(open_with: Callable[[int], int], error: type[ConvertError]) -> int | None:
     """Open a file a second time, past the page cache.
 

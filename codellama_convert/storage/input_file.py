@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from codellama_convert.storage.blocks import (
     no_direct_io,
     open_by_path,
     open_past_cache,
+    read_ahead,
     read_at,
     refuses_direct,
 )
@@ -147,6 +148,16 @@ class InputFile:
         target = bytearray(n_bytes)
         self.read_into(memoryview(target), offset)
         return bytes(target)
+
+    def read_ahead(self, offsets: Iterable[int], n_bytes: int) -> None:
+        """Have short ranges read from the disk together, before each is asked for through the cache.
+
+        Args:
+            offsets: Where they begin.
+            n_bytes: The length of each.
+        """
+        for offset in offsets:
+            read_ahead(self._fd, offset, n_bytes)
 
     def read_whole(self, max_bytes: int, *, hint: str | None = None) -> bytes:
         """Read a small file whole.

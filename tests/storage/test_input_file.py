@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import random
+import sys
+import tempfile
 import threading
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -119,3 +125,39 @@ def test_two_names_of_one_file_have_one_inode(source: Path, tmp_path: Path) -> N
         InputFile(tmp_path / "other") as other,
     ):
         assert first.inode == second.inode != other.inode
+
+
+def cached_among(path: Path, offsets: Iterable[int]) -> list[int]:
+    """Ask the kernel which pages of a file it holds; nothing is read for that."""
+    size, page = path.stat().st_size, mmap.PAGESIZE
+    held = (ctypes.c_ubyte * -(-size // page))()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        first = ctypes.c_char.from_buffer(mapped)
+        address = ctypes.c_void_p(ctypes.addressof(first))
+        assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(size), held) == 0
+        del first
+    return [offset for offset in offsets if held[offset // page] & 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mincore as Linux has it")
+def test_what_is_read_ahead_comes_into_the_page_cache_and_nothing_else_does() -> None:
+    """On a disk: the suite's own folder is in memory, where all is cached."""
+    far = range(0, 64 << 20, 8 << 20)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        path = Path(folder, "far")
+        with path.open("wb") as file:
+            for offset in far:
+                file.seek(offset)
+                file.write(os.urandom(8192))
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if cached_among(path, far):
+            pytest.skip("nothing leaves the page cache here")
+        with InputFile(path) as input_file:
+            input_file.read_ahead((*far[1:], 1 << 40), 512)
+        deadline = time.monotonic() + 30
+        while len(cached_among(path, far)) < len(far) - 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert cached_among(path, far) == [*far[1:]]
