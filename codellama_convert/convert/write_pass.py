@@ -5,14 +5,14 @@ Nothing gets its name here. What comes of a pass is a report, by which a coordin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from codellama_convert.convert.movers import Movers
 from codellama_convert.convert.transfer import TileSource, write_tensors
 from codellama_convert.formats.tensor_reader import TensorReader
-from codellama_convert.model.placement import parts_read
+from codellama_convert.model.placement import Part, parts_read
 from codellama_convert.plan.job import Job
 from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.ranks.weights import RanksJob
@@ -65,9 +65,8 @@ def open_readers(
     """
     # Of each file the names alone: the rows of all files would take more than the readers.
     read: list[list[str]] = [[] for _ in weights.source_files]
-    for tensor in weights.plan.tensors:
-        for part in parts_read(tensor.source, tensor.target):
-            read[part.file].append(tensor.source.name)
+    for part, name, _ in _each_read(weights.plan.tensors):
+        read[part.file].append(name)
     kinds = weights.plan.kinds
     return [
         to_close.enter_context(TensorReader(file, names, kinds=kinds, io_mode=io_mode))
@@ -91,11 +90,17 @@ def rows_read(tensors: Sequence[TensorPlan], n_files: int) -> list[dict[str, ran
         For each file the rows of what it holds, by the tensor's name there.
     """
     found: list[dict[str, range]] = [{} for _ in range(n_files)]
+    for part, name, rows in _each_read(tensors):
+        first = part.rows.start
+        found[part.file][name] = range(rows.start - first, rows.stop - first)
+    return found
+
+
+def _each_read(tensors: Iterable[TensorPlan]) -> Iterator[tuple[Part, str, range]]:
+    """Yield each part of the source that some tensors need: its name there, and which of all rows."""
     for tensor in tensors:
         for part, rows in parts_read(tensor.source, tensor.target).items():
-            first = part.rows.start
-            found[part.file][tensor.source.name] = range(rows.start - first, rows.stop - first)
-    return found
+            yield part, tensor.source.name, rows
 
 
 def file_bytes(files: Pass) -> int:
