@@ -101,14 +101,7 @@ class TransferPlan:
         return max(tensor.write_bytes for tensor in self._one_of_each_form())
 
     def _one_of_each_form(self) -> Collection[TensorPlan]:
-        forms = {
-            (
-                one.source.form, one.target.form, one.head_dim, one.tile_rows, one.read_dtype.code,
-                one.spec.dtype.code,
-            ): one
-            for one in self.tensors
-        }  # fmt: skip
-        return forms.values()
+        return {tensor.form: tensor for tensor in self.tensors}.values()
 
     @property
     def buffer_bytes(self) -> int:

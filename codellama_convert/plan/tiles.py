@@ -92,6 +92,12 @@ class TensorPlan:
         """Whether a tile is whole heads, whose rows are in another order on the other side."""
         return self._is_in_other_order and not self.in_pairs
 
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What the cost of a tile depends on."""
+        dtypes = self.read_dtype.code, self.spec.dtype.code
+        return self.source.form, self.target.form, self.head_dim, self.tile_rows, dtypes
+
     def only(self, file: int) -> TensorPlan:
         """Plan what one of the files gets of it, in the same tiles as all of them."""
         return replace(self, target=replace(self.target, only=file))
@@ -156,12 +162,7 @@ class Passage:
     @property
     def form(self) -> tuple[object, ...]:
         """What the cost of a tile depends on."""
-        sides = (self.source, self.target)
-        return (
-            self.read_dtype,
-            self.head_dim,
-            *((side.shape, side.split, len(side.files)) for side in sides),
-        )
+        return self.source.form, self.target.form, self.head_dim, self.read_dtype.code
 
     def plan(self, *, offset: int = 0, tile_bytes: int) -> TensorPlan:
         """Choose how many rows make a tile: at least one row, or a pair where they are reordered.
