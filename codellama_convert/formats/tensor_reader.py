@@ -72,8 +72,8 @@ class TensorReader:
             raise CheckpointError("the file changed while it was read", path=index.path)
         self._pass_of = assign_passes((index.tensors[name] for name in names), kinds)
         self._known = Passes(index, self._pass_of)
-        self._crcs: dict[str, int | None] = {}  # of storages without a sum, once `finish` has them
-        self._finished = False
+        # Of storages without a sum; there once `finish` has read all of them.
+        self._crcs: dict[str, int | None] | None = None
         self._read = Ledgers(index)  # since the last `take_sums`
         self._read_earlier: set[str] = set()  # storages that another run read some of
 
@@ -188,14 +188,15 @@ class TensorReader:
         Raises:
             CheckpointError: If a CRC-32 differs.
         """
+        crcs: dict[str, int | None] = {}
         for name, storage in self.index.storages.items():
             passes = self._known.over(name)
             self._fill_gaps(storage.offset, passes, buffer, watch)
             self._check(storage, passes)
             self._known.settle(name)
             if storage.crc is None:
-                self._crcs[name] = passes[0].crc
-        self._finished = True
+                crcs[name] = passes[0].crc
+        self._crcs = crcs
 
     def _fill_gaps(
         self, offset: int, ledgers: Sequence[CrcLedger], buffer: memoryview, watch: Watch
@@ -232,7 +233,7 @@ class TensorReader:
         Raises:
             CheckpointError: If the file ends before, or cannot be read.
         """
-        assert self._finished
+        assert self._crcs is not None
         storages = self.index.storages.items()
         crcs = {name: self._crcs.get(name, storage.crc) for name, storage in storages}
         return self._joined(crcs, buffer, watch)
