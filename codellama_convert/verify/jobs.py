@@ -133,20 +133,20 @@ def compare_here(
                 number: OpenPart(one, files[one.file])
                 for number, one in parts[tensor.spec.name].items()
             }
-            whole = tensor.in_whole_heads()
-            return TensorComparer(whole, outputs, readers).compare(*pair, watch.advance)
+            return TensorComparer(tensor, outputs, readers).compare(*pair, watch.advance)
 
-        buffers = _buffers(plans, parts, reading)
-        return share_out(plans, buffers, compare, reading.watch)
+        # Rows in another order are compared in another way than they were moved.
+        whole = [plan.in_whole_heads() for plan in plans]
+        buffers = _buffers(plans, whole, parts, reading)
+        return share_out(whole, buffers, compare, reading.watch)
 
 
 def _buffers(
-    plans: Sequence[TensorPlan], parts: Parts, reading: FileReading
+    plans: Sequence[TensorPlan], whole: Sequence[TensorPlan], parts: Parts, reading: FileReading
 ) -> list[tuple[memoryview, memoryview]]:
     """Allocate what is read into: for as many workers as fit, and for one if none does.
 
-    Rows in another order are compared in another way than they were moved, by whole heads: these may
-    take more than the conversion did.
+    Tiles of `whole` heads may take more than those of the `plans` that they are of.
     """
 
     def needed(plans: Sequence[TensorPlan]) -> tuple[int, int]:
@@ -155,7 +155,7 @@ def _buffers(
             max((_output_bytes(plan, parts[plan.spec.name]) for plan in plans), default=1),
         )
 
-    read_bytes, output_bytes = needed([plan.in_whole_heads() for plan in plans])
+    read_bytes, output_bytes = needed(whole)
     limit = reading.max_ram_bytes
     if limit is None:
         planned = reading.workers * buffer_pair_bytes(*needed(plans))
