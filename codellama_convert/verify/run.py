@@ -21,7 +21,7 @@ from codellama_convert.plan.job import Job
 from codellama_convert.plan.options import IO_MODE, WORKERS
 from codellama_convert.plan.ranks.job import ReverseJob
 from codellama_convert.plan.tokenizer import TokenizerJob
-from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.blocks import DEFAULT_IO_MODE, IoMode
 from codellama_convert.storage.threads import default_workers
 from codellama_convert.storage.watch import Progress, Watch
 from codellama_convert.verify.against_record import Measured, check_record, verify_record
@@ -63,7 +63,7 @@ def verify_output(
     job: Job | ReverseJob | None = None,
     *,
     asked: Asked | AskedRanks | None = None,
-    io_mode: IoMode = "auto",
+    io_mode: IoMode = DEFAULT_IO_MODE,
     workers: int | None = None,
     progress: Progress | None = None,
     weights_only: bool = False,

@@ -9,7 +9,7 @@ from codellama_convert.arguments import FLAG, PATH, SIZE, check_fields, one_of, 
 from codellama_convert.choices import TORCH_LAYOUTS, TorchLayout
 from codellama_convert.model.asked import RULES_OF_RANKS
 from codellama_convert.plan.options import DTYPE, IO_MODE, WORKERS, refuse_contradictions
-from codellama_convert.storage.blocks import IoMode
+from codellama_convert.storage.blocks import DEFAULT_IO_MODE, IoMode
 from codellama_convert.tensors import DtypeLike
 
 DEFAULT_TORCH_LAYOUT: TorchLayout = "1.13"
@@ -46,7 +46,7 @@ class ReverseOptions:
     tokenizer_model: str | os.PathLike[str] | None = None
     skip_tokenizer: bool = False
     checklist: bool = False
-    io_mode: IoMode = "auto"
+    io_mode: IoMode = DEFAULT_IO_MODE
     workers: int | None = None
     max_ram_bytes: int | None = None
 
